@@ -1,0 +1,59 @@
+"""Journal: run a build's steps once, and take up where an interrupted build stopped.
+
+Each step has a key, the digest of everything that it depends on. As long as the steps of the earlier ledger have the
+same keys in the same order, their entries stand and the steps don't run; at the first difference the ledger is cut
+and the build goes on from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from penstock.ledger import Append, Done, Entry, finished
+from penstock.store import BuildFolder, digest_of
+
+
+class Journal:
+    """The ledger of one build while it runs."""
+
+    def __init__(self, folder: BuildFolder) -> None:
+        self._folder = folder
+        self._earlier = finished(folder.read_ledger())
+        self._kept: list[Entry] = []
+        self._steps = 0
+        self._diverged = False
+        self.entries: list[Entry] = []
+        self.resumed: list[str] = []  # names of steps that were taken over
+
+    def step(self, name: str, inputs: object, run: Callable[[Append], None]) -> list[Entry]:
+        """Run a step, or take its entries from the earlier ledger; return them. ``inputs`` is what it depends on."""
+        done = Done(name, digest_of(inputs))
+        if not self._diverged and self._steps < len(self._earlier):
+            earlier, entries = self._earlier[self._steps]
+            if earlier == done:
+                self._steps += 1
+                self._kept += [*entries, done]
+                self.entries += entries
+                self.resumed.append(name)
+                return entries
+        self._diverge()
+        made: list[Entry] = []
+
+        def append(entry: Entry) -> None:
+            self._folder.append(entry)
+            made.append(entry)
+
+        run(append)
+        self._folder.append(done)
+        self.entries += made
+        return made
+
+    def close(self) -> None:
+        """End the build: whatever the earlier ledger held beyond the last step is cut off."""
+        if self._steps < len(self._earlier):
+            self._diverge()
+
+    def _diverge(self) -> None:
+        if not self._diverged:
+            self._diverged = True
+            self._folder.start_ledger(self._kept)

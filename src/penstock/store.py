@@ -1,0 +1,326 @@
+"""The cache, the build folder and scratch folders: the only module that writes files.
+
+Writes are atomic (a temporary file in the same folder, then a rename), so a killed process leaves no half file.
+Cache entries are whole folders with a manifest of digests, checked at every read: a damaged one is dropped and redone.
+Two processes may share a cache: whoever renames second finds the entry there and drops its own copy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, TypeVar
+
+from penstock import ledger
+from penstock.errors import InputError, StoreError
+from penstock.jsonable import Json, dumps, from_json
+from penstock.variant import ModelFile
+
+T = TypeVar("T")
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, as hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def digest_of(value: object) -> str:
+    """Return the SHA-256 of a value's canonical JSON, as hex."""
+    return hashlib.sha256(dumps(value).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def explained(path: Path | str) -> Iterator[None]:
+    """Turn the operating system's errors about ``path`` into a ``StoreError`` that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        where = str(error.filename or path)
+        if error.errno == errno.ENOSPC:
+            do = "free some space, then give the same command again: it goes on where it stopped"
+            raise StoreError("disk-full", "the disk is full", where=where, do=do) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise StoreError(
+                "not-writable", "no permission to write here", where=where, do="choose another folder with -o"
+            ) from error
+        if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+            raise StoreError(
+                "not-a-folder", f"{os.strerror(error.errno or 0)}", where=where, do="choose another path with -o"
+            ) from error
+        raise StoreError("file-error", os.strerror(error.errno or 0) or str(error), where=where) from error
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all."""
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(name, 0o644)
+            os.replace(name, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+            raise
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a value as indented JSON, whole or not at all."""
+    write_bytes(path, (dumps(value, indent=2) + "\n").encode())
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file's bytes, whole or not at all."""
+    with explained(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
+        try:
+            with os.fdopen(handle, "wb") as out, source.open("rb") as data:
+                shutil.copyfileobj(data, out, 1 << 20)
+            os.chmod(name, 0o644)
+            os.replace(name, target)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+            raise
+
+
+@contextlib.contextmanager
+def scratch(parent: Path | None = None) -> Iterator[Path]:
+    """Give a folder of one's own that is gone afterwards, below ``parent`` or the system's temporary folder."""
+    if parent is not None:
+        with explained(parent):
+            parent.mkdir(parents=True, exist_ok=True)
+    with explained(parent or "the temporary folder"):
+        folder = Path(tempfile.mkdtemp(prefix="penstock-", dir=parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def resuming(path: Path) -> Iterator[IO[bytes]]:
+    """Open ``path``'s part file, for reading and appending, for a long write such as a download.
+
+    The part takes the place of ``path`` when the block ends well; when it raises, the part stays for the next try.
+    Raises ``StoreError`` where another process is writing it.
+    """
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(path.name + ".part")
+        with part.open("a+b") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                ours = part.exists() and os.path.samestat(part.stat(), os.fstat(file.fileno()))
+            except BlockingIOError:
+                ours = False
+            if not ours:  # or the other one finished and renamed it between our open and our lock
+                raise StoreError(
+                    "file-in-use", "another process is writing this file", where=str(part), do="wait for it to end"
+                )
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(part, path)
+
+
+def list_files(folder: Path) -> tuple[ModelFile, ...]:
+    """List a folder's files, sorted by path, with digests and sizes."""
+    found = sorted(p for p in folder.rglob("*") if p.is_file())
+    return tuple(ModelFile(str(p.relative_to(folder)), file_digest(p), p.stat().st_size) for p in found)
+
+
+def default_cache() -> Path:
+    """Return the cache folder: ``PENSTOCK_CACHE``, else ``penstock`` below the user's cache folder."""
+    if named := os.environ.get("PENSTOCK_CACHE"):
+        return Path(named).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "penstock"
+
+
+@dataclass(frozen=True, slots=True)
+class CacheEntry:
+    """A folder of files made by one transform, and what the transform said and measured of them."""
+
+    files: tuple[ModelFile, ...]
+    facts: Mapping[str, Json]
+    measured: Mapping[str, Json]
+    reads: Mapping[str, str]  # absolute path → SHA-256 of what the transform read beside its declared inputs
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What a transform says of the files that it left: facts, measured figures, and what it read beside its inputs."""
+
+    facts: Mapping[str, Json]
+    measured: Mapping[str, Json] = field(default_factory=dict)
+    reads: Mapping[str, str] = field(default_factory=dict)
+
+
+class Cache:
+    """Content-addressed results of transforms, below one root folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def folder(self, key: str) -> Path:
+        """Return where the files of ``key`` lie."""
+        return self.root / "transforms" / key[:2] / key
+
+    def get(self, key: str) -> CacheEntry | None:
+        """Return the entry of ``key`` if it is whole and what it read is unchanged; drop a damaged one."""
+        folder = self.folder(key)
+        try:
+            entry = from_json(CacheEntry, json.loads((folder / "entry.json").read_bytes()))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError):
+            self._drop(folder)
+            return None
+        for file in entry.files:
+            path = folder / "files" / file.path
+            if not path.is_file() or path.stat().st_size != file.size_bytes or file_digest(path) != file.sha256:
+                self._drop(folder)
+                return None
+        for name, digest in entry.reads.items():
+            if not Path(name).is_file() or file_digest(Path(name)) != digest:
+                return None
+        return entry
+
+    def put(self, key: str, make: Callable[[Path], Made]) -> CacheEntry:
+        """Run ``make`` in a scratch folder of the cache and keep what it leaves there under ``key``.
+
+        Whatever ``make`` raises goes through, and nothing is kept.
+        """
+        with scratch(self.root / "scratch") as work:
+            files = work / "files"
+            files.mkdir()
+            made = make(files)
+            entry = CacheEntry(list_files(files), made.facts, made.measured, made.reads)
+            write_json(work / "entry.json", entry)
+            target = self.folder(key)
+            with explained(target):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if target.exists():
+                    self._drop(target)
+                try:
+                    os.rename(work, target)
+                except OSError as error:
+                    if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                        raise
+                else:
+                    work.mkdir()  # the scratch folder's own clean-up expects it
+        return entry
+
+    def _drop(self, folder: Path) -> None:
+        with contextlib.suppress(OSError):
+            doomed = Path(tempfile.mkdtemp(prefix="dropped-", dir=self.root))
+            os.rename(folder, doomed / "entry")
+            shutil.rmtree(doomed, ignore_errors=True)
+
+
+class BuildFolder:
+    """One build's output folder: the ledger, the models, the records, the blobs."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._lock: IO[bytes] | None = None
+
+    def open(self) -> None:
+        """Create the folder, or take up an earlier build's; hold its lock until :meth:`close`.
+
+        Raises ``StoreError`` where it can't be written, holds something that is no build, or another build runs there.
+        """
+        with explained(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+            present = [p.name for p in self.root.iterdir() if not p.name.startswith(".")]
+            if present and not (self.root / "ledger.jsonl").exists() and set(present) - {"models", "blobs"}:
+                raise StoreError(
+                    "not-a-build-folder",
+                    f"the folder is not empty and holds no build (there is {sorted(present)[0]!r})",
+                    where=str(self.root),
+                    do="give a new or an empty folder with -o",
+                )
+            lock = (self.root / ".lock").open("wb")
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                lock.close()
+                raise StoreError(
+                    "folder-in-use",
+                    "another build is running in this folder",
+                    where=str(self.root),
+                    do="wait for it, or build into another folder with -o",
+                ) from error
+            self._lock = lock
+
+    def close(self) -> None:
+        """Release the folder."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    @property
+    def ledger_path(self) -> Path:
+        """Where the ledger lies."""
+        return self.root / "ledger.jsonl"
+
+    def read_ledger(self) -> list[ledger.Entry]:
+        """Read all whole entries; an absent ledger is empty. Raises ``InputError`` on a broken one."""
+        try:
+            text = self.ledger_path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return []
+        except UnicodeDecodeError as error:
+            raise InputError("bad-ledger", f"the ledger is not text: {error}", where=str(self.ledger_path)) from error
+        return ledger.parse(text, str(self.ledger_path))
+
+    def start_ledger(self, entries: list[ledger.Entry]) -> None:
+        """Begin the ledger anew with what is kept of an earlier run."""
+        now = time.time()
+        text = ledger.header() + "".join(ledger.line(entry, now) for entry in entries)
+        write_bytes(self.ledger_path, text.encode())
+
+    def append(self, entry: ledger.Entry) -> None:
+        """Add one entry to the ledger."""
+        with explained(self.ledger_path), self.ledger_path.open("ab") as file:
+            file.write(ledger.line(entry, time.time()).encode())
+
+    def adopt(self, name: str, source: Path, files: tuple[ModelFile, ...]) -> Path:
+        """Copy a variant's files to ``models/<name>`` unless they are whole there; return the folder."""
+        folder = self.root / "models" / name
+        kept = {file.path for file in files}
+        if folder.is_dir():
+            for stale in [p for p in folder.rglob("*") if p.is_file() and str(p.relative_to(folder)) not in kept]:
+                stale.unlink()
+        for file in files:
+            target = folder / file.path
+            if not (target.is_file() and file_digest(target) == file.sha256):
+                copy_file(source / file.path, target)
+        return folder
+
+    def blob(self, data: bytes) -> str:
+        """Keep bytes under their SHA-256; return it."""
+        sha = hashlib.sha256(data).hexdigest()
+        path = self.root / "blobs" / sha
+        if not path.exists():
+            write_bytes(path, data)
+        return sha
