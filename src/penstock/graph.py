@@ -1,0 +1,120 @@
+"""ONNX models on onnx-ir: load behind the pre-check, save, signatures, digests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from penstock import precheck
+from penstock.errors import InputError
+from penstock.signature import Dim, Signature, TensorSpec
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from penstock.variant import Precision
+
+
+def load(path: Path) -> ir.Model:
+    """Load a model that the pre-check lets through; external data stays on disk. Raises ``InputError``."""
+    import onnx_ir as ir
+
+    precheck.check(path)
+    try:
+        model = ir.load(path)
+    except Exception as error:  # a parser meets arbitrary bytes: whatever it raises is about the file
+        raise InputError(
+            "unreadable-model",
+            f"the model can't be read: {first_line(error)}",
+            where=str(path),
+            do="check it with onnx.checker, or export it again",
+        ) from error
+    return model
+
+
+def save(model: ir.Model, path: Path, *, inline_limit_bytes: int = 1 << 30) -> None:
+    """Save into a scratch folder: one file, or with the weights beside it where they exceed the limit."""
+    import onnx_ir as ir
+
+    total = sum(
+        value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None
+    )
+    if total > inline_limit_bytes:
+        ir.save(model, path, external_data=path.name + ".data")
+    else:
+        # external tensors are read in first, because the result may lie in another folder
+        ir.external_data.load_to_model(model)
+        ir.save(model, path)
+
+
+def signature(model: ir.Model) -> Signature:
+    """Return the inputs and outputs; an initializer that is also listed as an input is not one."""
+    held = set(model.graph.initializers)
+    inputs = tuple(_spec(value) for value in model.graph.inputs if value.name not in held)
+    return Signature(inputs, tuple(_spec(value) for value in model.graph.outputs))
+
+
+def _spec(value: ir.Value) -> TensorSpec:
+    shape: tuple[Dim, ...] | None = None
+    if value.shape is not None:
+        shape = tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
+    return TensorSpec(value.name or "", dtype_name(value), shape)
+
+
+def dtype_name(value: ir.Value) -> str:
+    """Return numpy's name of a value's element type; ``object`` for strings, ``unknown`` where there is none."""
+    import onnx_ir as ir
+
+    if value.dtype is None:
+        return "unknown"
+    if value.dtype == ir.DataType.STRING:
+        return "object"
+    return str(value.dtype.numpy())
+
+
+def precision(model: ir.Model) -> Precision:
+    """Tell what a model is made of: int8 where it has quantized operators, else by the type of its weights."""
+    import onnx_ir as ir
+
+    quantized = {"QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "QuantizeLinear", "DequantizeLinear"}
+    if any(node.op_type in quantized for node in _all_nodes(model)):
+        return "int8"
+    kinds = {value.dtype for value in model.graph.initializers.values()} & {ir.DataType.FLOAT, ir.DataType.FLOAT16}
+    return "fp16" if kinds == {ir.DataType.FLOAT16} else "fp32"
+
+
+def tidy(model: ir.Model) -> None:
+    """Bring a model into the form that we ship: no exporter's traces, no unused opset imports, stable order.
+
+    Exporters leave stack traces with absolute paths in the metadata: they would name the user's folders and make two
+    builds of the same source differ.
+    """
+    used = {""} | {node.domain for node in _all_nodes(model)} | {key[0] for key in model.functions}
+    for domain in [d for d in model.opset_imports if d not in used]:
+        del model.opset_imports[domain]
+    model.metadata_props.clear()
+    model.doc_string = None
+    model.graph.metadata_props.clear()
+    model.graph.doc_string = None
+    for node in _all_nodes(model):
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+            value.doc_string = None
+    for value in [*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()]:
+        value.metadata_props.clear()
+        value.doc_string = None
+
+
+def _all_nodes(model: ir.Model) -> list[ir.Node]:
+    nodes = list(model.graph.all_nodes())
+    for function in model.functions.values():
+        nodes.extend(function.all_nodes())
+    return nodes
+
+
+def first_line(error: BaseException, limit: int = 300) -> str:
+    """Return the first line of a library's error, for a message of our own."""
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return text if len(text) <= limit else text[: limit - 1] + "…"

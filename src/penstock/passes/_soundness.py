@@ -1,0 +1,121 @@
+"""What must hold after every pass: same interface, same opsets, a graph at least as valid as before."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from penstock import graph
+from penstock.analysis.weightless import weightless
+from penstock.errors import InputError
+from penstock.passes._library import expanded_size, quiet
+from penstock.signature import Signature
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+FULL_CHECK_NODES = 50_000  # above this many nodes after inlining, the checker's shape inference may not end
+
+
+@dataclass(frozen=True, slots=True)
+class Soundness:
+    """What the model was like before the first pass."""
+
+    signature: Signature
+    opsets: dict[str, int]
+    domains: frozenset[str]
+    full: bool  # it passes the checker's shape inference as well
+
+    @classmethod
+    def of(cls, model: ir.Model, where: str) -> Soundness:
+        """Look at the model as it came. Raises ``InputError`` where onnx.checker refuses it."""
+        bounded = expanded_size(model, FULL_CHECK_NODES) < FULL_CHECK_NODES
+        if not bounded:
+            what = f"its functions call each other so often that they stand for {FULL_CHECK_NODES} nodes or more"
+            raise InputError("too-many-nodes", what, where=where, do="export the model without nested functions")
+        complaint = _checker(model, full=False)
+        if complaint:
+            do = "run the model's exporter again, or skip optimize; an unsorted graph or an unknown operator are usual"
+            raise InputError("invalid-model", f"onnx.checker refuses it: {complaint}", where=where, do=do)
+        full = not _checker(model, full=True)
+        return cls(graph.signature(model), dict(model.opset_imports), frozenset(_domains(model)), full)
+
+    def complaint(self, model: ir.Model) -> str:
+        """Say what is wrong with the model after a pass; empty where nothing is."""
+        if graph.signature(model) != self.signature:
+            return "it changes the model's inputs or outputs"
+        for domain, version in model.opset_imports.items():
+            if domain in self.opsets and self.opsets[domain] != version:
+                return f"it changes the opset of {domain or 'ai.onnx'!r} from {self.opsets[domain]} to {version}"
+        if new := sorted(_domains(model) - self.domains):
+            return f"it brings in operators of {new[0]!r}"
+        if broken := _miswired(model):
+            return broken
+        complaint = _checker(model, full=self.full)
+        return f"onnx.checker refuses the result: {complaint}" if complaint else ""
+
+
+def _domains(model: ir.Model) -> set[str]:
+    nodes = [*model.graph.all_nodes(), *(node for f in model.functions.values() for node in f.all_nodes())]
+    return {node.domain for node in nodes}
+
+
+def _miswired(model: ir.Model) -> str:
+    return _unready(model.graph, set(), set())
+
+
+def _unready(scope: ir.Graph, ready: set[ir.Value], names: set[str]) -> str:
+    """Find a node that reads what isn't computed yet, or a name that is given twice; inner graphs see outer values."""
+    ready = ready | {*scope.inputs, *scope.initializers.values()}
+    names = names | {str(value.name) for value in ready}
+    for node in scope:
+        for value in node.inputs:
+            if value is not None and value not in ready:
+                return f"the node {node.name!r} reads {value.name!r}, which is not computed before it"
+        for inner in _bodies(node):
+            if found := _unready(inner, ready, names):
+                return found
+        for value in node.outputs:
+            if value.name and value.name in names:
+                return f"the name {value.name!r} is given to two values"
+            ready.add(value)
+            names.add(str(value.name))
+    missing = next((value for value in scope.outputs if value not in ready), None)
+    return "" if missing is None else f"the output {missing.name!r} is not computed"
+
+
+def _bodies(node: ir.Node) -> Iterable[ir.Graph]:
+    import onnx_ir as ir
+
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
+
+
+def _checker(model: ir.Model, *, full: bool) -> str:
+    """Return onnx.checker's complaint about the model without its large weights, or nothing."""
+    import onnx
+
+    try:
+        with quiet():
+            onnx.checker.check_model(weightless(model), full_check=full)
+    except Exception as error:  # the checker, protobuf and onnx-ir each raise types of their own
+        return graph.first_line(error)
+    return ""
+
+
+def fingerprint(model: ir.Model) -> str:
+    """Return a digest of the model's structure: nodes, wiring, attributes, initializers by name, type and shape."""
+    import onnx_ir as ir
+
+    digest = hashlib.sha256()
+    for node in (*model.graph.all_nodes(), *(node for f in model.functions.values() for node in f)):
+        digest.update(ir.serde.serialize_node(node).SerializeToString(deterministic=True))
+    for scope in model.graphs():
+        for name, value in scope.initializers.items():
+            digest.update(f"{name} {value.dtype} {value.shape}".encode())
+    return digest.hexdigest()

@@ -1,0 +1,32 @@
+"""Replace calls of the model's own functions by their bodies.
+
+1. Every call is inlined, so that later passes see plain operators and runtimes need no function support.
+2. Nothing is inlined where the model would grow past ``MAX_NODES``: a small file of functions that call each other
+   twice over ("billion laughs") expands to more nodes than any machine holds.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from penstock.passes import PassResult, Phase
+from penstock.passes._library import declined_all, expanded_size, run_library_pass
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+PHASE: Phase = "clean"
+AFTER: tuple[str, ...] = ()
+MAX_NODES = 50_000
+
+
+def run(model: ir.Model) -> PassResult:
+    """Inline all calls, or none."""
+    from onnx_ir.passes.common import InlinePass
+
+    if not model.functions:
+        return PassResult()
+    if expanded_size(model, MAX_NODES) >= MAX_NODES:
+        calls = [node for node in model.graph.all_nodes() if node.op_identifier() in model.functions]
+        return PassResult((), declined_all(calls, f"inlining all functions would make {MAX_NODES} nodes or more"))
+    return run_library_pass(model, InlinePass())

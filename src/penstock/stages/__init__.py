@@ -1,0 +1,1 @@
+"""The verbs, in the order of a build: one file each."""
