@@ -1,0 +1,120 @@
+"""Data sets: samples with or without labels, preprocessing declared once, and the four roles.
+
+A data set holds its samples raw (pixels as uint8, as they lie on disk) and brings a batch into the model's form when it
+is asked for one, so that the same declared preprocessing serves calibration, the golden set, evaluation and bench.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from penstock.progress import Progress
+from penstock.settings import option
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """From raw samples to the model's input: ``(x * scale - mean) / std``, then the layout.
+
+    ``mean`` and ``std`` are per channel (empty: none). ``layout`` "NCHW" moves a trailing channel axis to the second
+    place; "as-is" leaves the axes alone. Integer inputs with the identity preprocessing keep their dtype.
+    """
+
+    scale: float = 1.0
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    layout: str = "as-is"
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether samples go to the model as they are."""
+        return self == Preprocessing()
+
+    def apply(self, raw: np.ndarray) -> np.ndarray:
+        """Preprocess a batch ``(N, …)``; with a channel mean the channels are the last axis. Returns float32."""
+        import numpy as np
+
+        if self.is_identity:
+            return raw.astype(np.float32) if raw.dtype == np.float64 else raw
+        batch = raw.astype(np.float32) * np.float32(self.scale)
+        if self.mean:
+            batch -= np.asarray(self.mean, np.float32)
+        if self.std:
+            batch /= np.asarray(self.std, np.float32)
+        if self.layout == "NCHW":
+            batch = np.moveaxis(batch, -1, 1)
+        return np.ascontiguousarray(batch)
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Samples of one part of a data set.
+
+    ``arrays`` maps the model's input name to ``(N, …)`` raw samples; a sole input goes under "". ``labels`` is ``(N,)``
+    int64 class indices, or ``None``.
+    """
+
+    arrays: Mapping[str, np.ndarray]
+    labels: np.ndarray | None
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(next(iter(self.arrays.values())))
+
+    def take(self, index: np.ndarray) -> Split:
+        """Return the samples at ``index`` ``(k,)``, in that order."""
+        labels = None if self.labels is None else self.labels[index]
+        return Split({name: array[index] for name, array in self.arrays.items()}, labels)
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """A named data set. ``train`` gives the roles calibrate, golden and select; ``evaluate`` is the official test set.
+
+    Where a source has no test set, ``evaluate`` is ``None`` and the role is dealt from ``train`` as well.
+    ``digest`` is the SHA-256 over the raw bytes and labels; ``classes`` the class names (empty: unlabelled).
+    """
+
+    name: str
+    train: Split
+    evaluate: Split | None
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class DataSettings:
+    """Where the data comes from and how it is dealt."""
+
+    data: str = option("", "data set: a folder, an .npz, module:function, or a built-in name (digits, cifar10)")
+    download: bool = option(False, "let a built-in data set download what is missing")
+    calibrate: int = option(512, "samples for calibration", flag="--calibrate-samples", minimum=1)
+    golden: int = option(64, "samples of the golden set", flag="--golden-samples", minimum=1)
+    select: int = option(2000, "samples that limits and searches look at", flag="--select-samples", minimum=0)
+    scale: float = option(0.0, "preprocessing: factor on raw values, for example 0.00392157 (0: the data set's own)")
+    mean: tuple[float, ...] = option((), "preprocessing: mean per channel, after the factor")
+    std: tuple[float, ...] = option((), "preprocessing: standard deviation per channel")
+    layout: str = option("", "preprocessing: layout of the model's input", choices=("", "NCHW", "as-is"))
+    image_size: int = option(0, "side in pixels that a folder of images is resized to (0: images must be of one size)")
+
+
+class DatasetSource(Protocol):
+    """What a file in ``datasets/`` offers: whether it reads a ``--data`` value, and reading it."""
+
+    def claims(self, spec: str) -> bool:
+        """Tell whether this source reads ``spec``, from its form and from what lies there; never raises."""
+
+    def open(self, spec: str, settings: DataSettings, progress: Progress) -> Dataset:
+        """Read the data set. Raises ``InputError`` for anything wrong with it, ``MissingError`` for an absent extra."""
+
+
+def batches(split: Split, preprocessing: Preprocessing, size: int) -> Iterator[dict[str, np.ndarray]]:
+    """Yield the samples in the model's form, ``size`` at a time, in order; the last batch may be smaller."""
+    for start in range(0, len(split), size):
+        yield {name: preprocessing.apply(array[start : start + size]) for name, array in split.arrays.items()}

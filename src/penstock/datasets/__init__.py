@@ -1,0 +1,66 @@
+"""Data sources: one file each, found by the registry; each offers what ``penstock.data.DatasetSource`` asks for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+from penstock import registry
+from penstock.data import Dataset, DatasetSource, DataSettings, Preprocessing
+from penstock.errors import InputError, MissingError
+from penstock.progress import SILENT, Progress
+
+
+def find(spec: str, settings: DataSettings, progress: Progress = SILENT) -> Dataset:
+    """Open the data set ``spec`` with the first source that reads it; settings override its preprocessing.
+
+    Raises ``InputError`` where no source reads it or something is wrong with it, ``MissingError`` for an absent extra.
+    """
+    understood = []
+    for name in registry.names("datasets"):
+        try:
+            source = cast(DatasetSource, registry.load("datasets", name))
+        except MissingError:
+            continue  # a broken plug-in of somebody else's; `penstock list` tells what is wrong with it
+        if source.claims(spec):
+            dataset = source.open(spec, settings, progress)
+            return replace(dataset, preprocessing=_overridden(dataset, settings, spec))
+        understood.append(f"{name}: {(source.__doc__ or '').strip().splitlines()[0]}")
+    what = f"no data source reads {spec!r}" if spec else "no data set is given"
+    if "/" in spec and ":" not in spec and not Path(spec).expanduser().exists():
+        what = f"there is no file or folder {spec!r}"
+    raise InputError("unknown-data", what, where="--data", do="\n         ".join(["these are read:", *understood]))
+
+
+def _overridden(dataset: Dataset, settings: DataSettings, where: str) -> Preprocessing:
+    """Return the data set's preprocessing with what the settings say in its place; check that it fits the arrays."""
+    own = dataset.preprocessing
+    result = Preprocessing(
+        settings.scale or own.scale, settings.mean or own.mean, settings.std or own.std, settings.layout or own.layout
+    )
+    if result == own:
+        return own
+    if any(value <= 0 for value in result.std):
+        raise InputError(
+            "bad-preprocessing", f"the standard deviations {result.std} must be above 0", where=where, do="check --std"
+        )
+    for name, array in dataset.train.arrays.items():
+        shown = f"input {name!r}, " if name else ""
+        for flag, values in (("--mean", result.mean), ("--std", result.std)):
+            if len(values) > 1 and array.shape[1:][-1:] != (len(values),):
+                raise InputError(
+                    "bad-preprocessing",
+                    f"{flag} has {len(values)} values, but the last axis of the samples {array.shape[1:]} isn't "
+                    "that long",
+                    where=shown + where,
+                    do="give one value for each channel; the channels are the samples' last axis",
+                )
+        if result.layout == "NCHW" and array.ndim < 3:
+            raise InputError(
+                "bad-preprocessing",
+                f"layout NCHW moves the last axis to the front, and samples of shape {array.shape[1:]} have no other",
+                where=shown + where,
+                do="give --layout as-is",
+            )
+    return result

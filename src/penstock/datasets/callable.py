@@ -1,0 +1,132 @@
+"""A function of one's own, module:function or file.py:function, that gives inputs or (inputs, labels), in batches.
+
+The function takes no arguments. It returns whole arrays, or yields batches; each has the samples along its first axis.
+Inputs are an array, or a dict from the model's input names to arrays; torch tensors will do. Labels are whole numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from penstock.data import Dataset, DataSettings, Preprocessing, Split
+from penstock.datasets import _checks, _user_code
+from penstock.errors import InputError
+from penstock.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    import numpy as np
+
+GIVES = "return or yield inputs, or (inputs, labels), with the samples along the first axis"
+
+
+def claims(spec: str) -> bool:
+    """Tell whether ``spec`` has the form of module:function or file.py:function."""
+    return not spec.startswith("zoo:") and _user_code.SPEC.fullmatch(spec) is not None
+
+
+def open(spec: str, settings: DataSettings, progress: Progress = SILENT) -> Dataset:
+    """Call the function and join its batches; all roles are dealt from them.
+
+    Raises ``InputError`` where there is no such function, for whatever it raises (with the line of its source), for
+    batches that don't fit each other, and beyond 4 GiB.
+    """
+    progress.begin("read", spec)
+    arrays: dict[str, list[np.ndarray]] = {}
+    labels: list[np.ndarray] = []
+    size = 0
+    with _user_code.importable():
+        function = _user_code.function(spec)
+        for number, batch in enumerate(_batches(spec, function)):
+            where = f"{spec}, batch {number}"
+            part = _split(batch, where)
+            _fits(arrays, labels, part, number, where)
+            for name, array in part.arrays.items():
+                arrays.setdefault(name, []).append(array)
+                size += array.nbytes
+            if part.labels is not None:
+                labels.append(part.labels)
+            if size > _checks.LIMIT_BYTES:
+                raise _checks.too_large(size, spec)
+            progress.step(number + 1, 0, "batches")
+    if not arrays:
+        raise InputError("data-empty", "the function gives no batch", where=spec, do=GIVES)
+    train = _joined(arrays, labels)
+    progress.end(f"{len(train)} samples")
+    return Dataset(spec, train, None, _checks.numbered_classes(train), Preprocessing(), _checks.digest(train))
+
+
+def _joined(arrays: Mapping[str, list[np.ndarray]], labels: list[np.ndarray]) -> Split:
+    import numpy as np
+
+    joined = {name: np.concatenate(batches) for name, batches in arrays.items()}
+    return Split(joined, np.concatenate(labels) if labels else None)
+
+
+def _batches(spec: str, function: Callable[[], object]) -> Iterator[object]:
+    """Yield what the function gives: its batches, or the one whole that it returns."""
+    with _user_code.explained(spec):
+        result = function()
+    if isinstance(result, (tuple, Mapping)) or not isinstance(result, Iterable) or hasattr(result, "shape"):
+        yield result
+        return
+    with _user_code.explained(spec):
+        batches = iter(result)
+    while True:
+        with _user_code.explained(spec):
+            batch = next(batches, _END)
+        if batch is _END:
+            return
+        yield batch
+
+
+_END = object()
+
+
+def _split(batch: object, where: str) -> Split:
+    """Check one batch and copy it: a function may fill the same buffer again."""
+    inputs, labels = batch, None
+    if isinstance(batch, (tuple, list)):
+        if len(batch) not in (1, 2):
+            what = f"a batch has {len(batch)} parts: {', '.join(type(part).__name__ for part in batch)}"
+            raise InputError("data-wrong-shape", what, where=where, do=f"{GIVES}; several inputs go into a dict")
+        inputs, labels = batch[0], batch[1] if len(batch) == 2 else None
+    named = inputs if isinstance(inputs, Mapping) else {"": inputs}
+    if len(named) == 1:
+        named = {"": next(iter(named.values()))}
+    arrays = {str(name): _array(value, where) for name, value in named.items()}
+    return _checks.split(arrays, None if labels is None else _array(labels, where), where)
+
+
+def _array(value: Any, where: str) -> np.ndarray:
+    import numpy as np
+
+    try:
+        if hasattr(value, "detach"):  # a torch tensor, without importing torch
+            value = value.detach().cpu()
+        return np.array(value.numpy() if callable(getattr(value, "numpy", None)) else value)
+    except Exception as error:  # somebody else's conversion, or a list of unequal lengths
+        kind = type(value).__name__
+        raise InputError("data-wrong-dtype", f"{kind} is no array: {error}", where=where, do=GIVES) from error
+
+
+def _fits(
+    arrays: Mapping[str, list[np.ndarray]], labels: list[np.ndarray], part: Split, number: int, where: str
+) -> None:
+    """Check that a batch has the inputs, shapes, types and labels of the first."""
+    if number == 0:
+        return
+    form = {name: (array.dtype.name, array.shape[1:]) for name, array in part.arrays.items()}
+    first = {name: (found[0].dtype.name, found[0].shape[1:]) for name, found in arrays.items()}
+    if form != first:
+        what = f"the batch holds {_shown(form)}, the first one {_shown(first)}"
+        raise InputError("data-wrong-shape", what, where=where, do="give every batch the same inputs, types and shapes")
+    if (part.labels is None) == bool(labels):
+        what = "has no labels, the first one has" if labels else "has labels, the first one has none"
+        raise InputError(
+            "data-wrong-shape", f"the batch {what}", where=where, do="give labels with every batch, or with none"
+        )
+
+
+def _shown(form: Mapping[str, tuple[str, tuple[int, ...]]]) -> str:
+    return ", ".join(f"{name + ' ' if name else ''}{dtype} {shape}" for name, (dtype, shape) in form.items())
