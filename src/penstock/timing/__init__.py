@@ -1,0 +1,1 @@
+"""How latency, memory and throughput are taken, apart from what is done with them."""
