@@ -1,0 +1,56 @@
+"""Runtimes: one file each, found by the registry; each offers what :class:`Backend` asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from penstock.deployment import Deployment, Role
+from penstock.jsonable import Json
+from penstock.variant import Format
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class Loadable:
+    """What a backend is given to load: a model file in the store, or the user's own source in its framework.
+
+    ``source`` and ``weights`` are what the user named (``file.py:Class``), for backends that run the source itself.
+    """
+
+    path: Path | None
+    source: str = ""
+    weights: str = ""
+
+
+class Session(Protocol):
+    """A loaded deployment."""
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Run one batch; return the outputs in the order of the model's signature."""
+
+    def actual(self) -> Mapping[str, Json]:
+        """Tell what really runs: device, precision, threads, and which provider got how many nodes."""
+
+    def close(self) -> None:
+        """Release what the session holds."""
+
+
+class Backend(Protocol):
+    """One runtime."""
+
+    ROLE: Role
+    FORMATS: tuple[Format, ...]
+
+    def available(self) -> str:
+        """Return "" when the runtime can run here, else why not and what to install."""
+
+    def facts(self) -> Mapping[str, Json]:
+        """Return the runtime's version and what matters about its build."""
+
+    def load(self, model: Loadable, deployment: Deployment) -> Session:
+        """Load a deployment. Raises ``InputError`` when the runtime refuses the model: never falls back in silence."""

@@ -1,0 +1,118 @@
+"""ONNX Runtime on the CPU, in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from penstock.backends import Loadable
+from penstock.deployment import Deployment, Role
+from penstock.errors import InputError, MissingError
+from penstock.graph import first_line
+from penstock.jsonable import Json
+from penstock.variant import Format
+
+if TYPE_CHECKING:
+    import numpy as np
+
+ROLE: Role = "candidate"
+FORMATS: tuple[Format, ...] = ("onnx",)
+_LEVELS = ("disabled", "basic", "extended", "all")
+
+
+def available() -> str:
+    """Return "" when ONNX Runtime imports here."""
+    try:
+        import onnxruntime  # noqa: F401  # imported to see whether it loads
+    except Exception as error:  # a broken wheel raises more than ImportError
+        return f"onnxruntime doesn't import: {first_line(error)} (pip install onnxruntime)"
+    return ""
+
+
+def facts() -> Mapping[str, Json]:
+    """Return the version and the providers that the build contains (not: that can run here)."""
+    import onnxruntime
+
+    return {"version": onnxruntime.__version__, "providers_in_build": onnxruntime.get_available_providers()}
+
+
+def load(model: Loadable, deployment: Deployment) -> OrtSession:
+    """Create a session. The option ``optimization`` is the session's level: disabled, basic, extended or all."""
+    import onnxruntime as ort
+
+    if deployment.device != "cpu":
+        raise MissingError("no-device", f"this backend runs on the CPU, not on {deployment.device!r}")
+    ort.set_default_logger_severity(3)  # the session's own level comes too late for what is said while it loads
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = deployment.threads
+    options.inter_op_num_threads = 1
+    level = deployment.options.get("optimization", "all")
+    if level not in _LEVELS:
+        raise InputError("bad-option", f"optimization is one of {', '.join(_LEVELS)}, not {level!r}")
+    options.graph_optimization_level = {
+        "disabled": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+        "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+        "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+        "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+    }[level]
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    try:
+        session = ort.InferenceSession(str(model.path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the runtime raises many types, all about this model
+        raise InputError(
+            "runtime-refuses", f"ONNX Runtime can't load the model: {first_line(error)}", where=str(model.path),
+            do="look for the operator or the opset that it names; `penstock inspect` lists both",
+        ) from error  # fmt: skip
+    return OrtSession(session, deployment)
+
+
+class OrtSession:
+    """A loaded ONNX Runtime session."""
+
+    def __init__(self, session: Any, deployment: Deployment) -> None:
+        self._session = session
+        self._deployment = deployment
+        self._inputs = [value.name for value in session.get_inputs()]
+        self._outputs = [value.name for value in session.get_outputs()]
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Run one batch."""
+        if self._deployment.io_binding:
+            return self._run_bound(feeds)
+        try:
+            outputs: list[np.ndarray] = self._session.run(self._outputs, dict(feeds))
+        except Exception as error:  # as at loading
+            raise InputError("run-failed", f"ONNX Runtime can't run the model: {first_line(error)}") from error
+        return outputs
+
+    def _run_bound(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        binding = self._session.io_binding()
+        for name in self._inputs:
+            binding.bind_cpu_input(name, feeds[name])
+        for name in self._outputs:
+            binding.bind_output(name)
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:  # as at loading
+            raise InputError("run-failed", f"ONNX Runtime can't run the model: {first_line(error)}") from error
+        bound: list[np.ndarray] = binding.copy_outputs_to_cpu()
+        return bound
+
+    def actual(self) -> Mapping[str, Json]:
+        """Return how many nodes each provider really got, from the session's own assignment record."""
+        placed: dict[str, Json] = {}
+        for part in self._session.get_provider_graph_assignment_info():
+            count = placed.get(part.ep_name, 0)
+            placed[part.ep_name] = (count if isinstance(count, int) else 0) + len(part.get_nodes())
+        return {
+            "device": "cpu",
+            "nodes_by_provider": placed,
+            "threads": self._deployment.threads,
+            "io_binding": self._deployment.io_binding,
+            "optimization": self._deployment.options.get("optimization", "all"),
+        }
+
+    def close(self) -> None:
+        """Drop the session."""
+        self._session = None

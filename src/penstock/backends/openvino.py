@@ -1,0 +1,107 @@
+"""OpenVINO on the CPU; computes in float32 unless the deployment hints otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from penstock.backends import Loadable
+from penstock.deployment import Deployment, Role
+from penstock.errors import InputError, missing_extra
+from penstock.graph import first_line
+from penstock.jsonable import Json
+from penstock.variant import Format
+
+if TYPE_CHECKING:
+    import numpy as np
+
+ROLE: Role = "candidate"
+FORMATS: tuple[Format, ...] = ("onnx",)
+DEFAULT_HINT = "f32"  # its own default on CPUs with bf16 units is bf16, which changes the results
+
+
+def available() -> str:
+    """Return "" when OpenVINO imports here."""
+    try:
+        import openvino  # noqa: F401  # imported to see whether it loads
+    except ImportError:
+        return str(missing_extra("openvino", "openvino", "the backend openvino").do)
+    except Exception as error:  # a broken wheel raises more than ImportError
+        return f"openvino doesn't import: {first_line(error)}"
+    return ""
+
+
+def facts() -> Mapping[str, Json]:
+    """Return the version and the devices found."""
+    import openvino
+
+    core = openvino.Core()
+    return {"version": openvino.__version__.split("-")[0], "devices": list(core.available_devices)}
+
+
+def load(model: Loadable, deployment: Deployment) -> OpenVinoSession:
+    """Compile the model for the CPU with the precision hint and the number of threads asked for."""
+    try:
+        import openvino
+        from openvino import properties
+    except ImportError as error:
+        raise missing_extra("openvino", "openvino", f"the deployment {deployment.name}") from error
+    core = openvino.Core()
+    config = {
+        properties.hint.inference_precision(): deployment.precision_hint or DEFAULT_HINT,
+        properties.inference_num_threads(): deployment.threads,
+        properties.hint.performance_mode(): "LATENCY",
+        properties.num_streams(): 1,
+        properties.hint.enable_cpu_pinning(): False,
+    }
+    try:
+        compiled = core.compile_model(core.read_model(str(model.path)), deployment.device.upper(), config)
+    except Exception as error:  # the runtime raises RuntimeError for all causes
+        raise InputError(
+            "runtime-refuses", f"OpenVINO can't compile the model: {_cause(error)}", where=str(model.path),
+            do="run this model on another backend; `penstock list backends` shows them",
+        ) from error  # fmt: skip
+    return OpenVinoSession(compiled, deployment)
+
+
+def _cause(error: Exception) -> str:
+    """Return the line of OpenVINO's message that says something: the first ones name its own source files."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
+    return (told or lines or [type(error).__name__])[0][:300]
+
+
+class OpenVinoSession:
+    """A compiled OpenVINO model with one infer request."""
+
+    def __init__(self, compiled: Any, deployment: Deployment) -> None:
+        self._compiled = compiled
+        self._request = compiled.create_infer_request()
+        self._deployment = deployment
+        self._ports = {port.get_any_name(): port for port in compiled.inputs}
+        # OpenVINO may give a port several names, and the one of the model is among them
+        self._lookup = {name: port for port in compiled.inputs for name in port.get_names()}
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Run one batch; inputs are shared with the runtime, outputs are copied."""
+        import numpy as np
+
+        try:
+            results = self._request.infer({self._lookup[name]: array for name, array in feeds.items()}, True)
+        except Exception as error:  # as at loading
+            raise InputError("run-failed", f"OpenVINO can't run the model: {_cause(error)}") from error
+        return [np.array(results[port]) for port in self._compiled.outputs]
+
+    def actual(self) -> Mapping[str, Json]:
+        """Return what the compiled model says of itself: device, precision, threads."""
+        get = self._compiled.get_property
+        return {
+            "device": ",".join(get("EXECUTION_DEVICES")),
+            "precision": str(get("INFERENCE_PRECISION_HINT")).replace("<Type: '", "").replace("'>", ""),
+            "threads": int(get("INFERENCE_NUM_THREADS")),
+        }
+
+    def close(self) -> None:
+        """Drop the request and the compiled model."""
+        self._request = None
+        self._compiled = None

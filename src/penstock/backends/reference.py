@@ -1,0 +1,68 @@
+"""The ONNX reference evaluator: slow, literal, the oracle that others are held against."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from penstock.backends import Loadable
+from penstock.deployment import Deployment, Role
+from penstock.errors import InputError
+from penstock.graph import first_line
+from penstock.jsonable import Json
+from penstock.variant import Format
+
+if TYPE_CHECKING:
+    import numpy as np
+
+ROLE: Role = "oracle"
+FORMATS: tuple[Format, ...] = ("onnx",)
+
+
+def available() -> str:
+    """Return "": onnx is always there."""
+    return ""
+
+
+def facts() -> Mapping[str, Json]:
+    """Return the version of onnx."""
+    import onnx
+
+    return {"version": onnx.__version__}
+
+
+def load(model: Loadable, deployment: Deployment) -> ReferenceSession:
+    """Read the model for evaluation in numpy."""
+    from onnx.reference import ReferenceEvaluator
+
+    try:
+        return ReferenceSession(ReferenceEvaluator(str(model.path)))
+    except Exception as error:  # the evaluator raises many types, all about this model
+        what = f"the ONNX reference evaluator can't load the model: {first_line(error)}"
+        raise InputError("runtime-refuses", what, where=str(model.path)) from error
+
+
+class ReferenceSession:
+    """A model in the ONNX reference evaluator."""
+
+    def __init__(self, evaluator: Any) -> None:
+        self._evaluator = evaluator
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Evaluate one batch."""
+        import numpy as np
+
+        try:
+            with np.errstate(all="ignore"):
+                return [np.asarray(output) for output in self._evaluator.run(None, dict(feeds))]
+        except Exception as error:  # as at loading
+            what = f"the ONNX reference evaluator can't run the model: {first_line(error)}"
+            raise InputError("run-failed", what) from error
+
+    def actual(self) -> Mapping[str, Json]:
+        """Return that it runs in numpy."""
+        return {"device": "cpu", "precision": "as written"}
+
+    def close(self) -> None:
+        """Drop the evaluator."""
+        self._evaluator = None

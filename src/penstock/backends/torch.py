@@ -1,0 +1,74 @@
+"""Eager PyTorch: the user's own module as it runs today, the baseline of the ladder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from penstock.backends import Loadable
+from penstock.deployment import Deployment, Role
+from penstock.errors import InputError
+from penstock.graph import first_line
+from penstock.jsonable import Json
+from penstock.variant import Format
+
+if TYPE_CHECKING:
+    import numpy as np
+
+ROLE: Role = "baseline"
+FORMATS: tuple[Format, ...] = ("torch",)
+
+
+def available() -> str:
+    """Return "" when torch is installed."""
+    from importlib.util import find_spec
+
+    return "" if find_spec("torch") else "pip install torch==2.13.0  # then: pip install 'penstock[torch]'"
+
+
+def facts() -> Mapping[str, Json]:
+    """Return the version of torch."""
+    import torch
+
+    return {"version": torch.__version__.split("+")[0]}
+
+
+def load(model: Loadable, deployment: Deployment) -> TorchSession:
+    """Load the module from the source that the user named, in eval mode."""
+    from penstock.frontends import Source
+    from penstock.frontends.torch import load_module
+
+    return TorchSession(load_module(Source(model.source, model.weights)).module, deployment)
+
+
+class TorchSession:
+    """A module under ``torch.inference_mode``."""
+
+    def __init__(self, module: Any, deployment: Deployment) -> None:
+        self._module = module
+        self._threads = deployment.threads
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Run one batch; the feeds go in by position, in their order."""
+        import torch
+
+        from penstock.frontends.torch import flat
+
+        if torch.get_num_threads() != self._threads:
+            torch.set_num_threads(self._threads)
+        try:
+            with torch.inference_mode():
+                outputs = self._module(*(torch.from_numpy(array) for array in feeds.values()))
+        except Exception as error:  # the user's own code may raise anything
+            raise InputError("run-failed", f"the module can't run on this input: {first_line(error)}") from error
+        return [tensor.numpy() for tensor in flat(outputs)]
+
+    def actual(self) -> Mapping[str, Json]:
+        """Return the threads in use."""
+        import torch
+
+        return {"device": "cpu", "threads": torch.get_num_threads(), "precision": "as written"}
+
+    def close(self) -> None:
+        """Drop the module."""
+        self._module = None

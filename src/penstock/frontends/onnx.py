@@ -1,0 +1,37 @@
+"""An existing .onnx file: taken as it is, with its external data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from penstock import graph, precheck, store
+from penstock.frontends import Exported, Source
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from penstock.stages.export import ExportSettings
+
+
+def claims(spec: str) -> bool:
+    """Tell whether ``spec`` names an .onnx file, or any file that is no Python and no archive of torch."""
+    return spec.endswith(".onnx") or (Path(spec).is_file() and not spec.endswith((".py", ".pt2", ".pt", ".pth")))
+
+
+def tools() -> Mapping[str, str]:
+    """Return nothing: the bytes are copied, no tool changes them."""
+    return {}
+
+
+def export(source: Source, settings: ExportSettings, example: Mapping[str, np.ndarray] | None, into: Path) -> Exported:
+    """Copy the model and the files of its external data; from here on nobody reads the user's own file."""
+    path = Path(source.spec)
+    precheck.check(path)
+    reads = {}
+    for file in [path, *precheck.external_files(path)]:
+        target = into if file == path else into.parent / file.relative_to(path.parent)
+        store.copy_file(file, target)
+        reads[str(file.resolve())] = store.file_digest(file)
+    return Exported(graph.signature(graph.load(into)), {"exporter": "none: the file is taken as it is"}, {}, reads)

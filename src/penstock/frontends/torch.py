@@ -1,0 +1,74 @@
+"""PyTorch modules, exported programs and the zoo, through dynamo or TorchScript tracing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from penstock.errors import missing_extra
+from penstock.frontends import Exported, Source
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from penstock.frontends._torch_source import Loaded
+    from penstock.stages.export import ExportSettings
+
+
+def claims(spec: str) -> bool:
+    """Tell whether ``spec`` is ``zoo:name``, ``file.py:Class``, ``package.module:factory`` or a ``.pt2`` file."""
+    if spec.endswith(".pt2"):
+        return True
+    head, _, name = spec.rpartition(":")
+    return bool(head) and name.isidentifier() and (head == "zoo" or head.endswith(".py") or _is_module_path(head))
+
+
+def _is_module_path(text: str) -> bool:
+    return all(part.isidentifier() for part in text.split("."))
+
+
+def tools() -> Mapping[str, str]:
+    """Return the versions of torch, onnxscript and onnx-ir; absent ones are left out."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for name in ("torch", "onnxscript", "onnx-ir", "onnx"):
+        try:
+            found[name] = version(name).split("+")[0]
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def load_module(source: Source) -> Loaded:
+    """Load the module that the user named, with its weights, in eval mode."""
+    need_torch()
+    from penstock.frontends._torch_source import load
+
+    return load(source)
+
+
+def export(source: Source, settings: ExportSettings, example: Mapping[str, np.ndarray] | None, into: Path) -> Exported:
+    """Export the module and prove the result against it."""
+    need_torch()
+    from penstock.frontends._torch_export import run
+
+    return run(load_module(source), settings, example, into)
+
+
+def need_torch() -> None:
+    """Raise ``MissingError`` with the install line where torch is absent."""
+    from importlib.util import find_spec
+
+    if find_spec("torch") is None:
+        raise missing_extra("torch", "torch", "a source in PyTorch")
+
+
+def flat(outputs: object) -> list[torch.Tensor]:
+    """Return the tensors of a module's result (a tensor, or tuples, lists and dicts of them), in order."""
+    import torch
+    from torch.utils import _pytree
+
+    return [leaf for leaf in _pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]

@@ -1,0 +1,30 @@
+"""Quantization methods: one file each, found by the registry; each offers what :class:`Quantizer` asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from penstock.jsonable import Json
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from penstock.stages.quantize import QuantizeSettings
+
+
+class Quantizer(Protocol):
+    """One way to make a quantized model."""
+
+    def available(self) -> str:
+        """Return "" when the method can run here, else why not and what to install."""
+
+    def quantize(
+        self, model: Path, batches: Iterable[Mapping[str, np.ndarray]], settings: QuantizeSettings, into: Path
+    ) -> Mapping[str, Json]:
+        """Write the quantized model to the file ``into``; return facts for the record.
+
+        ``batches`` are calibration feeds of equal size in the model's form.
+        Raises ``InputError`` for a model that can't be quantized, with the reason.
+        """

@@ -1,0 +1,197 @@
+"""Static int8 through onnxruntime.quantization: QDQ, MinMax ranges, the last layer's output left in float.
+
+What it adds to the library: models below opset 13 are brought to 13 first (per-channel scales need it), the pair of
+QuantizeLinear and DequantizeLinear before each output of the model is taken out again (it would clip the logits), and
+the opset imports that the library leaves behind are dropped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from penstock import graph, store
+from penstock.errors import InputError
+from penstock.graph import first_line
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx_ir as ir
+
+    from penstock.jsonable import Json
+    from penstock.stages.quantize import QuantizeSettings
+
+_QUANTIZED = {"QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"}
+_HEAVY = {"Conv", "ConvTranspose", "MatMul", "Gemm"}
+_OPSET = 13
+
+
+def available() -> str:
+    """Return "" when onnxruntime.quantization imports here."""
+    try:
+        import onnxruntime.quantization  # noqa: F401  # imported to see whether it loads
+    except Exception as error:  # a broken wheel raises more than ImportError
+        return f"pip install onnxruntime ({first_line(error)})"
+    return ""
+
+
+def quantize(
+    model: Path, batches: Iterable[Mapping[str, np.ndarray]], settings: QuantizeSettings, into: Path
+) -> Mapping[str, Json]:
+    """Quantize ``model``; see :class:`penstock.quantizers.Quantizer`."""
+    import onnxruntime
+    from onnxruntime import quantization
+
+    onnxruntime.set_default_logger_severity(3)
+    loaded = graph.load(model)
+    _refuse_hopeless(loaded, model)
+    counter = _Counted(batches)
+    with store.scratch() as work:
+        source = work / "source.onnx"
+        converted = _raise_opset(loaded, model)
+        graph.save(converted, source)
+        with _quiet():
+            try:
+                quantization.quantize_static(
+                    str(source),
+                    str(work / "quantized.onnx"),
+                    counter,
+                    quant_format=quantization.QuantFormat.QDQ,
+                    per_channel=settings.per_channel,
+                    activation_type={
+                        "uint8": quantization.QuantType.QUInt8,
+                        "int8": quantization.QuantType.QInt8,
+                    }[settings.activations],
+                    weight_type=quantization.QuantType.QInt8,
+                    nodes_to_exclude=list(settings.exclude),
+                    calibrate_method=quantization.CalibrationMethod.MinMax,
+                    calibration_providers=["CPUExecutionProvider"],
+                    extra_options={"ActivationSymmetric": False, "WeightSymmetric": True},
+                )
+            except Exception as error:  # the library raises many types, all about this model
+                what = f"onnxruntime.quantization can't quantize this model: {first_line(error)}"
+                raise InputError("cannot-quantize", what, where=str(model), do="build with --no-quantize") from error
+        result = graph.load(work / "quantized.onnx")
+        floated = _float_outputs(result)
+        left = sorted({n.op_type for n in result.graph.all_nodes() if n.op_type in _HEAVY and not _is_quantized(n)})
+        graph.tidy(result)
+        graph.save(result, into)
+    return {
+        "method": "static", "format": "QDQ", "calibration": "MinMax", "calibration_batches": counter.count,
+        "calibration_samples": counter.samples, "activations": settings.activations, "weights": "int8",
+        "per_channel": settings.per_channel, "outputs_left_in_float": list(floated),
+        "opset_raised_from": loaded.opset_imports.get("") if converted is not loaded else None,
+        "operators_left_in_float": list(left),
+    }  # fmt: skip
+
+
+class _Counted:
+    """The library's reader protocol over an iterable of feeds, counting what it hands out."""
+
+    def __init__(self, batches: Iterable[Mapping[str, np.ndarray]]) -> None:
+        self._feeds = iter(batches)
+        self.count = 0
+        self.samples = 0
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        """Return the next batch, ``None`` at the end."""
+        feeds = next(self._feeds, None)
+        if feeds is None:
+            return None
+        self.count += 1
+        self.samples += max((len(array) for array in feeds.values() if array.ndim), default=1)
+        return dict(feeds)
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        while (feeds := self.get_next()) is not None:
+            yield feeds
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        if (feeds := self.get_next()) is None:
+            raise StopIteration
+        return feeds
+
+    def set_range(self, start_index: int, end_index: int) -> None:
+        """Take no part in strided calibration."""
+
+
+def _refuse_hopeless(model: ir.Model, path: Path) -> None:
+    operators = {node.op_type for node in model.graph.all_nodes()}
+    if already := sorted(operators & _QUANTIZED):
+        what = f"the model is quantized already: it has {already[0]}"
+        raise InputError("already-quantized", what, where=str(path), do="start from the float model")
+    if not operators & _HEAVY:
+        what = f"there is nothing worth quantizing: no {', '.join(sorted(_HEAVY))}"
+        raise InputError("nothing-to-quantize", what, where=str(path), do="build with --no-quantize")
+
+
+def _raise_opset(model: ir.Model, path: Path) -> ir.Model:
+    """Return the model at opset 13 or later; itself if it is there already."""
+    import onnx
+    import onnx_ir as ir
+
+    version = model.opset_imports.get("") or 1
+    if version >= _OPSET:
+        return model
+    try:
+        ir.external_data.load_to_model(model)
+        return ir.from_proto(onnx.version_converter.convert_version(ir.to_proto(model), _OPSET))
+    except Exception as error:  # the converter raises many types, all about this model
+        what = f"opset {version} can't be raised to {_OPSET}, which per-channel scales need: {first_line(error)}"
+        raise InputError("cannot-raise-opset", what, where=str(path), do="export again at opset 13 or later") from error
+
+
+def _float_outputs(model: ir.Model) -> tuple[str, ...]:
+    """Take out the Q/DQ pair in front of each of the model's outputs; return the outputs that had one."""
+    done = []
+    for index, output in enumerate(model.graph.outputs):
+        dequantize = output.producer()
+        if dequantize is None or dequantize.op_type != "DequantizeLinear" or dequantize.inputs[0] is None:
+            continue
+        quantized = dequantize.inputs[0]
+        quantize_node = quantized.producer()
+        if quantize_node is None or quantize_node.op_type != "QuantizeLinear" or len(quantized.uses()) != 1:
+            continue
+        real = quantize_node.inputs[0]
+        if real is None or real.is_graph_input() or real in model.graph.outputs:
+            continue
+        if output.uses():
+            continue  # somebody inside reads the rounded values
+        name, shape = output.name, output.shape
+        model.graph.outputs[index] = real
+        model.graph.remove([dequantize], safe=True)
+        quantize_node_uses = quantize_node.outputs[0].uses()
+        if not quantize_node_uses:
+            model.graph.remove([quantize_node], safe=True)
+        output.name = f"{name}_dequantized"
+        real.name = name
+        real.shape = real.shape or shape
+        real.dtype = real.dtype or output.dtype  # type: ignore[assignment]  # its setter takes None too
+        done.append(name or "")
+    if done:
+        _drop_unused_initializers(model)
+    return tuple(done)
+
+
+def _drop_unused_initializers(model: ir.Model) -> None:
+    for name in [n for n, v in model.graph.initializers.items() if not v.uses() and not v.is_graph_output()]:
+        del model.graph.initializers[name]
+
+
+def _is_quantized(node: Any) -> bool:
+    first = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
+    return first is not None and first.op_type == "DequantizeLinear"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the library's advice (it logs that the model should be pre-processed, which our passes have done) away."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(previous)

@@ -1,0 +1,43 @@
+"""Quantize: from a float model and calibration data to an int8 model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from penstock import registry
+from penstock.errors import MissingError
+from penstock.settings import option
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from penstock.jsonable import Json
+    from penstock.quantizers import Quantizer
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizeSettings:
+    """How a model is quantized."""
+
+    quantize: bool = option(True, "make quantized variants", flag="--quantize/--no-quantize")
+    quantizer: str = option("onnxruntime", "quantization method, see `penstock list quantizers`")
+    activations: str = option("uint8", "type of activations", choices=("uint8", "int8"))
+    per_channel: bool = option(True, "one scale per output channel of a weight", flag="--per-channel/--per-tensor")
+    calibration_batch: int = option(32, "samples per calibration batch, where the model's batch is dynamic", minimum=1)
+    exclude: tuple[str, ...] = option((), "names of nodes to leave in float")
+
+
+def quantize(
+    model: Path, batches: Iterable[Mapping[str, np.ndarray]], settings: QuantizeSettings, into: Path
+) -> Mapping[str, Json]:
+    """Write the quantized model to the file ``into``; return facts for the record.
+
+    ``batches`` are calibration feeds of equal size. Raises ``InputError`` for a model that can't be quantized.
+    """
+    method = cast("Quantizer", registry.load("quantizers", settings.quantizer))
+    if problem := method.available():
+        raise MissingError("missing-extra", f"the quantizer {settings.quantizer!r} can't run here", do=problem)
+    return method.quantize(model, batches, settings, into)
