@@ -1,0 +1,321 @@
+"""The verbs as functions on files: what the commands call, and what a program imports from ``penstock``.
+
+Each takes and returns dataclasses; each writes its output whole or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from penstock import datasets, feeds, golden, graph, inputs, pipeline, registry, store
+from penstock.backends import Backend, Loadable, Session
+from penstock.build_settings import BuildSettings
+from penstock.data import DataSettings
+from penstock.deployment import Deployment
+from penstock.errors import InputError, MissingError, UsageError
+from penstock.feeds import RoleFeeds
+from penstock.frontends import Exported, Source
+from penstock.ledger import finished
+from penstock.measures import Runnable
+from penstock.progress import SILENT, Progress
+from penstock.record import Record
+from penstock.signature import Signature
+from penstock.stages import bench as bench_stage
+from penstock.stages import evaluate as evaluate_stage
+from penstock.stages import export as export_stage
+from penstock.stages import inspect as inspect_stage
+from penstock.stages import optimize as optimize_stage
+from penstock.stages import quantize as quantize_stage
+from penstock.stages import select as select_stage
+from penstock.stages import verify as verify_stage
+from penstock.stages.bench import BenchResult, BenchSettings, Subject
+from penstock.stages.evaluate import EvaluateSettings, Evaluation, PairedDifference
+from penstock.stages.export import ExportSettings
+from penstock.stages.inspect import Inspection
+from penstock.stages.optimize import Optimized, OptimizeSettings
+from penstock.stages.quantize import QuantizeSettings
+from penstock.stages.select import Selection, SelectSettings
+from penstock.stages.verify import Verification, VerifySettings
+from penstock.store import BuildFolder
+from penstock.summary import Row, rows
+
+if TYPE_CHECKING:
+    from penstock.data import Dataset
+    from penstock.jsonable import Json
+
+
+def build(
+    settings: BuildSettings, output: str | Path, *, cache: str | Path | None = None, progress: Progress = SILENT
+) -> pipeline.BuildResult:
+    """Run the whole pipeline into the folder ``output``; see :func:`penstock.pipeline.build`."""
+    return pipeline.build(settings, Path(output), cache=Path(cache) if cache else None, progress=progress)
+
+
+def export(
+    source: str,
+    output: str | Path,
+    settings: ExportSettings | None = None,
+    *,
+    weights: str = "",
+    data: DataSettings | None = None,
+) -> Exported:
+    """Write the ONNX model of ``source`` to the file ``output``, proved against the source.
+
+    Raises ``InputError`` or ``MissingError``, and ``GateError`` when the export computes something else.
+    """
+    dataset = datasets.find(data.data, data) if data and data.data else None
+    example = None
+    if dataset is not None:
+        import numpy as np
+
+        first = dataset.train.take(np.arange(min(8, len(dataset.train))))
+        example = {name or "0": dataset.preprocessing.apply(array) for name, array in first.arrays.items()}
+    with store.scratch() as work:
+        made = work / "out" / Path(output).name
+        made.parent.mkdir()
+        done = export_stage.export(Source(source, weights), settings or ExportSettings(), made, example)
+        _adopt(made.parent, Path(output).parent)
+    return done
+
+
+def _adopt(made: Path, target: Path) -> None:
+    """Copy the files of a scratch folder to where the user wants them, the external data first."""
+    for file in sorted(made.rglob("*"), key=lambda path: path.suffix == ".onnx"):
+        if file.is_file():
+            store.copy_file(file, target / file.relative_to(made))
+
+
+def inspect(model: str | Path) -> Inspection:
+    """Tell what a model is made of and what it costs. Raises ``InputError`` for what is no sound model."""
+    return inspect_stage.inspect(Path(model))
+
+
+def optimize(model: str | Path, output: str | Path, settings: OptimizeSettings | None = None) -> Optimized:
+    """Rewrite a model's graph to a fixpoint and write it to the file ``output``. Raises ``InputError``."""
+    with store.scratch() as work:
+        done = optimize_stage.optimize(Path(model), settings or OptimizeSettings(), work)
+        target = Path(output)
+        for file in sorted(work.iterdir(), key=lambda path: path.suffix == ".onnx"):
+            store.copy_file(file, target if file.name == optimize_stage.MAIN else target.parent / file.name)
+    return done
+
+
+def quantize(
+    model: str | Path,
+    output: str | Path,
+    settings: QuantizeSettings | None = None,
+    *,
+    data: DataSettings | None = None,
+    seed: int = 0,
+) -> dict[str, Json]:
+    """Write an int8 model to the file ``output``; return what was done. Raises ``InputError``.
+
+    Without data it calibrates on inputs made from the signature, and the result says so.
+    """
+    settings = settings or QuantizeSettings()
+    roles = role_feeds(Path(model), data or DataSettings(), seed)
+    with store.scratch() as work:
+        made = work / Path(output).name
+        batches = (batch for _, batch in roles.calibrate.batches(settings.calibration_batch, whole=True))
+        facts = quantize_stage.quantize(Path(model), batches, settings, made)
+        _adopt(work, Path(output).parent)
+    return {**facts, "calibrated_on": dict(roles.calibrate.description), "size_bytes": Path(output).stat().st_size}
+
+
+def role_feeds(model: Path, settings: DataSettings, seed: int) -> RoleFeeds:
+    """Deal the data of ``settings`` for a model, or make inputs from its signature where there is none."""
+    loaded = graph.load(model)
+    signature = graph.signature(loaded)
+    if not settings.data:
+        return feeds.from_seed(signature, inputs.integer_bounds(loaded), settings, seed)
+    dataset = _find(settings)
+    roles = feeds.from_data(dataset, signature, settings, seed)
+    feeds.check_classes(roles, signature, dataset.name)
+    return roles
+
+
+def _find(settings: DataSettings) -> Dataset:
+    return datasets.find(settings.data, settings)
+
+
+def verify(
+    model: str | Path,
+    against: str,
+    settings: VerifySettings | None = None,
+    *,
+    backend: str = "onnxruntime",
+    data: DataSettings | None = None,
+    weights: str = "",
+    seed: int = 0,
+) -> Verification:
+    """Hold a model on a backend against its source: another model, a PyTorch source, or a build's ``golden`` folder.
+
+    Raises ``InputError`` when either can't be run at all; a difference is in the result's ``outcome``.
+    """
+    path = Path(model)
+    signature = graph.signature(graph.load(path))
+    runnable = _runnable(path, backend, 1, "model")
+    if (Path(against) / "golden.json").is_file():
+        gold = golden.read(Path(against))
+    else:
+        roles = role_feeds(path, data or DataSettings(), seed)
+        gold = _golden(against, weights, roles, signature)
+    if missing := [spec.name for spec in signature.inputs if spec.name not in gold.feeds[0]]:
+        what = f"the model's input {missing[0]!r} is not among the golden inputs"
+        raise InputError("signatures-differ", what, where=str(path), do=f"compare models of one source ({against})")
+    if len(signature.outputs) != len(gold.output_names):
+        what = f"the model has {len(signature.outputs)} outputs, the source {len(gold.output_names)}"
+        raise InputError("signatures-differ", what, where=str(path), do=f"compare models of one source ({against})")
+    session = runnable.open()
+    try:
+        return verify_stage.verify(session, gold, runnable.deployment.precision, settings or VerifySettings())
+    finally:
+        session.close()
+
+
+def _golden(against: str, weights: str, roles: RoleFeeds, signature: Signature) -> golden.Golden:
+    name, _ = export_stage.frontend(Source(against, weights))
+    names = [spec.name for spec in signature.outputs]
+    if name == "onnx":
+        other = graph.signature(graph.load(Path(against)))
+        if [spec.name for spec in other.inputs] != [spec.name for spec in signature.inputs]:
+            what = "the two models have other inputs"
+            raise InputError("signatures-differ", what, where=against, do="compare models of one source")
+        names = [spec.name for spec in other.outputs]
+        plain = Deployment("source", "source", "", "fp32", "onnxruntime", options={"optimization": "disabled"})
+        reference, who = Runnable(plain, Loadable(Path(against)), True), "ONNX Runtime with its optimizations off"
+    else:
+        eager = Deployment("source", "source", "", "fp32", name)
+        reference, who = Runnable(eager, Loadable(None, against, weights), True), "PyTorch"
+    session = reference.open()
+    try:
+        return golden.make(roles.golden, session, who, names)
+    finally:
+        session.close()
+
+
+def _runnable(path: Path, backend: str, threads: int, name: str, *, io_binding: bool = False) -> Runnable:
+    chosen = cast(Backend, registry.load("backends", backend))
+    if problem := chosen.available():
+        raise MissingError("backend-missing", f"the backend {backend!r} can't run here", do=problem)
+    if "onnx" not in chosen.FORMATS:
+        do = "name onnxruntime, openvino or reference"
+        raise UsageError("wrong-backend", f"the backend {backend!r} runs no .onnx files", do=do)
+    loaded = graph.load(path)
+    deployment = Deployment(
+        f"{name}@{backend}", name, store.file_digest(path), graph.precision(loaded), backend,
+        threads=threads, io_binding=io_binding, role=chosen.ROLE,
+    )  # fmt: skip
+    return Runnable(deployment, Loadable(path), graph.signature(loaded).fixed_batch is None)
+
+
+def _named(models: Sequence[str | Path]) -> Iterator[tuple[str, Path]]:
+    """Name models after their files; several ``model.onnx`` after their folders."""
+    paths = [Path(model) for model in models]
+    stems = [path.stem for path in paths]
+    for path in paths:
+        name = path.stem
+        if name == "model" or stems.count(name) > 1:
+            name = path.resolve().parent.name
+        yield name, path
+
+
+def runnables(models: Sequence[str | Path], backends: Sequence[str], settings: BenchSettings) -> list[Runnable]:
+    """Cross models with backends. Raises ``InputError``, ``MissingError`` or ``UsageError``."""
+    made = [
+        _runnable(path, backend, settings.threads, name, io_binding=settings.io_binding)
+        for name, path in _named(models)
+        for backend in backends
+    ]
+    return made
+
+
+@contextmanager
+def _opened(runnable: Runnable) -> Iterator[Session]:
+    session = runnable.open()
+    try:
+        yield session
+    finally:
+        session.close()
+
+
+def evaluate(
+    models: Sequence[str | Path],
+    data: DataSettings,
+    settings: EvaluateSettings | None = None,
+    *,
+    backend: str = "onnxruntime",
+    seed: int = 0,
+    progress: Progress = SILENT,
+) -> list[tuple[str, Evaluation, PairedDifference | None]]:
+    """Score models on the evaluate role; each after the first also against the first, on the same samples.
+
+    Raises ``UsageError`` without labelled data.
+    """
+    settings = settings or EvaluateSettings()
+    if not data.data:
+        raise UsageError("no-data", "evaluate needs labelled data", do="give it with --data")
+    found: list[tuple[str, Evaluation, PairedDifference | None]] = []
+    for runnable in runnables(models, [backend], BenchSettings()):
+        assert runnable.model.path is not None
+        roles = role_feeds(runnable.model.path, data, seed)
+        if roles.evaluate is None:
+            raise UsageError("no-labels", f"{data.data} has no labels to evaluate on", do="give labelled data")
+        progress.begin("evaluate", runnable.deployment.name)
+        with _opened(runnable) as session:
+            score = evaluate_stage.evaluate(session, roles.evaluate, settings, progress, runnable.deployment.name)
+        progress.end(f"{runnable.deployment.name}: {score.score:.4f}")
+        gap = evaluate_stage.paired(score, found[0][1]) if found else None
+        found.append((runnable.deployment.name, score, gap))
+    return found
+
+
+def bench(
+    models: Sequence[str | Path],
+    settings: BenchSettings | None = None,
+    *,
+    backends: Sequence[str] = ("onnxruntime",),
+    data: DataSettings | None = None,
+    seed: int = 0,
+    progress: Progress = SILENT,
+) -> BenchResult:
+    """Time models side by side on the same inputs. All must take the same inputs; see :mod:`penstock.stages.bench`."""
+    settings = settings or BenchSettings()
+    made = runnables(models, backends, settings)
+    signatures = {graph.signature(graph.load(Path(model))).inputs for model in models}
+    if len({tuple((spec.name, spec.dtype) for spec in inputs) for inputs in signatures}) > 1:
+        what = "the models take different inputs, so they can't be timed on the same ones"
+        raise InputError("signatures-differ", what, do="time models of one source together")
+    roles = role_feeds(Path(models[0]), data or DataSettings(), seed)
+    subjects = [Subject(r.deployment, r.model, r.dynamic_batch) for r in made]
+    batch = roles.golden.first(settings.throughput_batch) if any(r.dynamic_batch for r in made) else None
+    return bench_stage.bench(subjects, roles.golden.first(1), batch, settings, progress)
+
+
+def select(folder: str | Path, settings: SelectSettings | None = None) -> tuple[Selection, list[Row]]:
+    """Choose again from a finished build, from what it measured; nothing is run and nothing is written.
+
+    Raises ``InputError`` where the folder holds no finished build.
+    """
+    home = BuildFolder(Path(folder))
+    steps = finished(home.read_ledger())
+    if not any(done.step == "bench" for done, _ in steps):
+        do = "give the output folder of penstock build"
+        raise InputError("no-build", "here is no build that got as far as its measurements", where=str(folder), do=do)
+    settings = settings or SelectSettings()
+    entries = [entry for done, part in steps if done.step != "select" for entry in part]
+    table = rows(entries)
+    measured = any(isinstance(e, Record) and e.stage == "evaluate" for e in entries)
+    if settings.max_drop is not None and not measured:
+        do = "build it again with labelled data (--data)"
+        raise UsageError("no-metric", "--max-drop needs an accuracy, and this build measured none", do=do)
+    selection = select_stage.select(table, settings)
+    for verdict in selection.verdicts:
+        next(row for row in table if row.deployment.name == verdict.deployment).verdicts.append(verdict)
+    return selection, table
+
+
+__all__ = ["bench", "build", "evaluate", "export", "inspect", "optimize", "quantize", "select", "verify"]

@@ -1,0 +1,92 @@
+"""The settings of a whole build: the source, and one section per stage."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from penstock import settings
+from penstock.data import DataSettings
+from penstock.errors import UsageError
+from penstock.jsonable import Json, to_json
+from penstock.stages.bench import BenchSettings
+from penstock.stages.evaluate import EvaluateSettings
+from penstock.stages.export import ExportSettings
+from penstock.stages.optimize import OptimizeSettings
+from penstock.stages.quantize import QuantizeSettings
+from penstock.stages.select import SelectSettings
+from penstock.stages.verify import VerifySettings
+
+
+@dataclass(frozen=True, slots=True)
+class BuildSettings:
+    """Everything that a build is told. ``backends`` empty: all that can run here."""
+
+    source: str
+    weights: str = ""
+    backends: tuple[str, ...] = ()
+    seed: int = 0
+    data: DataSettings = field(default_factory=DataSettings)
+    export: ExportSettings = field(default_factory=ExportSettings)
+    optimize: OptimizeSettings = field(default_factory=OptimizeSettings)
+    quantize: QuantizeSettings = field(default_factory=QuantizeSettings)
+    verify: VerifySettings = field(default_factory=VerifySettings)
+    evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
+    bench: BenchSettings = field(default_factory=BenchSettings)
+    select: SelectSettings = field(default_factory=SelectSettings)
+
+    def to_toml(self) -> dict[str, Json]:
+        """Return the settings as tables for a settings file; what is ``None`` is left out, as TOML has no null."""
+        found = to_json(self)
+        assert isinstance(found, dict)
+        return {
+            key: {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
+            for key, value in found.items()
+        }
+
+
+def resolve(
+    flags: Mapping[str, Mapping[str, Any]],
+    *,
+    file: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> BuildSettings:
+    """Build the settings from ``flags`` (section → field → value; top-level ones under ""), environment and file.
+
+    Raises ``UsageError`` for anything unknown or of a wrong type, and when no source is named anywhere.
+    """
+    environ = os.environ if environ is None else environ
+    table = settings.read_file(file) if file else {}
+    top: dict[str, Any] = {key: table[key] for key in ("source", "weights", "backends", "seed") if key in table}
+    top |= dict(flags.get("", {}))
+    for key in ("input", "example"):  # they belong to the export, but who writes a file looks for them at its head
+        if key in table:
+            table.setdefault("export", {})[key] = table[key]
+    source = top.get("source", "")
+    if not source or not isinstance(source, str):
+        do = "give model.onnx, file.py:Class, package.module:factory, program.pt2 or zoo:cifar10"
+        raise UsageError("no-source", "no source is given", do=do)
+    seed = top.get("seed", 0)
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**31:
+        raise UsageError("bad-setting", f"seed wants a whole number from 0 to 2147483647, got {seed!r}", where="seed")
+
+    def section(name: str, cls: type[Any]) -> Any:
+        return settings.resolve(name, flags.get(name, {}), environ, table, cls)
+
+    return BuildSettings(
+        source,
+        str(top.get("weights", "")),
+        tuple(top.get("backends", ())),
+        seed,
+        section("data", DataSettings),
+        section("export", ExportSettings),
+        section("optimize", OptimizeSettings),
+        section("quantize", QuantizeSettings),
+        section("verify", VerifySettings),
+        section("evaluate", EvaluateSettings),
+        section("bench", BenchSettings),
+        section("select", SelectSettings),
+    )

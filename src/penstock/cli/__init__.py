@@ -1,0 +1,131 @@
+"""The command line: one file per command, imported when it is called. stdout carries the result, stderr the rest."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+import penstock
+from penstock.errors import PenstockError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# name → what it does; kept here so that --help imports nothing
+COMMANDS = {
+    "build": "From a source to a verified, measured, chosen deployment.",
+    "export": "Write the ONNX model of a source, proved against it.",
+    "inspect": "Show what a model is made of and what it costs.",
+    "optimize": "Rewrite the graph until no pass finds anything.",
+    "quantize": "Make an int8 model with calibration data.",
+    "verify": "Hold a model's outputs against its source.",
+    "evaluate": "Measure accuracy on labelled data.",
+    "bench": "Time models side by side.",
+    "select": "Choose again from a finished build under other limits.",
+    "list": "Show backends, passes, quantizers, frontends and data sets.",
+    "zoo": "Reference networks: show them, train them.",
+}
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands' names and help lines without importing them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the order of a build."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import one command."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"penstock.cli.{cmd_name}").command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; for an unknown one offer the nearest name."""
+        import difflib
+
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], COMMANDS, 1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"Commands: {', '.join(COMMANDS)}."
+            raise click.UsageError(f"There is no command {args[0]!r}. {hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands from the table alone."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 fine, 1 a gate said no, 2 wrong usage or input, 3 something has to be installed.",
+)
+@click.version_option(penstock.__version__, prog_name="penstock")
+def group() -> None:
+    """From a trained model to a verified, measured, chosen deployment."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    code = run(arguments)
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.flush()
+    # runtimes with thread pools may take long, or crash, when the interpreter tears them down
+    sys.stderr.flush()
+    os._exit(code) if "onnxruntime" in sys.modules or "openvino" in sys.modules else sys.exit(code)
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command line; return the exit code. Every error a user may see becomes its message here."""
+    verbose = any(a == "--verbose" or (a.startswith("-v") and not a.startswith("--")) for a in arguments)
+    try:
+        result = group.main(arguments, prog_name="penstock", standalone_mode=False)
+        return int(result) if isinstance(result, int) else 0
+    except PenstockError as error:
+        if verbose:
+            raise
+        _tell(error, arguments)
+        return error.exit_code
+    except click.ClickException as error:
+        if "--json" in arguments:
+            _tell(PenstockError("bad-usage", error.format_message()), arguments)
+        else:
+            error.show()
+        return 2
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("stopped; the same command goes on where it stopped", err=True)
+        return 130
+    except BrokenPipeError:
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except MemoryError:
+        _tell(PenstockError("out-of-memory", "there is not enough memory", do="use a smaller model or data"), arguments)
+        return 2
+    except Exception as error:  # a fault of ours: said in one line, the rest behind -v
+        if verbose:
+            raise
+        what = f"internal error: {type(error).__name__}: {error}"
+        _tell(PenstockError("internal", what, do="run again with -v and report what it shows"), arguments)
+        return 2
+
+
+def _tell(error: PenstockError, arguments: list[str]) -> None:
+    if "--json" in arguments:
+        click.echo(json.dumps({"schema": 1, "error": error.to_json()}, indent=2))
+        return
+    first, *rest = error.lines()
+    click.echo(click.style("error: ", fg="red", bold=True) + first, err=True)
+    for line in rest:
+        click.echo(line, err=True)

@@ -1,0 +1,99 @@
+"""Where a command writes: the result on stdout, progress on stderr, a JSON object instead of tables if asked."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import click
+
+from penstock.jsonable import dumps
+from penstock.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.status import Status
+
+SCHEMA = 1
+
+
+def stdout() -> Console:
+    """Return the console for results; wide enough for tables when it isn't a terminal."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+
+
+def emit(command: str, value: object) -> None:
+    """Print the one JSON object of a command."""
+    click.echo(dumps({"schema": SCHEMA, "command": command, "result": value}, indent=2))
+
+
+@contextlib.contextmanager
+def progress(quiet: bool) -> Iterator[Progress]:
+    """Give a progress that shows on stderr: a live line in a terminal, one line a stage elsewhere."""
+    if quiet:
+        yield SILENT
+        return
+    shown = _Live() if sys.stderr.isatty() else _Lines()
+    try:
+        yield shown
+    finally:
+        shown.close()
+
+
+class _Lines:
+    """One line per stage, when it ends."""
+
+    def __init__(self) -> None:
+        self._stage = ""
+        self._began = 0.0
+
+    def begin(self, stage: str, note: str = "") -> None:
+        self._stage, self._began = stage, time.monotonic()
+
+    def step(self, done: int, total: int, note: str = "") -> None:
+        """Say nothing in between."""
+
+    def end(self, note: str = "") -> None:
+        took = time.monotonic() - self._began
+        click.echo(f"{self._stage:<9} {note}  ({took:.1f} s)", err=True)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class _Live(_Lines):
+    """A spinner with the current step, and a line for every stage that ended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from rich.console import Console
+
+        self._console = Console(stderr=True, highlight=False)
+        self._status: Status | None = None
+        self._heard = 0.0
+
+    def begin(self, stage: str, note: str = "") -> None:
+        super().begin(stage, note)
+        self._status = self._console.status(f"{stage:<9} {note}")
+        self._status.start()
+
+    def step(self, done: int, total: int, note: str = "") -> None:
+        now = time.monotonic()
+        if self._status is not None and now - self._heard > 0.1:  # drawing costs time that a bench would see
+            self._heard = now
+            share = f"{done:,}/{total:,} " if total else f"{done:,} "
+            self._status.update(f"{self._stage:<9} {share}{note}")
+
+    def end(self, note: str = "") -> None:
+        self.close()
+        super().end(note)
+
+    def close(self) -> None:
+        if self._status is not None:
+            self._status.stop()
+            self._status = None

@@ -1,0 +1,74 @@
+"""Click options made from settings dataclasses, and the options that every command has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import click
+
+from penstock import settings
+from penstock.settings import Field
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def sections(*names: str) -> Callable[[F], F]:
+    """Add the options of settings sections; values arrive as ``section__field``, ``None`` where not given."""
+
+    def decorate(function: F) -> F:
+        for name in reversed(names):
+            for field in reversed(settings.fields(name)):
+                function = _option(field)(function)
+        return function
+
+    return decorate
+
+
+def _option(field: Field) -> Callable[[F], F]:
+    target = f"{field.section}__{field.name}"
+    shown = _default(field)
+    text = f"[{field.section}] {field.help}" + (f" (default: {shown})" if shown else "")
+    if field.kind is bool:
+        flag = field.flag if "/" in field.flag else f"{field.flag}/--no-{field.flag[2:]}"
+        return click.option(flag, target, default=None, help=text)
+    metavar = {int: "N", float: "X", str: "TEXT"}[field.kind]
+    if field.choices:
+        metavar = "|".join(choice for choice in field.choices if choice)
+    return click.option(field.flag, target, default=None, multiple=field.many, help=text, metavar=metavar)
+
+
+def _default(field: Field) -> str:
+    if field.default is None or field.default == "" or field.default == ():
+        return ""
+    if isinstance(field.default, bool):
+        return "on" if field.default else "off"
+    if isinstance(field.default, tuple):
+        return ",".join(str(item) for item in field.default)
+    return f"{field.default:g}" if isinstance(field.default, float) else str(field.default)
+
+
+def given(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Sort what was given on the command line by section."""
+    found: dict[str, dict[str, Any]] = {}
+    for target, value in values.items():
+        section, separator, name = target.partition("__")
+        if not separator or value is None or value == ():
+            continue
+        if isinstance(value, tuple):
+            value = tuple(part for item in value for part in settings.split(item))
+        found.setdefault(section, {})[name] = value
+    return found
+
+
+def common(function: F) -> F:
+    """Add --json, --quiet and --verbose."""
+    function = click.option("-v", "--verbose", is_flag=True, help="Show the whole traceback of an error.")(function)
+    function = click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")(function)
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")(function)
+
+
+config = click.option(
+    "--config", type=click.Path(dir_okay=False), default=None,
+    help="Settings file (default: ./penstock.toml, or [tool.penstock] in ./pyproject.toml).",
+)  # fmt: skip

@@ -1,0 +1,40 @@
+"""penstock list."""
+
+from __future__ import annotations
+
+import click
+
+from penstock.cli import _console
+from penstock.cli._options import common
+
+EPILOG = """\b
+Examples:
+  penstock list
+  penstock list backends
+  penstock list passes --json
+"""
+KINDS = ("frontends", "passes", "quantizers", "backends", "datasets", "targets")
+
+
+@click.command(epilog=EPILOG)
+@click.argument("kind", required=False, type=click.Choice(KINDS))
+@common
+def command(kind: str | None, as_json: bool, quiet: bool, verbose: bool) -> int:
+    """Show what is there of each KIND, where it comes from, and what doesn't run here and why."""
+    from penstock import registry
+
+    kinds = [k for k in registry.KINDS if kind is None or k == kind]
+    found = {k: list(registry.describe(k)) for k in kinds}
+    if as_json:
+        _console.emit("list", found)
+        return 0
+    for k, plugins in found.items():
+        click.echo(k)
+        for plugin in plugins:
+            origin = "" if plugin.origin == "built in" else f" [{plugin.origin}]"
+            click.echo(f"  {plugin.name:<34}{plugin.summary}{origin}")
+            if plugin.problem:
+                click.echo(f"  {'':<34}can't run here: {plugin.problem}")
+        if not plugins:
+            click.echo("  none yet")
+    return 0

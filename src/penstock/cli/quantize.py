@@ -1,0 +1,55 @@
+"""penstock quantize."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from penstock.cli import _console
+from penstock.cli._options import common, config, given, sections
+from penstock.cli._settings import one
+
+EPILOG = """\b
+Examples:
+  penstock quantize model.onnx --data digits -o int8.onnx
+  penstock quantize model.onnx --data samples.npz --calibrate-samples 256 -o int8.onnx
+  penstock quantize model.onnx --data images/ --exclude /head/Conv --per-tensor -o int8.onnx
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.argument("model", type=click.Path())
+@click.option("-o", "--output", type=click.Path(dir_okay=False), required=True, help="The .onnx file to write.")
+@sections("quantize", "data")
+@config
+@common
+def command(
+    model: str, output: str, config: str | None, as_json: bool, quiet: bool, verbose: bool, **values: Any
+) -> int:
+    """Make an int8 MODEL: QDQ, one scale per output channel, ranges from the calibration samples."""
+    from penstock import api
+    from penstock.data import DataSettings
+    from penstock.stages.quantize import QuantizeSettings
+
+    flags = given(values)
+    settings, data = one("quantize", QuantizeSettings, flags, config), one("data", DataSettings, flags, config)
+    with _console.progress(quiet) as progress:
+        progress.begin("quantize", model)
+        facts = api.quantize(model, output, settings, data=data)
+        progress.end(output)
+    if as_json:
+        _console.emit("quantize", {"output": output, **facts})
+        return 0
+    calibrated = facts["calibrated_on"]
+    assert isinstance(calibrated, dict)
+    if calibrated.get("kind") == "seeded":
+        click.echo("note: no data was given; the ranges come from made-up inputs and will not fit real ones")
+    click.echo(f"calibrated on {facts['calibration_samples']} samples in {facts['calibration_batches']} batches")
+    left = facts["operators_left_in_float"]
+    if isinstance(left, list) and left:
+        click.echo(f"left in float: {', '.join(map(str, left))}")
+    size = facts["size_bytes"]
+    assert isinstance(size, int)
+    click.echo(f"wrote {output}: {size / 1e6:.2f} MB")
+    return 0

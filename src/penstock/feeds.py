@@ -1,0 +1,175 @@
+"""Feeds: samples in a model's own form, named, checked and cut into batches, from data or from a seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from penstock import inputs, roles
+from penstock.errors import InputError
+from penstock.signature import Signature
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from penstock.data import Dataset, DataSettings, Preprocessing, Split
+    from penstock.jsonable import Json
+
+SEEDED_LIMIT_BYTES = 64_000_000  # a golden set that was made up is no better for being larger
+
+
+@dataclass(frozen=True, slots=True)
+class Feeds:
+    """``count`` samples for a model. ``description`` says what they are, for every record made with them."""
+
+    description: Mapping[str, Json]
+    count: int
+    labels: np.ndarray | None  # (count,) int64
+    fixed_batch: int | None
+    rows: Callable[[int, int], dict[str, np.ndarray]]  # [start, stop) in the model's form
+
+    def batches(self, size: int, *, whole: bool = False) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        """Yield ``(real samples, feeds)``.
+
+        A model of fixed batch gets that size, its last batch filled up by repetition. ``whole`` leaves out a last
+        batch that would be smaller than the others.
+        """
+        size = self.fixed_batch or min(size, max(self.count, 1))
+        for start in range(0, self.count, size):
+            stop = min(start + size, self.count)
+            if stop - start < size and whole and start:
+                return
+            feeds = self.rows(start, stop)
+            if stop - start < size and self.fixed_batch:
+                feeds = inputs.resize_batch(feeds, size)
+            yield stop - start, feeds
+
+    def first(self, size: int) -> dict[str, np.ndarray]:
+        """Return one batch of exactly ``size`` samples (a fixed batch: of that size), repeated as needed."""
+        size = self.fixed_batch or size
+        return inputs.resize_batch(self.rows(0, min(size, self.count)), size)
+
+
+@dataclass(frozen=True, slots=True)
+class RoleFeeds:
+    """The four roles of one build's data."""
+
+    golden: Feeds
+    calibrate: Feeds
+    select: Feeds | None  # absent without labels
+    evaluate: Feeds | None
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing | None
+
+
+def from_seed(signature: Signature, bounds: Mapping[str, int], settings: DataSettings, seed: int) -> RoleFeeds:
+    """Make golden and calibration inputs out of the signature; there is nothing to evaluate."""
+
+    def make(count: int, offset: int, role: str) -> Feeds:
+        def rows(start: int, stop: int) -> dict[str, np.ndarray]:
+            import numpy as np
+
+            batch = signature.fixed_batch
+            if batch is not None:  # one seed a batch, so that any batch can be made by itself
+                return inputs.seeded(signature, batch=batch, seed=seed + offset + start // batch, bounds=bounds)
+            one = [inputs.seeded(signature, batch=1, seed=seed + offset + i, bounds=bounds) for i in range(start, stop)]
+            scalars = {spec.name for spec in signature.inputs if spec.shape == ()}
+            return {
+                name: array if name in scalars else np.concatenate([feeds[name] for feeds in one])
+                for name, array in one[0].items()
+            }
+
+        note = "made from the input signature, not real data"
+        described: dict[str, Json] = {"kind": "seeded", "role": role, "seed": seed, "samples": count, "note": note}
+        return Feeds(described, count, None, signature.fixed_batch, rows)
+
+    size = sum(array.nbytes for array in inputs.seeded(signature, batch=1, seed=seed, bounds=bounds).values())
+    batch = signature.fixed_batch or 1
+    golden = max(min(settings.golden, batch * (SEEDED_LIMIT_BYTES // max(size, 1))), batch)
+    calibrate = min(settings.calibrate, golden)
+    return RoleFeeds(make(golden, 1, "golden"), make(calibrate, 1_000_003, "calibrate"), None, None, (), None)
+
+
+def from_data(dataset: Dataset, signature: Signature, settings: DataSettings, seed: int) -> RoleFeeds:
+    """Deal a data set into its roles and fit it to the model. Raises ``InputError`` where they don't fit."""
+    import numpy as np
+
+    train, evaluate = dataset.train, dataset.evaluate
+    count = len(train)
+    golden, calibrate, select = settings.golden, settings.calibrate, settings.select
+    # a small set gives each role its share; without a test set of its own, evaluate needs one too
+    share = 4 if evaluate is None else 2
+    golden, calibrate, select = min(golden, count // 8), min(calibrate, count // share), min(select, count // 4)
+    if golden < 1 or calibrate < 1:
+        do = "give at least 8 samples"
+        raise InputError("too-few-samples", f"{dataset.name} has {count} samples for training roles", do=do)
+    dealt = roles.deal(train.labels, count, seed=seed, golden=golden, calibrate=calibrate, select=select)
+    if evaluate is None:
+        order = roles.dealing_order(train.labels, count, seed=seed)
+        rest = order[golden + calibrate + select :]
+        evaluate = train.take(np.sort(rest))
+
+    def make(split: Split, role: str) -> Feeds:
+        names = _names(split, signature, dataset.name)
+
+        def rows(start: int, stop: int) -> dict[str, np.ndarray]:
+            made = {names[key]: dataset.preprocessing.apply(array[start:stop]) for key, array in split.arrays.items()}
+            return {spec.name: made[spec.name] for spec in signature.inputs}
+
+        _check_fit(rows(0, 1), signature, dataset.name)
+        described: dict[str, Json] = {
+            "kind": "data", "role": role, "name": dataset.name, "digest": dataset.digest, "samples": len(split),
+        }  # fmt: skip
+        return Feeds(described, len(split), split.labels, signature.fixed_batch, rows)
+
+    labelled = train.labels is not None
+    return RoleFeeds(
+        make(train.take(dealt.golden), "golden"),
+        make(train.take(dealt.calibrate), "calibrate"),
+        make(train.take(dealt.select), "select") if labelled and len(dealt.select) else None,
+        make(evaluate, "evaluate") if evaluate.labels is not None and len(evaluate) else None,
+        dataset.classes,
+        dataset.preprocessing,
+    )
+
+
+def _names(split: Split, signature: Signature, dataset: str) -> dict[str, str]:
+    """Map the data set's array names to the model's inputs."""
+    wanted = [spec.name for spec in signature.inputs]
+    if len(split.arrays) == 1 and len(wanted) == 1:
+        return {next(iter(split.arrays)): wanted[0]}
+    if set(split.arrays) == set(wanted):
+        return {name: name for name in wanted}
+    given = ", ".join(name or "one unnamed array" for name in split.arrays)
+    what = f"{dataset} gives {given}; the model wants {', '.join(wanted)}"
+    raise InputError("data-does-not-fit", what, do="give one array per input, under the input's name")
+
+
+def _check_fit(sample: Mapping[str, np.ndarray], signature: Signature, dataset: str) -> None:
+    do = "declare the preprocessing ([data] scale, mean, std, layout, image_size), or give data in the model's form"
+    for spec in signature.inputs:
+        array = sample[spec.name]
+        shown = f"{array.dtype}{list(array.shape[1:])}"
+        if str(array.dtype) != spec.dtype:
+            what = f"{dataset} gives {shown} per sample; the model's input {spec.text()} wants {spec.dtype}"
+            raise InputError("data-does-not-fit", what, do=do)
+        if spec.shape is None:
+            continue
+        fits = len(array.shape) == len(spec.shape) and all(
+            not isinstance(want, int) or want == have
+            for want, have in zip(spec.shape[1:], array.shape[1:], strict=True)
+        )
+        if not fits:
+            what = f"{dataset} gives samples of shape {list(array.shape[1:])}; the model's input is {spec.text()}"
+            raise InputError("data-does-not-fit", what, do=do)
+
+
+def check_classes(feeds: RoleFeeds, signature: Signature, dataset: str) -> None:
+    """Raise ``InputError`` when the model's first output has another number of classes than the data."""
+    output = signature.outputs[0]
+    if not feeds.classes or not output.shape or len(output.shape) != 2 or not isinstance(output.shape[1], int):
+        return
+    if output.shape[1] != len(feeds.classes):
+        what = f"{dataset} has {len(feeds.classes)} classes, the model's output {output.text()} has {output.shape[1]}"
+        raise InputError("wrong-class-count", what, do="give the data set that the model was trained for")

@@ -1,0 +1,155 @@
+"""Measures of a build: each runs deployments and appends records and verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, cast
+
+from penstock import registry
+from penstock.backends import Backend, Loadable, Session
+from penstock.deployment import Deployment
+from penstock.errors import PenstockError
+from penstock.jsonable import Json, to_json
+from penstock.ledger import Append
+from penstock.record import Record
+from penstock.stages.bench import BenchResult, BenchSettings, Subject, bench
+from penstock.stages.evaluate import EvaluateSettings, Evaluation, evaluate, paired
+from penstock.stages.verify import VerifySettings, verify
+from penstock.verdict import Outcome, Verdict
+
+if TYPE_CHECKING:
+    from penstock.feeds import Feeds, RoleFeeds
+    from penstock.golden import Golden
+    from penstock.progress import Progress
+
+Keep = Callable[[bytes], str]  # keeps bytes as a blob, returns their SHA-256
+
+
+@dataclass(frozen=True, slots=True)
+class Runnable:
+    """A deployment and where its model is to be loaded from."""
+
+    deployment: Deployment
+    model: Loadable
+    dynamic_batch: bool
+
+    def open(self) -> Session:
+        """Load it. Raises ``InputError`` or ``MissingError``."""
+        backend = cast(Backend, registry.load("backends", self.deployment.backend))
+        return backend.load(self.model, self.deployment)
+
+
+def measured_json(value: object) -> dict[str, Json]:
+    """Return a dataclass as the ``measured`` part of a record."""
+    found = to_json(value)
+    assert isinstance(found, dict)
+    return found
+
+
+def verify_all(
+    runnables: Sequence[Runnable], golden: Golden, settings: VerifySettings, append: Append, progress: Progress
+) -> list[Runnable]:
+    """Hold every deployment against the golden set; return those that passed."""
+    passed = []
+    for done, runnable in enumerate(runnables):
+        deployment = runnable.deployment
+        progress.step(done, len(runnables), deployment.name)
+        seconds = settings.oracle_seconds if deployment.role == "oracle" else None
+        asked = {
+            "device": deployment.device,
+            "precision_hint": deployment.precision_hint,
+            "threads": deployment.threads,
+        }
+        try:
+            session = runnable.open()
+        except PenstockError as error:
+            append(Verdict("load", deployment.name, Outcome(False, error.what)))
+            continue
+        try:
+            found = verify(session, golden, deployment.precision, settings, seconds=seconds)
+            actual = session.actual()
+        finally:
+            session.close()
+        measured = measured_json(found) | {"actual": to_json(actual)}
+        append(Record("verify", deployment.name, golden.description, {"asked": to_json(asked)}, measured))
+        append(Verdict("verify", deployment.name, found.outcome))
+        if found.outcome.passed:
+            passed.append(runnable)
+    return passed
+
+
+def evaluate_all(
+    runnables: Sequence[Runnable],
+    data: RoleFeeds,
+    baseline: str,
+    settings: EvaluateSettings,
+    append: Append,
+    keep: Keep,
+    progress: Progress,
+) -> None:
+    """Score every deployment on the select and the evaluate role, against the baseline on the same samples."""
+    import numpy as np
+
+    first = sorted(runnables, key=lambda r: r.deployment.name != baseline)  # the baseline goes first
+    for role, feeds in (("select", data.select), ("evaluate", data.evaluate)):
+        if feeds is None:
+            continue
+        reference: Evaluation | None = None
+        records: dict[str, Record] = {}
+        for runnable in first:
+            name = runnable.deployment.name
+            session = runnable.open()
+            try:
+                found = evaluate(session, feeds, settings, progress, f"{name} on {role}")
+            finally:
+                session.close()
+            if name == baseline:
+                reference = found
+            gap = paired(found, reference) if reference is not None and name != baseline else None
+            measured: dict[str, Json] = {
+                "score": found.score, "low": found.low, "high": found.high, "samples": found.samples,
+                "difference": None if gap is None else to_json(gap) | {"baseline": baseline},  # type: ignore[operator]  # a dataclass gives a dict
+                "scores_blob": keep(np.ascontiguousarray(found.scores, dtype="<f8").tobytes()),
+            }  # fmt: skip
+            facts: dict[str, Json] = {"metric": found.metric, "interval": "95 % Wilson, paired difference 95 %"}
+            records[name] = Record("evaluate", name, feeds.description, facts, measured)
+        for runnable in runnables:
+            append(records[runnable.deployment.name])
+
+
+def bench_all(
+    runnables: Sequence[Runnable],
+    feeds: Feeds,
+    settings: BenchSettings,
+    append: Append,
+    keep: Keep,
+    progress: Progress,
+) -> BenchResult:
+    """Time all deployments interleaved and append a record for each."""
+    import numpy as np
+
+    subjects = [Subject(r.deployment, r.model, r.dynamic_batch) for r in runnables]
+    free = any(subject.has_dynamic_batch for subject in subjects)
+    batch = feeds.first(settings.throughput_batch) if free else None
+    result = bench(subjects, feeds.first(1), batch, settings, progress)
+    facts = cast("dict[str, Json]", to_json(settings))
+    failures = {failure.name: failure.reason for failure in result.failures}
+    timings = {timing.name: timing for timing in result.timings}
+    run: dict[str, Json] = {
+        "baseline": result.baseline, "rounds": result.rounds, "pinned_cpus": list(result.pinned_cpus),
+        "noise": list(result.noise), "cautions": list(result.cautions),
+    }  # fmt: skip
+    append(Record("bench", "run", feeds.description, facts, run, dict(result.environment)))
+    for runnable in runnables:
+        name = runnable.deployment.name
+        if name in timings:
+            timing = timings[name]
+            blob = keep(np.ascontiguousarray(timing.samples_ns, dtype="<i8").tobytes())
+            measured = measured_json(replace(timing, samples_ns=np.zeros(0, dtype=np.int64)))
+            measured.pop("samples_ns")
+            measured |= {"samples_ns_blob": blob, "samples_shape": list(timing.samples_ns.shape)}
+        else:
+            measured = {"failure": failures.get(name, "it was not measured")}
+        append(Record("bench", name, feeds.description, {}, measured))
+    return result

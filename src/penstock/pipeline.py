@@ -1,0 +1,382 @@
+"""The pipeline: settings → ordered stages → a build folder with the chosen deployment and the evidence.
+
+Transforms go through the cache; measures are steps of the journal, so an interrupted build goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from penstock import datasets, feeds, golden, graph, inputs, machine, measures, registry, store, transforms
+from penstock.backends import Backend, Loadable
+from penstock.build_settings import BuildSettings
+from penstock.deployment import Deployment
+from penstock.errors import InputError, MissingError, UsageError
+from penstock.frontends import Source
+from penstock.journal import Journal
+from penstock.jsonable import Json, to_json
+from penstock.ledger import Append, Entry
+from penstock.measures import Runnable
+from penstock.progress import SILENT, Progress
+from penstock.record import Record
+from penstock.stages import export
+from penstock.stages.bench import configured
+from penstock.stages.inspect import inspect
+from penstock.stages.select import Selection, select
+from penstock.store import BuildFolder, Cache
+from penstock.summary import Row, rows
+from penstock.transforms import Transformed
+from penstock.variant import Variant
+from penstock.verdict import Verdict
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from penstock.data import Dataset
+    from penstock.feeds import RoleFeeds
+    from penstock.timing.ladder import Ladder
+
+
+@dataclass(frozen=True, slots=True)
+class BuildResult:
+    """What a build gave: its folder, the table of deployments, the chosen one, the ladder and what made it noisy."""
+
+    folder: Path
+    variants: tuple[Variant, ...]
+    rows: tuple[Row, ...]
+    chosen: str
+    nearest_miss: str
+    ladder: Ladder
+    notes: tuple[str, ...]
+    resumed: tuple[str, ...]
+
+
+def build(
+    settings: BuildSettings, output: Path, *, cache: Path | None = None, progress: Progress = SILENT
+) -> BuildResult:
+    """Run the whole pipeline into the folder ``output``.
+
+    Raises ``UsageError``, ``InputError``, ``StoreError`` or ``MissingError`` for what the user has to mend; a build in
+    which nothing fits the limits is a result whose ``chosen`` is empty.
+    """
+    _check(settings)
+    folder = BuildFolder(output)
+    folder.open()
+    try:
+        return _Build(settings, folder, Cache(cache or store.default_cache()), progress).run()
+    finally:
+        folder.close()
+
+
+def _check(settings: BuildSettings) -> None:
+    """Refuse early what would be refused late."""
+    export.frontend(Source(settings.source))
+    if settings.select.max_drop is not None and not settings.data.data and not _default_data(settings.source):
+        do = "give labelled data with --data, or leave --max-drop out"
+        raise UsageError("no-metric", "--max-drop needs an accuracy, and there is no data to measure it on", do=do)
+    for name in settings.backends:
+        backend = cast(Backend, registry.load("backends", name))
+        if problem := backend.available():
+            raise MissingError("backend-missing", f"the backend {name!r} can't run here", do=problem)
+
+
+def _default_data(source: str) -> str:
+    return "digits" if source == "zoo:digits" else ""
+
+
+class _Build:
+    """One build while it runs."""
+
+    def __init__(self, settings: BuildSettings, folder: BuildFolder, cache: Cache, progress: Progress) -> None:
+        self.settings = settings
+        self.folder = folder
+        self.cache = cache
+        self.progress = progress
+        self.journal = Journal(folder)
+        self.source = Source(settings.source, settings.weights)
+        self.variants: list[tuple[Variant, Loadable]] = []
+        self.notes: list[str] = []
+
+    def run(self) -> BuildResult:
+        """Run the stages in order."""
+        dataset = self._open_data()
+        exported = self._export(dataset)
+        signature = exported.variant.signature
+        data = self._feeds(dataset, exported)
+        slim = self._optimize(exported)
+        self._quantize(slim, data)
+        runnables = self._deployments(signature.fixed_batch is None)
+        gold = self._golden(exported, data)
+        passed = self._verify(runnables, gold, dataset)
+        self._evaluate(passed, data)
+        self._bench(passed, data)
+        chosen = self._select()
+        self.journal.close()
+        self._write_lock(exported)
+        return self._result(chosen)
+
+    def _open_data(self) -> Dataset | None:
+        spec = self.settings.data.data or _default_data(self.settings.source)
+        if not spec:
+            return None
+        self.progress.begin("data", spec)
+        dataset = datasets.find(spec, self.settings.data, self.progress)
+        samples = len(dataset.train) + (len(dataset.evaluate) if dataset.evaluate else 0)
+        self.progress.end(f"{dataset.name}: {samples:,} samples, {len(dataset.classes) or 'no'} classes")
+        return dataset
+
+    def _export(self, dataset: Dataset | None) -> Transformed:
+        self.progress.begin("export", transforms.source_name(self.source))
+
+        def example() -> Mapping[str, np.ndarray] | None:
+            if dataset is None or dataset.train is None:
+                return None
+            rows = dataset.train.take(_range(8))
+            return {name or "0": dataset.preprocessing.apply(array) for name, array in rows.arrays.items()}
+
+        settings = self.settings.export
+        done = transforms.export_source(self.source, settings, example, dataset.digest if dataset else "", self.cache)
+        variant = self._adopt(done, "export")
+        native = transforms.source_variant(done, self.source)
+        if native is not None:
+            self.journal.step("source", native, lambda append: append(native))
+            self.variants.insert(0, (native, Loadable(None, self.source.spec, self.source.weights)))
+        opset = graph.load(done.path).opset_imports.get("")
+        self.progress.end(f"{variant.name}: opset {opset}, {variant.size_bytes / 1e6:.2f} MB{_cached(done)}")
+        return done
+
+    def _adopt(self, done: Transformed, step: str) -> Variant:
+        """Take a transform's result into the build folder and the ledger, with its inspection."""
+        variant = done.variant
+        home = self.folder.adopt(variant.name, done.folder, variant.files)
+
+        def run(append: Append) -> None:
+            append(variant)
+            append(Record(step, variant.name, {}, done.facts, done.measured))
+            found = to_json(inspect(home / variant.main))
+            store.write_json(self.folder.root / "records" / "inspect" / f"{variant.name}.json", found)
+            append(Record("inspect", variant.name, {}, cast("dict[str, Json]", found)))
+
+        self.journal.step(step, [variant, done.facts], run)
+        self.variants.append((variant, Loadable(home / variant.main)))
+        return variant
+
+    def _feeds(self, dataset: Dataset | None, exported: Transformed) -> RoleFeeds:
+        signature = exported.variant.signature
+        if dataset is None:
+            bounds = inputs.integer_bounds(graph.load(exported.path))
+            self.notes.append("no data was given: inputs were made from the signature, accuracy was not measured")
+            return feeds.from_seed(signature, bounds, self.settings.data, self.settings.seed)
+        data = feeds.from_data(dataset, signature, self.settings.data, self.settings.seed)
+        if not self.settings.evaluate.metric:
+            feeds.check_classes(data, signature, dataset.name)
+        if self.settings.select.max_drop is not None and data.select is None:
+            do = "give labelled data, or leave --max-drop out"
+            raise UsageError("no-metric", f"--max-drop needs an accuracy, and {dataset.name} has no labels", do=do)
+        return data
+
+    def _optimize(self, exported: Transformed) -> Transformed:
+        self.progress.begin("optimize")
+        done = transforms.optimize_variant(exported, self.settings.optimize, self.cache)
+        before, after = done.facts["nodes_before"], done.facts["nodes_after"]
+        if done.variant.digest == exported.variant.digest:
+            run = Record("optimize", "slim", {}, done.facts, done.measured)
+            self.journal.step("optimize", done.facts, lambda append: append(run))
+            self.progress.end(f"nothing to do: {before} nodes{_cached(done)}")
+            return exported
+        self._adopt(done, "optimize")
+        self.progress.end(f"slim: {before} → {after} nodes{_cached(done)}")
+        return done
+
+    def _quantize(self, parent: Transformed, data: RoleFeeds) -> None:
+        if not self.settings.quantize.quantize:
+            return
+        self.progress.begin("quantize", f"{data.calibrate.count} calibration samples")
+        done = transforms.quantize_variant(parent, data.calibrate, self.settings.quantize, self.cache)
+        if isinstance(done, InputError):
+            reason = done.what
+            skipped = Record("quantize", "int8", dict(data.calibrate.description), {"skipped": reason})
+            self.journal.step("quantize", skipped, lambda append: append(skipped))
+            self.notes.append(f"no int8 variant: {reason}")
+            self.progress.end(f"skipped: {reason}")
+            return
+        variant = self._adopt(done, "quantize")
+        self.progress.end(f"int8: {variant.size_bytes / 1e6:.2f} MB{_cached(done)}")
+
+    def _deployments(self, dynamic: bool) -> list[Runnable]:
+        """Cross the variants with the backends that can run them."""
+        made: list[Runnable] = []
+        names = self.settings.backends or tuple(registry.names("backends"))
+        for variant, model in self.variants:
+            for name in names:
+                try:
+                    backend = cast(Backend, registry.load("backends", name))
+                    usable = not backend.available()
+                except MissingError:
+                    continue  # a broken plug-in, listed by `penstock list`
+                # the oracle holds for the float model; of an int8 one it knows no runtime's rounding
+                skip = backend.ROLE == "oracle" and variant.precision not in ("fp32", "fp16")
+                if not usable or skip or variant.format not in backend.FORMATS:
+                    continue
+                plain = Deployment(
+                    f"{variant.name}@{name}", variant.name, variant.digest, variant.precision, name, role=backend.ROLE
+                )
+                made.append(Runnable(configured(plain, self.settings.bench), model, dynamic))
+        if not any(runnable.deployment.role == "candidate" for runnable in made):
+            do = "name another with --backends; `penstock list backends` shows which can run here"
+            raise UsageError("no-candidate", "none of the backends can deploy this model", do=do)
+
+        def run(append: Append) -> None:
+            for runnable in made:
+                append(runnable.deployment)
+
+        self.journal.step("place", [runnable.deployment for runnable in made], run)
+        return made
+
+    def _golden(self, exported: Transformed, data: RoleFeeds) -> golden.Golden:
+        """Run the source itself over the golden inputs: its own framework, or the runtime with all rewrites off."""
+        home = self.folder.root / "golden"
+        reference, who = self._reference()
+        key = [reference.deployment.digest, who, dict(data.golden.description)]
+        self.progress.begin("golden", f"{data.golden.count} samples")
+
+        def run(append: Append) -> None:
+            session = reference.open()
+            try:
+                made = golden.make(data.golden, session, who, [s.name for s in exported.variant.signature.outputs])
+            finally:
+                session.close()
+            facts = golden.write(made, home)
+            measured = {"outputs_sha256": facts.pop("outputs_sha256")}
+            if data.preprocessing is not None:
+                store.write_json(home / "preprocessing.json", data.preprocessing)
+                facts["preprocessing"] = to_json(data.preprocessing)
+            append(Record("golden", reference.deployment.name, data.golden.description, facts, measured))
+
+        self.journal.step("golden", key, run)
+        made = golden.read(home)
+        self.progress.end(f"{made.samples} samples, outputs by {who}")
+        return made
+
+    def _reference(self) -> tuple[Runnable, str]:
+        variant, model = self.variants[0]
+        if variant.format == "torch":
+            return Runnable(Deployment("source", variant.name, variant.digest, "fp32", "torch"), model, True), "PyTorch"
+        plain = Deployment(
+            "source", variant.name, variant.digest, variant.precision, "onnxruntime",
+            options={"optimization": "disabled"},
+        )  # fmt: skip
+        return Runnable(plain, model, True), "ONNX Runtime with its optimizations off"
+
+    def _verify(self, runnables: list[Runnable], gold: golden.Golden, dataset: Dataset | None) -> list[Runnable]:
+        settings = self.settings.verify
+        if not settings.logits and dataset is not None and dataset.classes:
+            from dataclasses import replace
+
+            settings = replace(settings, logits=gold.output_names[:1])
+        self.progress.begin("verify", f"{len(runnables)} deployments")
+        entries = self._measure(
+            "verify",
+            [settings, gold.description, self._digests(runnables), gold.computed_by],
+            lambda append: measures.verify_all(runnables, gold, settings, append, self.progress),
+        )
+        refused = {e.deployment for e in entries if isinstance(e, Verdict) and not e.passed}
+        self.progress.end(f"{len(runnables) - len(refused)} passed, {len(refused)} refused")
+        return [r for r in runnables if r.deployment.name not in refused]
+
+    def _measure(self, name: str, key: Sequence[object], run: object) -> list[Entry]:
+        """Run a measure as a step; what it returns is not needed, its entries are."""
+        # a measurement holds for this machine and these runtimes
+        whole = [*key, machine.instruction_set(), transforms.versions("onnxruntime", "openvino", "torch", "onnx")]
+        return self.journal.step(name, whole, lambda append: run(append) and None)  # type: ignore[operator]  # callable
+
+    def _digests(self, runnables: list[Runnable]) -> list[str]:
+        return [runnable.deployment.id for runnable in runnables]
+
+    def _evaluate(self, runnables: list[Runnable], data: RoleFeeds) -> None:
+        able = [r for r in runnables if r.deployment.role != "oracle"]
+        roles = [role for role in (data.select, data.evaluate) if role is not None]
+        if not roles or not able:
+            return
+        baseline = next((r.deployment.name for r in able if r.deployment.precision == "fp32"), "")
+        self.progress.begin("evaluate", ", ".join(f"{r.description['role']} {r.count:,}" for r in roles))
+        settings = self.settings.evaluate
+        self._measure(
+            "evaluate",
+            [settings, self._digests(able), [dict(role.description) for role in roles]],
+            lambda append: measures.evaluate_all(
+                able, data, baseline, settings, append, self.folder.blob, self.progress
+            ),
+        )
+        self.progress.end(f"{len(able)} deployments, {settings.metric or 'top-1'}")
+
+    def _bench(self, runnables: list[Runnable], data: RoleFeeds) -> None:
+        able = [r for r in runnables if r.deployment.role != "oracle"]
+        if not able:
+            return
+        settings, feed = self.settings.bench, data.golden
+        self._measure(
+            "bench",
+            [settings, self._digests(able), dict(feed.description)],
+            lambda append: measures.bench_all(able, feed, settings, append, self.folder.blob, self.progress),
+        )
+
+    def _select(self) -> Selection:
+        self.progress.begin("select", self.settings.select.objective)
+        found = select(rows(self.journal.entries), self.settings.select, self.settings.seed)
+
+        def run(append: Append) -> None:
+            for verdict in found.verdicts:
+                append(verdict)
+            measured: dict[str, Json] = {"chosen": found.chosen, "nearest_miss": found.nearest_miss}
+            append(Record("select", "build", {}, cast("dict[str, Json]", to_json(self.settings.select)), measured))
+
+        self.journal.step("select", [self.settings.select, found], run)
+        self.progress.end(found.chosen or "none fits")
+        return found
+
+    def _write_lock(self, exported: Transformed) -> None:
+        import tomli_w
+
+        table = self.settings.to_toml()
+        cast("dict[str, Json]", table["export"])["opset"] = graph.load(exported.path).opset_imports.get("")
+        names = ("penstock", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "openvino", "torch", "numpy")
+        table["tools"] = cast("dict[str, Json]", dict(transforms.versions(*names)))
+        text = "# The settings of this build as resolved, with the versions of its tools.\n" + tomli_w.dumps(table)
+        path = self.folder.root / "penstock.lock.toml"
+        store.write_bytes(path, text.encode())
+
+    def _result(self, chosen: Selection) -> BuildResult:
+        from penstock.ladder import of_build
+
+        entries = self.journal.entries
+        table = rows(entries)
+        run = next((e for e in entries if isinstance(e, Record) and e.stage == "bench" and e.subject == "run"), None)
+        notes = [*self.notes]
+        if run is not None:
+            noise = cast("list[str]", run.measured.get("noise", []))
+            notes += [f"noisy machine: {reason}" for reason in noise]
+            notes += cast("list[str]", run.measured.get("cautions", []))
+        return BuildResult(
+            self.folder.root,
+            tuple(variant for variant, _ in self.variants),
+            tuple(table),
+            chosen.chosen,
+            chosen.nearest_miss,
+            of_build(table, chosen.chosen, self.settings.seed),
+            tuple(notes),
+            tuple(self.journal.resumed),
+        )
+
+
+def _range(count: int) -> np.ndarray:
+    import numpy as np
+
+    return np.arange(count)
+
+
+def _cached(done: Transformed) -> str:
+    return " (cached)" if done.cached else ""

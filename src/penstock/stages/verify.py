@@ -1,0 +1,114 @@
+"""Verify: hold a deployment's outputs against the golden set, and pass or refuse it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from penstock.metrics import Difference, compare
+from penstock.settings import option
+from penstock.verdict import Outcome
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from penstock.backends import Session
+    from penstock.golden import Golden
+    from penstock.variant import Precision
+
+
+@dataclass(frozen=True, slots=True)
+class VerifySettings:
+    """How far a deployment may be from the source."""
+
+    fp32_relative: float = option(1e-4, "largest relative difference of a float32 deployment", minimum=0.0)
+    fp16_relative: float = option(1e-2, "largest relative difference of a float16 or bfloat16 deployment", minimum=0.0)
+    int8_sqnr_db: float = option(20.0, "least SQNR of a quantized deployment, in dB")
+    float_mismatches: float = option(
+        0.0, "largest share of unequal integers or booleans, float deployments", minimum=0.0
+    )
+    int8_mismatches: float = option(0.05, "largest share of unequal integers, quantized deployments", minimum=0.0)
+    logits: tuple[str, ...] = option((), "outputs that hold class scores (default: found from labelled data)")
+    oracle_seconds: float = option(
+        3.0, "time for the reference evaluator, which takes fewer samples instead", minimum=0.0
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """How each output differs, over how many samples, and what the gate says."""
+
+    samples: int
+    outputs: Mapping[str, Difference]
+    outcome: Outcome
+
+
+def verify(
+    session: Session, golden: Golden, precision: Precision, settings: VerifySettings, *, seconds: float | None = None
+) -> Verification:
+    """Run the golden inputs and compare. With ``seconds`` it stops after the run that exceeds them.
+
+    What the session raises on a run becomes a refusal.
+    """
+    from penstock.errors import PenstockError
+
+    began, runs = time.monotonic(), []
+    for feeds in golden.feeds:
+        try:
+            runs.append(session.run(feeds))
+        except PenstockError as error:
+            return Verification(0, {}, Outcome(False, error.what))
+        if seconds is not None and time.monotonic() - began > seconds:
+            break
+    differences = {}
+    for position, name in enumerate(golden.output_names):
+        got = [run[position] for run in runs]
+        want = [golden.outputs[i][position] for i in range(len(runs))]
+        differences[name] = _compare_runs(got, want, golden.real, logits=name in settings.logits)
+    return Verification(sum(golden.real[: len(runs)]), differences, judge(differences, precision, settings))
+
+
+def _compare_runs(got: list[np.ndarray], want: list[np.ndarray], real: tuple[int, ...], *, logits: bool) -> Difference:
+    """Compare all runs of one output as one array where they stack, else one by one, keeping the worst."""
+    import numpy as np
+
+    for ours, theirs in zip(got, want, strict=True):
+        if ours.shape != theirs.shape:
+            return compare(ours, theirs, logits=logits)
+    if want[0].ndim and all(a.shape[1:] == want[0].shape[1:] for a in want):
+        return compare(np.concatenate(got), np.concatenate(want), logits=logits)
+    if not want[0].ndim:
+        return compare(np.stack(got), np.stack(want), logits=False)
+    found = [compare(a, b, logits=logits) for a, b in zip(got, want, strict=True)]
+    return max(found, key=lambda d: (d.relative or 0.0, d.mismatches or 0.0))
+
+
+def judge(differences: Mapping[str, Difference], precision: Precision, settings: VerifySettings) -> Outcome:
+    """Apply the thresholds of a precision to every output."""
+    quantized = precision in ("int8", "int4", "mixed")
+    for name, found in differences.items():
+        where = f"output {name!r}"
+        if found.worst_sample is not None:
+            where += f", worst at sample {found.worst_sample}"
+        if found.reason and found.max_abs is None:
+            return Outcome(False, f"{found.reason} ({where})")
+        if found.nonfinite:
+            return Outcome(False, f"NaN or infinity where the source has none, or the other way round ({where})")
+        if found.relative is None or found.sqnr_db is None:
+            limit = settings.int8_mismatches if quantized else settings.float_mismatches
+            if (found.mismatches or 0.0) > limit:
+                return Outcome(
+                    False, f"{found.mismatches:.2%} of the values differ, the limit is {limit:.2%} ({where})"
+                )
+            continue
+        if quantized:
+            if found.sqnr_db < settings.int8_sqnr_db:
+                told = f"SQNR {found.sqnr_db:.1f} dB, the limit is {settings.int8_sqnr_db:g} dB"
+                return Outcome(False, f"{told} ({where})")
+            continue
+        limit = settings.fp16_relative if precision in ("fp16", "bf16") else settings.fp32_relative
+        if not found.relative <= limit:
+            return Outcome(False, f"relative difference {found.relative:.2g}, the limit is {limit:g} ({where})")
+    return Outcome(True)

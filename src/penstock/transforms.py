@@ -1,0 +1,190 @@
+"""Transforms of a build: from the source to the variants, each through the cache.
+
+The key of a transform is the digest of its inputs, its settings, the versions of its tools and of its own code; where a
+runtime computes something, of the CPU's instruction set as well.
+"""
+
+from __future__ import annotations
+
+import inspect as python_inspect
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from penstock import graph, machine, store
+from penstock.errors import InputError
+from penstock.frontends import Source
+from penstock.jsonable import Json, from_json, to_json
+from penstock.signature import Signature
+from penstock.stages import export, optimize, quantize
+from penstock.store import Cache, CacheEntry, Made, digest_of
+from penstock.variant import Precision, Variant
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from penstock.feeds import Feeds
+
+MAIN = "model.onnx"
+
+
+@dataclass(frozen=True, slots=True)
+class Transformed:
+    """A variant, where its files lie, and what the transform said; ``cached`` when nothing had to run."""
+
+    variant: Variant
+    folder: Path
+    facts: Mapping[str, Json]
+    measured: Mapping[str, Json]
+    reads: Mapping[str, str]
+    cached: bool
+
+    @property
+    def path(self) -> Path:
+        """The model's main file."""
+        return self.folder / self.variant.main
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Return the versions of installed packages, without what a build of theirs adds; absent ones are left out."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for name in packages:
+        try:
+            found[name] = version(name).split("+")[0]
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _code(*modules: object) -> str:
+    """Return the digest of the sources of the code that a transform runs."""
+    return digest_of([python_inspect.getsource(module) for module in modules])  # type: ignore[arg-type]  # modules
+
+
+def _through_cache(cache: Cache, key: str, make: Callable[[Path], Made]) -> tuple[CacheEntry, bool]:
+    if entry := cache.get(key):
+        return entry, True
+    return cache.put(key, make), False
+
+
+def _variant(
+    name: str, entry: CacheEntry, precision: Precision, parents: tuple[str, ...], step: str,
+    settings: Mapping[str, Json], tools: Mapping[str, str], main: str = MAIN,
+) -> Variant:  # fmt: skip
+    signature = from_json(Signature, entry.facts["signature"])
+    digest = digest_of(entry.files)
+    return Variant(name, digest, "onnx", precision, entry.files, main, signature, parents, step, settings, tools)
+
+
+def export_source(
+    source: Source,
+    settings: export.ExportSettings,
+    example: Callable[[], Mapping[str, np.ndarray] | None],
+    example_digest: str,
+    cache: Cache,
+) -> Transformed:
+    """Export the source, or take the export from the cache if nothing that it read has changed since."""
+    frontend_name, frontend = export.frontend(source)
+    tools = dict(frontend.tools())
+    plain = {k: v for k, v in asdict(settings).items() if frontend_name != "onnx"}
+    spec = source.spec if source.spec.startswith("zoo:") else _resolved(source.spec)
+    weights = str(Path(source.weights).resolve()) if source.weights else ""
+    # the key names the files; the entry lists what was read from them, with digests that every hit checks
+    key = digest_of(["export", spec, weights, plain, example_digest, tools, _frontend_code(frontend_name)])
+
+    def make(into: Path) -> Made:
+        done = frontend.export(source, settings, example(), into / MAIN)
+        return Made({"signature": to_json(done.signature), **done.facts}, done.measured, done.reads)
+
+    entry, cached = _through_cache(cache, key, make)
+    precision = graph.precision(graph.load(cache.folder(key) / "files" / MAIN))
+    read = sorted(entry.reads.values())
+    settings_json = {"source": source_name(source), "frontend": frontend_name, "read": list(read), **plain}
+    shown = to_json(settings_json)
+    assert isinstance(shown, dict)
+    variant = _variant(precision, entry, precision, (), "export", shown, tools)
+    return Transformed(variant, cache.folder(key) / "files", entry.facts, entry.measured, entry.reads, cached)
+
+
+def source_name(source: Source) -> str:
+    """Return the source without the folders of this machine: ``net.py:Net``, ``model.onnx``."""
+    head, colon, name = source.spec.rpartition(":")
+    if colon and name.isidentifier():
+        return f"{Path(head).name if head.endswith('.py') else head}:{name}"
+    return Path(source.spec).name
+
+
+def _resolved(spec: str) -> str:
+    head, colon, name = spec.rpartition(":")
+    if colon and name.isidentifier():
+        return f"{Path(head).resolve() if head.endswith('.py') else f'{Path.cwd()}:{head}'}:{name}"
+    return str(Path(spec).resolve())
+
+
+def _frontend_code(name: str) -> str:
+    folder = Path(export.__file__).parent.parent / "frontends"
+    own = sorted([*folder.glob(f"{name.replace('-', '_')}.py"), *folder.glob("_*.py")])
+    return digest_of([store.file_digest(path) for path in [*own, Path(graph.__file__)]])
+
+
+def optimize_variant(parent: Transformed, settings: optimize.OptimizeSettings, cache: Cache) -> Transformed:
+    """Run the passes to a fixpoint."""
+    tools = versions("onnx", "onnx-ir", "onnxscript")
+    passes = Path(optimize.__file__).parent.parent / "passes"
+    code = [store.file_digest(path) for path in sorted(passes.glob("*.py"))]
+    key = digest_of(["optimize", parent.variant.digest, settings, tools, _code(optimize, graph), code])
+
+    def make(into: Path) -> Made:
+        done = optimize.optimize(parent.path, settings, into)
+        shape = graph.signature(graph.load(into / optimize.MAIN))
+        return Made({"signature": to_json(shape), **done.facts()}, done.measured())
+
+    entry, cached = _through_cache(cache, key, make)
+    plain = to_json(settings)
+    assert isinstance(plain, dict)
+    variant = _variant(
+        "slim", entry, parent.variant.precision, (parent.variant.digest,), "optimize", plain, tools, optimize.MAIN
+    )
+    return Transformed(variant, cache.folder(key) / "files", entry.facts, entry.measured, {}, cached)
+
+
+def quantize_variant(
+    parent: Transformed, feeds: Feeds, settings: quantize.QuantizeSettings, cache: Cache
+) -> Transformed | InputError:
+    """Quantize with the calibration feeds; a model that can't be quantized gives the reason back."""
+    from penstock import registry
+
+    tools = versions("onnx", "onnx-ir", "onnxruntime")
+    method = registry.load("quantizers", settings.quantizer)
+    inputs = [parent.variant.digest, dict(feeds.description), settings, tools, _code(quantize, graph, method)]
+    # ranges come out of a runtime, whose kernels differ between instruction sets
+    key = digest_of(["quantize", *inputs, machine.instruction_set()])
+
+    def make(into: Path) -> Made:
+        batches = (batch for _, batch in feeds.batches(settings.calibration_batch, whole=True))
+        facts = quantize.quantize(parent.path, batches, settings, into / MAIN)
+        return Made({"signature": to_json(graph.signature(graph.load(into / MAIN))), **facts})
+
+    try:
+        entry, cached = _through_cache(cache, key, make)
+    except InputError as error:
+        return error
+    plain = to_json(settings)
+    assert isinstance(plain, dict)
+    shown = {**plain, "calibration": dict(feeds.description)}
+    variant = _variant("int8", entry, "int8", (parent.variant.digest,), "quantize", shown, tools)
+    return Transformed(variant, cache.folder(key) / "files", entry.facts, entry.measured, {}, cached)
+
+
+def source_variant(exported: Transformed, source: Source) -> Variant | None:
+    """Return the source itself as a variant, where its framework can run it; it has no files of its own here."""
+    if exported.variant.settings.get("frontend") != "torch":
+        return None
+    digest = digest_of(sorted(exported.reads.values()))
+    return Variant(
+        "source", digest, "torch", "fp32", (), source_name(source), exported.variant.signature, (), "source", {},
+        versions("torch"),
+    )  # fmt: skip
