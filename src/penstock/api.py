@@ -125,7 +125,7 @@ def quantize(
     return {**facts, "calibrated_on": dict(roles.calibrate.description), "size_bytes": Path(output).stat().st_size}
 
 
-def role_feeds(model: Path, settings: DataSettings, seed: int) -> RoleFeeds:
+def role_feeds(model: Path, settings: DataSettings, seed: int, *, classes: bool = True) -> RoleFeeds:
     """Deal the data of ``settings`` for a model, or make inputs from its signature where there is none."""
     loaded = graph.load(model)
     signature = graph.signature(loaded)
@@ -133,7 +133,8 @@ def role_feeds(model: Path, settings: DataSettings, seed: int) -> RoleFeeds:
         return feeds.from_seed(signature, inputs.integer_bounds(loaded), settings, seed)
     dataset = _find(settings)
     roles = feeds.from_data(dataset, signature, settings, seed)
-    feeds.check_classes(roles, signature, dataset.name)
+    if classes:
+        feeds.check_classes(roles, signature, dataset.name)
     return roles
 
 
@@ -261,7 +262,7 @@ def evaluate(
     found: list[tuple[str, Evaluation, PairedDifference | None]] = []
     for runnable in runnables(models, [backend], BenchSettings()):
         assert runnable.model.path is not None
-        roles = role_feeds(runnable.model.path, data, seed)
+        roles = role_feeds(runnable.model.path, data, seed, classes=not settings.metric)
         if roles.evaluate is None:
             raise UsageError("no-labels", f"{data.data} has no labels to evaluate on", do="give labelled data")
         progress.begin("evaluate", runnable.deployment.name)

@@ -62,10 +62,9 @@ def resolve(
     table = settings.read_file(file) if file else {}
     top: dict[str, Any] = {key: table[key] for key in ("source", "weights", "backends", "seed") if key in table}
     top |= dict(flags.get("", {}))
-    for key in ("input", "example"):  # they belong to the export, but who writes a file looks for them at its head
-        if key in table:
-            table.setdefault("export", {})[key] = table[key]
-    source = top.get("source", "")
+    source, weights = top.get("source", ""), top.get("weights", "")
+    if not isinstance(weights, str):
+        raise UsageError("bad-setting", f"weights wants a path, got {weights!r}", where="weights")
     if not source or not isinstance(source, str):
         do = "give model.onnx, file.py:Class, package.module:factory, program.pt2 or zoo:cifar10"
         raise UsageError("no-source", "no source is given", do=do)
@@ -78,8 +77,8 @@ def resolve(
 
     return BuildSettings(
         source,
-        str(top.get("weights", "")),
-        tuple(top.get("backends", ())),
+        weights,
+        _names(top.get("backends", ())),
         seed,
         section("data", DataSettings),
         section("export", ExportSettings),
@@ -90,3 +89,11 @@ def resolve(
         section("bench", BenchSettings),
         section("select", SelectSettings),
     )
+
+
+def _names(value: object) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return tuple(settings.split(value))
+    if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
+        return tuple(value)
+    raise UsageError("bad-setting", f"backends wants a list of names, got {value!r}", where="backends")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from penstock import inputs, roles
 from penstock.errors import InputError
+from penstock.jsonable import to_json
 from penstock.signature import Signature
 
 if TYPE_CHECKING:
@@ -107,10 +109,12 @@ def from_data(dataset: Dataset, signature: Signature, settings: DataSettings, se
     dealt = roles.deal(train.labels, count, seed=seed, golden=golden, calibrate=calibrate, select=select)
     if evaluate is None:
         order = roles.dealing_order(train.labels, count, seed=seed)
-        rest = order[golden + calibrate + select :]
-        evaluate = train.take(np.sort(rest))
+        rest = np.sort(order[golden + calibrate + select :])
+        evaluate = train.take(rest)
+    else:
+        rest = np.arange(len(evaluate))
 
-    def make(split: Split, role: str) -> Feeds:
+    def make(split: Split, role: str, index: np.ndarray) -> Feeds:
         names = _names(split, signature, dataset.name)
 
         def rows(start: int, stop: int) -> dict[str, np.ndarray]:
@@ -120,15 +124,17 @@ def from_data(dataset: Dataset, signature: Signature, settings: DataSettings, se
         _check_fit(rows(0, 1), signature, dataset.name)
         described: dict[str, Json] = {
             "kind": "data", "role": role, "name": dataset.name, "digest": dataset.digest, "samples": len(split),
+            "seed": seed, "rows_sha256": hashlib.sha256(np.ascontiguousarray(index, dtype="<i8").tobytes()).hexdigest(),
+            "preprocessing": to_json(dataset.preprocessing),
         }  # fmt: skip
         return Feeds(described, len(split), split.labels, signature.fixed_batch, rows)
 
     labelled = train.labels is not None
     return RoleFeeds(
-        make(train.take(dealt.golden), "golden"),
-        make(train.take(dealt.calibrate), "calibrate"),
-        make(train.take(dealt.select), "select") if labelled and len(dealt.select) else None,
-        make(evaluate, "evaluate") if evaluate.labels is not None and len(evaluate) else None,
+        make(train.take(dealt.golden), "golden", dealt.golden),
+        make(train.take(dealt.calibrate), "calibrate", dealt.calibrate),
+        make(train.take(dealt.select), "select", dealt.select) if labelled and len(dealt.select) else None,
+        make(evaluate, "evaluate", rest) if evaluate.labels is not None and len(evaluate) else None,
         dataset.classes,
         dataset.preprocessing,
     )
@@ -166,10 +172,14 @@ def _check_fit(sample: Mapping[str, np.ndarray], signature: Signature, dataset: 
 
 
 def check_classes(feeds: RoleFeeds, signature: Signature, dataset: str) -> None:
-    """Raise ``InputError`` when the model's first output has another number of classes than the data."""
+    """Raise ``InputError`` when the model's first output has another number of classes than the data.
+
+    Classes that are mere numbers may be fewer: a small sample need not hold the last one.
+    """
     output = signature.outputs[0]
     if not feeds.classes or not output.shape or len(output.shape) != 2 or not isinstance(output.shape[1], int):
         return
-    if output.shape[1] != len(feeds.classes):
+    numbered = feeds.classes == tuple(str(i) for i in range(len(feeds.classes)))
+    if output.shape[1] != len(feeds.classes) and not (numbered and output.shape[1] > len(feeds.classes)):
         what = f"{dataset} has {len(feeds.classes)} classes, the model's output {output.text()} has {output.shape[1]}"
         raise InputError("wrong-class-count", what, do="give the data set that the model was trained for")

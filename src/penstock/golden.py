@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from penstock import store
@@ -27,7 +27,9 @@ BATCH = 16
 class Golden:
     """Runs of the source: ``feeds[i]`` gave ``outputs[i]`` (in the signature's order).
 
-    ``real`` is the number of samples of each run that count; a fixed batch may be filled up by repetition.
+    ``real`` is the number of samples of each run that count; a fixed batch may be filled up by repetition. ``noise``
+    is, for inputs that were made up, how far each output moves (relative, as in :mod:`penstock.metrics`) when every
+    float input moves by one unit in its last place: the source's own rounding noise on such inputs.
     """
 
     description: Mapping[str, Json]
@@ -36,6 +38,7 @@ class Golden:
     real: tuple[int, ...]
     feeds: tuple[Mapping[str, np.ndarray], ...]
     outputs: tuple[tuple[np.ndarray, ...], ...]
+    noise: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def samples(self) -> int:
@@ -54,11 +57,39 @@ def make(feeds: Feeds, session: Session, computed_by: str, output_names: Sequenc
         outputs.append(tuple(session.run(batch)))
     for position, name in enumerate(output_names):
         values = [run[position] for run in outputs]
+        if any(not isinstance(value, np.ndarray) or value.dtype.hasobject for value in values):
+            what = f"the output {name!r} holds texts, sequences or maps, which are not compared"
+            raise InputError("unsupported-output", what, do="export the model without it, for example with zipmap off")
         floating = [v for v in values if np.issubdtype(v.dtype, np.floating) and v.size]
         if floating and not any(np.isfinite(v).any() for v in floating):
             what = f"the source's output {name!r} is NaN or infinite on every golden input"
             raise InputError("source-not-finite", what, do="check the weights, or give real inputs with --data")
-    return Golden(feeds.description, computed_by, tuple(output_names), tuple(real), tuple(taken), tuple(outputs))
+    made = Golden(feeds.description, computed_by, tuple(output_names), tuple(real), tuple(taken), tuple(outputs))
+    return replace(made, noise=_noise(made, session)) if feeds.description.get("kind") == "seeded" else made
+
+
+def _noise(golden: Golden, session: Session) -> dict[str, float]:
+    """Run the source again with every float input one unit in the last place higher or lower, by a seeded coin."""
+    import numpy as np
+
+    from penstock.metrics import compare
+
+    random = np.random.RandomState(0)
+    worst = dict.fromkeys(golden.output_names, 0.0)
+    scale = dict.fromkeys(golden.output_names, 0.0)
+    for feeds, outputs in zip(golden.feeds, golden.outputs, strict=True):
+        moved = {
+            name: np.nextafter(array, array.dtype.type(random.choice((-np.inf, np.inf))))
+            if np.issubdtype(array.dtype, np.floating)
+            else array
+            for name, array in feeds.items()
+        }
+        for name, got, want in zip(golden.output_names, session.run(moved), outputs, strict=True):
+            found = compare(got, want, logits=False)
+            if found.max_abs is not None and np.isfinite(found.max_abs):
+                worst[name] = max(worst[name], found.max_abs)
+                scale[name] = max(scale[name], float(np.abs(want[np.isfinite(want)]).max(initial=0.0)))
+    return {name: worst[name] / scale[name] if scale[name] else 0.0 for name in worst}
 
 
 def _pack(arrays: Mapping[str, np.ndarray]) -> bytes:
@@ -71,7 +102,7 @@ def _pack(arrays: Mapping[str, np.ndarray]) -> bytes:
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for name in sorted(arrays):
             item = io.BytesIO()
-            np.lib.format.write_array(item, np.ascontiguousarray(arrays[name]), allow_pickle=False)
+            np.lib.format.write_array(item, np.asarray(arrays[name], order="C"), allow_pickle=False)
             archive.writestr(zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0)), item.getvalue())
     return buffer.getvalue()
 
@@ -90,10 +121,12 @@ def write(golden: Golden, folder: Path) -> dict[str, Json]:
         "computed_by": golden.computed_by,
         "samples": golden.samples,
         "runs": list(golden.real),
+        "inputs": list(golden.feeds[0]),
         "outputs": list(golden.output_names),
         "inputs_sha256": store.file_digest(folder / "inputs.npz"),
         "outputs_sha256": store.file_digest(folder / "outputs.npz"),
         "description": dict(golden.description),
+        "noise": dict(golden.noise),
     }
     store.write_json(folder / "golden.json", facts)
     return facts
@@ -114,11 +147,12 @@ def read(folder: Path) -> Golden:
             wanted = {key: data[key] for key in data.files}
         names = tuple(facts["outputs"])
         runs = tuple(int(n) for n in facts["runs"])
-        feeds = []
-        for i in range(len(runs)):
-            feeds.append({key.split("/", 1)[1]: given[key] for key in given if key.split("/", 1)[0] == str(i)})
+        # in the model's own order: PyTorch takes inputs by position
+        feeds = [{name: given[f"{i}/{name}"] for name in facts["inputs"]} for i in range(len(runs))]
+        description, computed_by = dict(facts["description"]), str(facts["computed_by"])
+        noise = {str(name): float(value) for name, value in facts["noise"].items()}
         outputs = tuple(tuple(wanted[f"{i}/{name}"] for name in names) for i in range(len(runs)))
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
         what = f"the golden set can't be read: {error}"
         raise InputError("bad-golden", what, where=str(folder), do="build again into a new folder") from error
-    return Golden(facts["description"], facts["computed_by"], names, runs, tuple(feeds), outputs)
+    return Golden(description, computed_by, names, runs, tuple(feeds), outputs, noise)

@@ -96,6 +96,9 @@ def tidy(model: ir.Model) -> None:
     model.doc_string = None
     model.graph.metadata_props.clear()
     model.graph.doc_string = None
+    for function in model.functions.values():
+        function.metadata_props.clear()
+        function.doc_string = None
     for node in _all_nodes(model):
         node.metadata_props.clear()
         node.doc_string = None

@@ -1,7 +1,8 @@
 """Inputs made from a seed and a signature, where there is no data.
 
 Floats are drawn from a standard normal, booleans from a fair coin, integers from ``[0, bound)``, where the bound is
-what the graph itself says about an index (the axis that a Gather reads, the depth of a OneHot), else 2.
+what the graph itself says about an index (the axis that a Gather reads, the depth of a OneHot, the numbers that an
+Equal compares it with), else 2.
 """
 
 from __future__ import annotations
@@ -97,6 +98,11 @@ def _limits(start: ir.Value) -> list[int]:
                 size = data.shape[axis] if data is not None and data.shape is not None else None
                 if isinstance(size, int):
                     limits.append(size)
+            elif node.op_type == "Equal":
+                other = node.inputs[1 - use.idx]
+                held = other.const_value if other is not None else None
+                if held is not None and held.size > 1:  # compared with a row of classes: a one-hot by hand
+                    limits.append(int(held.numpy().max()) + 1)
             elif node.op_type == "OneHot" and use.idx == 0:
                 depth = node.inputs[1].const_value if node.inputs[1] is not None else None
                 if depth is None and node.inputs[1] is not None:

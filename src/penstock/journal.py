@@ -50,10 +50,10 @@ class Journal:
 
     def close(self) -> None:
         """End the build: whatever the earlier ledger held beyond the last step is cut off."""
-        if self._steps < len(self._earlier):
-            self._diverge()
+        if not self._diverged:
+            self._folder.cut_ledger(len(self._kept))
 
     def _diverge(self) -> None:
         if not self._diverged:
             self._diverged = True
-            self._folder.start_ledger(self._kept)
+            self._folder.cut_ledger(len(self._kept))

@@ -38,7 +38,8 @@ def to_json(value: object) -> Json:
 
 def dumps(value: object, *, indent: int | None = None) -> str:
     """Serialise to JSON text with sorted keys, so that equal values give equal bytes."""
-    return json.dumps(to_json(value), sort_keys=True, indent=indent, ensure_ascii=False, allow_nan=False)
+    # ASCII only: a file name that is no UTF-8 would otherwise make a text that can't be encoded
+    return json.dumps(to_json(value), sort_keys=True, indent=indent, ensure_ascii=True, allow_nan=False)
 
 
 def from_json(cls: type[T], data: Json) -> T:

@@ -95,7 +95,7 @@ def finished(entries: Iterable[Entry]) -> list[tuple[Done, list[Entry]]]:
 
 def without_measurements(text: str) -> list[Json]:
     """Return a ledger's lines with all that may differ between builds of the same inputs taken out."""
-    return [_strip(json.loads(raw)) for raw in text.splitlines()]
+    return [_strip(json.loads(raw)) for raw in text.split("\n") if raw]
 
 
 def _strip(value: Json) -> Json:

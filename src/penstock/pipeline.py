@@ -74,6 +74,7 @@ def build(
 def _check(settings: BuildSettings) -> None:
     """Refuse early what would be refused late."""
     export.frontend(Source(settings.source))
+    transforms.need_file(settings.source)
     if settings.select.max_drop is not None and not settings.data.data and not _default_data(settings.source):
         do = "give labelled data with --data, or leave --max-drop out"
         raise UsageError("no-metric", "--max-drop needs an accuracy, and there is no data to measure it on", do=do)
@@ -134,11 +135,12 @@ class _Build:
         def example() -> Mapping[str, np.ndarray] | None:
             if dataset is None or dataset.train is None:
                 return None
-            rows = dataset.train.take(_range(8))
+            rows = dataset.train.take(_range(min(8, len(dataset.train))))
             return {name or "0": dataset.preprocessing.apply(array) for name, array in rows.arrays.items()}
 
         settings = self.settings.export
-        done = transforms.export_source(self.source, settings, example, dataset.digest if dataset else "", self.cache)
+        drawn = store.digest_of([dataset.digest, dataset.preprocessing]) if dataset else ""
+        done = transforms.export_source(self.source, settings, example, drawn, self.cache)
         variant = self._adopt(done, "export")
         native = transforms.source_variant(done, self.source)
         if native is not None:
@@ -182,7 +184,8 @@ class _Build:
         self.progress.begin("optimize")
         done = transforms.optimize_variant(exported, self.settings.optimize, self.cache)
         before, after = done.facts["nodes_before"], done.facts["nodes_after"]
-        if done.variant.digest == exported.variant.digest:
+        changes = sum(int(record["changes"]) for record in cast("list[dict[str, int]]", done.facts["passes"]))
+        if done.variant.digest == exported.variant.digest or not changes:
             run = Record("optimize", "slim", {}, done.facts, done.measured)
             self.journal.step("optimize", done.facts, lambda append: append(run))
             self.progress.end(f"nothing to do: {before} nodes{_cached(done)}")
@@ -250,7 +253,7 @@ class _Build:
             finally:
                 session.close()
             facts = golden.write(made, home)
-            measured = {"outputs_sha256": facts.pop("outputs_sha256")}
+            measured = {key: facts.pop(key) for key in ("outputs_sha256", "noise")}
             if data.preprocessing is not None:
                 store.write_json(home / "preprocessing.json", data.preprocessing)
                 facts["preprocessing"] = to_json(data.preprocessing)
@@ -334,7 +337,7 @@ class _Build:
             measured: dict[str, Json] = {"chosen": found.chosen, "nearest_miss": found.nearest_miss}
             append(Record("select", "build", {}, cast("dict[str, Json]", to_json(self.settings.select)), measured))
 
-        self.journal.step("select", [self.settings.select, found], run)
+        self.journal.step("select", [self.settings.select, self.settings.seed], run)
         self.progress.end(found.chosen or "none fits")
         return found
 
@@ -342,7 +345,8 @@ class _Build:
         import tomli_w
 
         table = self.settings.to_toml()
-        cast("dict[str, Json]", table["export"])["opset"] = graph.load(exported.path).opset_imports.get("")
+        if "opset" in exported.facts:  # what the exporter wrote; a model that came as a file keeps its own
+            cast("dict[str, Json]", table["export"])["opset"] = exported.facts["opset"]
         names = ("penstock", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "openvino", "torch", "numpy")
         table["tools"] = cast("dict[str, Json]", dict(transforms.versions(*names)))
         text = "# The settings of this build as resolved, with the versions of its tools.\n" + tomli_w.dumps(table)

@@ -7,6 +7,7 @@ limit, and external data that isn't a plain file inside the model's own folder w
 from __future__ import annotations
 
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,7 +36,7 @@ def check(path: Path) -> None:
     if not model.HasField("graph") or not model.opset_import or not (model.graph.node or model.graph.output):
         do = "check that the path names an .onnx file"
         raise InputError("not-onnx", "this is no ONNX model: it has no graph or no opset", where=str(path), do=do)
-    for tensor in _tensors(model.graph):
+    for tensor in _all_tensors(model):
         if tensor.data_location == tensor.EXTERNAL or tensor.external_data:
             _check_external(tensor, path)
 
@@ -68,22 +69,45 @@ def external_files(path: Path) -> list[Path]:
     model = onnx.ModelProto()
     model.ParseFromString(read(path))
     found: dict[Path, None] = {}
-    for tensor in _tensors(model.graph):
+    for tensor in _all_tensors(model):
         location = next((entry.value for entry in tensor.external_data if entry.key == "location"), None)
         if location is not None:
             found[path.parent / location] = None
     return list(found)
 
 
-def _tensors(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
-    found = list(graph.initializer)
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                found.append(attribute.t)
-            found.extend(attribute.tensors)
-            for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
-                found.extend(_tensors(inner))
+def _all_tensors(model: onnx.ModelProto) -> list[onnx.TensorProto]:
+    """List every tensor wherever the format allows one: graphs, subgraphs, function bodies, sparse ones too."""
+    found = _in_graph(model.graph)
+    for function in model.functions:
+        found.extend(_in_nodes(function.node))
+        found.extend(_in_attributes(function.attribute_proto))
+    for training in model.training_info:
+        found.extend([*_in_graph(training.initialization), *_in_graph(training.algorithm)])
+    return found
+
+
+def _in_graph(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
+    found = [*graph.initializer, *_in_nodes(graph.node)]
+    for sparse in graph.sparse_initializer:
+        found.extend([sparse.values, sparse.indices])
+    return found
+
+
+def _in_nodes(nodes: Iterable[onnx.NodeProto]) -> list[onnx.TensorProto]:
+    return [tensor for node in nodes for tensor in _in_attributes(node.attribute)]
+
+
+def _in_attributes(attributes: Iterable[onnx.AttributeProto]) -> list[onnx.TensorProto]:
+    found: list[onnx.TensorProto] = []
+    for attribute in attributes:
+        found.extend([attribute.t] if attribute.HasField("t") else [])
+        found.extend(attribute.tensors)
+        sparse = [attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []
+        for tensor in [*sparse, *attribute.sparse_tensors]:
+            found.extend([tensor.values, tensor.indices])
+        for inner in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
+            found.extend(_in_graph(inner))
     return found
 
 
@@ -95,13 +119,15 @@ def _check_external(tensor: onnx.TensorProto, model: Path) -> None:
     def refuse(what: str) -> InputError:
         return InputError("bad-external-data", what, where=where, do=do)
 
+    if len(entries) != len(tensor.external_data):
+        raise refuse("its external data gives a key twice")  # readers differ in which of the two they take
     if unknown := sorted(set(entries) - _KEYS):
         raise refuse(f"its external data has the unknown key {unknown[0]!r}")
     location = entries.get("location", "")
     if not location or "\0" in location:
         raise refuse("its external data names no file")
     parts = Path(location).parts
-    if Path(location).is_absolute() or ".." in parts or "\\" in location or ":" in parts[0]:
+    if not parts or Path(location).is_absolute() or ".." in parts or "\\" in location or ":" in parts[0]:
         raise refuse(f"its external data lies outside the model's folder: {location!r}")
     target = model.parent
     for part in parts:
@@ -121,5 +147,27 @@ def _check_external(tensor: onnx.TensorProto, model: Path) -> None:
         offset, length = int(entries.get("offset", "0")), int(entries.get("length", "0"))
     except ValueError as error:
         raise refuse("the offset or length of its external data is not a number") from error
+    needed = _bytes_of(tensor)
+    if needed is not None and "length" in entries and length != needed:
+        raise refuse(f"its external data claims {length} bytes, its shape and type need {needed}")
+    length = length if needed is None else needed
     if offset < 0 or length < 0 or offset + length > info.st_size:
         raise refuse(f"its external data claims {offset}+{length} bytes of a file that has {info.st_size}")
+
+
+def _bytes_of(tensor: onnx.TensorProto) -> int | None:
+    """Return how many bytes a tensor's raw data has; ``None`` for types of less than a byte and unknown ones."""
+    import math
+
+    import onnx
+
+    if any(dim < 0 for dim in tensor.dims):
+        return None
+    try:
+        width = int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+    except (KeyError, TypeError, ValueError):
+        return None
+    packed = ("INT4", "UINT4", "INT2", "UINT2", "FLOAT4E2M1", "STRING")
+    if onnx.TensorProto.DataType.Name(tensor.data_type) in packed:
+        return None
+    return int(math.prod(tensor.dims)) * width

@@ -7,7 +7,9 @@ imported before it is used; one that fails to import is listed with its error an
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
+import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +56,21 @@ def load(kind: Kind, name: str) -> object:
     known = names(kind)
     near = difflib.get_close_matches(name, known, 1)
     do = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(known)}"
-    raise UsageError("unknown-plug-in", f"there is no {kind.rstrip('s')} named {name!r}", do=do)
+    singular = {"passes": "pass", "datasets": "data set"}.get(kind, kind.removesuffix("s"))
+    raise UsageError("unknown-plug-in", f"there is no {singular} named {name!r}", do=do)
+
+
+def fingerprint(kind: Kind) -> dict[str, str]:
+    """Return what the code of every plug-in of one kind is, for cache keys: a digest, or where it comes from."""
+    folder = Path(__file__).parent / kind
+    found = {path.stem: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.py"))}
+    for entry in _entry_points(kind):
+        version = entry.dist.version if entry.dist else ""
+        module = importlib.util.find_spec(entry.module.partition(".")[0])
+        origin = Path(module.origin) if module is not None and module.origin else None
+        code = hashlib.sha256(origin.read_bytes()).hexdigest() if origin is not None and origin.is_file() else ""
+        found[f"{entry.name}={entry.value}"] = f"{version} {code}"
+    return found
 
 
 def describe(kind: Kind) -> Iterator[Plugin]:
@@ -71,7 +87,8 @@ def describe(kind: Kind) -> Iterator[Plugin]:
             problem = (available() if callable(available) else "") or ""
             yield Plugin(kind, name, origins[name], doc.splitlines()[0] if doc else "", problem)
         except Exception as error:  # listed, never fatal
-            yield Plugin(kind, name, origins[name], "", str(error).splitlines()[0])
+            told = (str(error).splitlines() or [""])[0]
+            yield Plugin(kind, name, origins[name], "", told or type(error).__name__)
 
 
 def _built_in(kind: Kind) -> dict[str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+import math
 import re
 import tomllib
 import types
@@ -109,7 +110,7 @@ def read_file(path: Path) -> dict[str, Any]:
     table = _parse(path)
     if path.name == "pyproject.toml":
         table = table.get("tool", {}).get("penstock", {})
-    top = {"source", "weights", "output", "seed", "backends", "tools", "facts", "input", "example"}
+    top = {"source", "weights", "seed", "backends", "tools", "input", "example"}
     for section, value in table.items():
         if section not in SECTIONS and section not in top:
             raise unknown("section or key", section, [*SECTIONS, *sorted(top)], str(path))
@@ -120,6 +121,9 @@ def read_file(path: Path) -> dict[str, Any]:
             for key in value:
                 if key.replace("-", "_") not in known:
                     raise unknown(f"setting in [{section}]", key, known, str(path))
+    for key in ("input", "example"):  # they belong to the export, but one looks for them at the file's head
+        if key in table:
+            table["export"] = {key: table[key], **table.get("export", {})}
     return table
 
 
@@ -160,6 +164,8 @@ def _coerce(field: Field, value: Any, where: str) -> Any:
     if value is None and field.optional:
         return None
     if field.many:
+        if not isinstance(value, (str, list, tuple)):
+            raise UsageError("bad-setting", f"{where} wants a list, got {value!r}", where=where)
         items = split(value) if isinstance(value, str) else list(value)
         return tuple(_scalar(field, item, where) for item in items if item != "")
     return _scalar(field, value, where)
@@ -190,9 +196,9 @@ def _scalar(field: Field, value: Any, where: str) -> Any:
             raise ValueError
         else:
             result = field.kind(value)
-            if result != result:
+            if field.kind is float and not math.isfinite(result):
                 raise ValueError
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, OverflowError) as error:
         raise UsageError("bad-setting", f"{where} wants {expected}, got {value!r}", where=where) from error
     if field.choices and result not in field.choices:
         shown = ", ".join(choice or "(empty)" for choice in field.choices)

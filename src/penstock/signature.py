@@ -44,6 +44,10 @@ class Signature:
         return None
 
 
+DTYPES = (
+    "float16", "float32", "float64", "bool",
+    "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64",
+)  # fmt: skip
 _SPEC = re.compile(r"^(?P<name>[^:\[\]]+):(?P<dtype>[a-z0-9]+)\[(?P<dims>[^\]]*)\]$")
 
 
@@ -59,6 +63,9 @@ def parse_input(text: str) -> tuple[TensorSpec, dict[str, int]]:
             f"can't read the input {text!r}",
             do="write it as name:dtype[dims], for example x:float32[batch,3,32,32] or x:float32[batch,3,height=64,64]",
         )
+    if match["dtype"] not in DTYPES:
+        do = f"use one of {', '.join(DTYPES)}"
+        raise UsageError("bad-input-spec", f"there is no dtype {match['dtype']!r} in {text!r}", do=do)
     shape: list[Dim] = []
     sizes: dict[str, int] = {}
     for dim in filter(None, (part.strip() for part in match["dims"].split(","))):
@@ -66,7 +73,7 @@ def parse_input(text: str) -> tuple[TensorSpec, dict[str, int]]:
         if label.isdigit() and int(label) > 0 and not size:
             shape.append(int(label))
             continue
-        if not label.isidentifier() or (size and not size.isdigit()):
+        if not label.isidentifier() or ("=" in dim and not (size.isdigit() and int(size) > 0)):
             raise UsageError(
                 "bad-input-spec", f"can't read the dimension {dim!r} of {text!r}", do="use 3, batch or h=64"
             )

@@ -49,8 +49,9 @@ def explained(path: Path | str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        where = str(error.filename or path)
-        if error.errno == errno.ENOSPC:
+        named = str(error.filename or path)
+        where = str(path) if named.endswith(".part") else named  # a temporary file's name says nothing to a user
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
             do = "free some space, then give the same command again: it goes on where it stopped"
             raise StoreError("disk-full", "the disk is full", where=where, do=do) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
@@ -213,13 +214,16 @@ class Cache:
         with scratch(self.root / "scratch") as work:
             files = work / "files"
             files.mkdir()
-            made = make(files)
+            with explained(work):
+                made = make(files)
             entry = CacheEntry(list_files(files), made.facts, made.measured, made.reads)
             write_json(work / "entry.json", entry)
             target = self.folder(key)
             with explained(target):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 if target.exists():
+                    if (present := self.get(key)) is not None:  # another process was faster
+                        return present
                     self._drop(target)
                 try:
                     os.rename(work, target)
@@ -252,7 +256,7 @@ class BuildFolder:
         with explained(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
             present = [p.name for p in self.root.iterdir() if not p.name.startswith(".")]
-            if present and not (self.root / "ledger.jsonl").exists() and set(present) - {"models", "blobs"}:
+            if present and not self.ledger_path.exists():
                 raise StoreError(
                     "not-a-build-folder",
                     f"the folder is not empty and holds no build (there is {sorted(present)[0]!r})",
@@ -271,12 +275,20 @@ class BuildFolder:
                     do="wait for it, or build into another folder with -o",
                 ) from error
             self._lock = lock
+        if not self.ledger_path.exists():
+            self.cut_ledger(0)  # from here on the folder is known for a build's
 
     def close(self) -> None:
-        """Release the folder."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        """Release the folder; one that got nothing but its header is removed again."""
+        if self._lock is None:
+            return
+        with contextlib.suppress(OSError):
+            if sorted(p.name for p in self.root.iterdir()) == [".lock", "ledger.jsonl"] and not self.read_ledger():
+                self.ledger_path.unlink()
+                (self.root / ".lock").unlink()
+                self.root.rmdir()
+        self._lock.close()
+        self._lock = None
 
     @property
     def ledger_path(self) -> Path:
@@ -289,15 +301,24 @@ class BuildFolder:
             text = self.ledger_path.read_text(encoding="utf-8")
         except FileNotFoundError:
             return []
+        except OSError as error:
+            what = f"here is no build: {error.strerror}"
+            do = "give the output folder of penstock build"
+            raise InputError("no-build", what, where=str(self.root), do=do) from error
         except UnicodeDecodeError as error:
             raise InputError("bad-ledger", f"the ledger is not text: {error}", where=str(self.ledger_path)) from error
         return ledger.parse(text, str(self.ledger_path))
 
-    def start_ledger(self, entries: list[ledger.Entry]) -> None:
-        """Begin the ledger anew with what is kept of an earlier run."""
-        now = time.time()
-        text = ledger.header() + "".join(ledger.line(entry, now) for entry in entries)
-        write_bytes(self.ledger_path, text.encode())
+    def cut_ledger(self, entries: int) -> None:
+        """Keep the header and the first ``entries`` lines of the ledger as they are, and drop what follows."""
+        try:
+            before = self.ledger_path.read_bytes()
+        except FileNotFoundError:
+            before = b""
+        lines = before.split(b"\n")[1 : entries + 1]
+        kept = b"\n".join([ledger.header().strip().encode(), *lines]) + b"\n"
+        if kept != before:
+            write_bytes(self.ledger_path, kept)
 
     def append(self, entry: ledger.Entry) -> None:
         """Add one entry to the ledger."""

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from penstock import graph, machine, store
+from penstock import graph, machine, registry, store
 from penstock.errors import InputError
 from penstock.frontends import Source
 from penstock.jsonable import Json, from_json, to_json
@@ -93,7 +93,7 @@ def export_source(
     spec = source.spec if source.spec.startswith("zoo:") else _resolved(source.spec)
     weights = str(Path(source.weights).resolve()) if source.weights else ""
     # the key names the files; the entry lists what was read from them, with digests that every hit checks
-    key = digest_of(["export", spec, weights, plain, example_digest, tools, _frontend_code(frontend_name)])
+    key = digest_of(["export", spec, weights, plain, example_digest, tools, _frontend_code()])
 
     def make(into: Path) -> Made:
         done = frontend.export(source, settings, example(), into / MAIN)
@@ -117,6 +117,15 @@ def source_name(source: Source) -> str:
     return Path(source.spec).name
 
 
+def need_file(spec: str) -> None:
+    """Raise ``InputError`` where the file that a source names isn't there."""
+    head, colon, name = spec.rpartition(":")
+    is_module = bool(colon) and name.isidentifier() and not head.endswith(".py")
+    path = Path(head if colon and name.isidentifier() else spec)
+    if not is_module and not path.exists():
+        raise InputError("no-such-file", "there is no such file", where=str(path), do="check the path")
+
+
 def _resolved(spec: str) -> str:
     head, colon, name = spec.rpartition(":")
     if colon and name.isidentifier():
@@ -124,17 +133,14 @@ def _resolved(spec: str) -> str:
     return str(Path(spec).resolve())
 
 
-def _frontend_code(name: str) -> str:
-    folder = Path(export.__file__).parent.parent / "frontends"
-    own = sorted([*folder.glob(f"{name.replace('-', '_')}.py"), *folder.glob("_*.py")])
-    return digest_of([store.file_digest(path) for path in [*own, Path(graph.__file__)]])
+def _frontend_code() -> str:
+    return digest_of([registry.fingerprint("frontends"), store.file_digest(Path(graph.__file__))])
 
 
 def optimize_variant(parent: Transformed, settings: optimize.OptimizeSettings, cache: Cache) -> Transformed:
     """Run the passes to a fixpoint."""
     tools = versions("onnx", "onnx-ir", "onnxscript")
-    passes = Path(optimize.__file__).parent.parent / "passes"
-    code = [store.file_digest(path) for path in sorted(passes.glob("*.py"))]
+    code = registry.fingerprint("passes")
     key = digest_of(["optimize", parent.variant.digest, settings, tools, _code(optimize, graph), code])
 
     def make(into: Path) -> Made:
@@ -155,11 +161,9 @@ def quantize_variant(
     parent: Transformed, feeds: Feeds, settings: quantize.QuantizeSettings, cache: Cache
 ) -> Transformed | InputError:
     """Quantize with the calibration feeds; a model that can't be quantized gives the reason back."""
-    from penstock import registry
-
     tools = versions("onnx", "onnx-ir", "onnxruntime")
-    method = registry.load("quantizers", settings.quantizer)
-    inputs = [parent.variant.digest, dict(feeds.description), settings, tools, _code(quantize, graph, method)]
+    code = registry.fingerprint("quantizers")
+    inputs = [parent.variant.digest, dict(feeds.description), settings, tools, _code(quantize, graph), code]
     # ranges come out of a runtime, whose kernels differ between instruction sets
     key = digest_of(["quantize", *inputs, machine.instruction_set()])
 

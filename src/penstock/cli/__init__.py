@@ -68,7 +68,7 @@ class LazyGroup(click.Group):
 @click.group(
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 fine, 1 a gate said no, 2 wrong usage or input, 3 something has to be installed.",
+    epilog="Exit codes: 0 fine, 1 a gate said no, 2 wrong usage or input, 3 something is missing here, 130 stopped.",
 )
 @click.version_option(penstock.__version__, prog_name="penstock")
 def group() -> None:

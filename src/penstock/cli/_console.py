@@ -24,7 +24,7 @@ def stdout() -> Console:
     """Return the console for results; wide enough for tables when it isn't a terminal."""
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    return Console(width=None if sys.stdout.isatty() else 120, highlight=False, markup=False)
 
 
 def emit(command: str, value: object) -> None:

@@ -22,11 +22,19 @@ Examples:
 @click.command(epilog=EPILOG)
 @click.argument("models", nargs=-1, required=True, type=click.Path())
 @click.option("--backends", default="onnxruntime", show_default=True, help="Backends, comma-separated.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the data roles and made-up inputs.")
 @sections("bench", "data")
 @config
 @common
 def command(
-    models: tuple[str, ...], backends: str, config: str | None, as_json: bool, quiet: bool, verbose: bool, **values: Any
+    models: tuple[str, ...],
+    backends: str,
+    seed: int,
+    config: str | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+    **values: Any,
 ) -> int:
     """Time MODELS on the backends in interleaved rounds; ratios are to the first, with a 95 % interval."""
     import numpy as np
@@ -38,7 +46,7 @@ def command(
     flags = given(values)
     asked, data = one("bench", BenchSettings, flags, config), one("data", DataSettings, flags, config)
     with _console.progress(quiet) as progress:
-        found = api.bench(models, asked, backends=settings.split(backends), data=data, progress=progress)
+        found = api.bench(models, asked, backends=settings.split(backends), data=data, progress=progress, seed=seed)
     if as_json:
         bare = tuple(replace(timing, samples_ns=np.zeros(0)) for timing in found.timings)
         _console.emit("bench", replace(found, timings=bare))

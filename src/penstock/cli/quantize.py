@@ -21,11 +21,12 @@ Examples:
 @click.command(epilog=EPILOG)
 @click.argument("model", type=click.Path())
 @click.option("-o", "--output", type=click.Path(dir_okay=False), required=True, help="The .onnx file to write.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the data roles and made-up inputs.")
 @sections("quantize", "data")
 @config
 @common
 def command(
-    model: str, output: str, config: str | None, as_json: bool, quiet: bool, verbose: bool, **values: Any
+    model: str, output: str, seed: int, config: str | None, as_json: bool, quiet: bool, verbose: bool, **values: Any
 ) -> int:
     """Make an int8 MODEL: QDQ, one scale per output channel, ranges from the calibration samples."""
     from penstock import api
@@ -36,7 +37,7 @@ def command(
     settings, data = one("quantize", QuantizeSettings, flags, config), one("data", DataSettings, flags, config)
     with _console.progress(quiet) as progress:
         progress.begin("quantize", model)
-        facts = api.quantize(model, output, settings, data=data)
+        facts = api.quantize(model, output, settings, data=data, seed=seed)
         progress.end(output)
     if as_json:
         _console.emit("quantize", {"output": output, **facts})

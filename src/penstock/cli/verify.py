@@ -23,11 +23,12 @@ Examples:
 @click.option("--against", required=True, help="The source: a model, a PyTorch source, or a build's golden folder.")
 @click.option("--weights", default="", help="Weights of a PyTorch source.")
 @click.option("--backend", default="onnxruntime", show_default=True, help="Backend to run MODEL on.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the data roles and made-up inputs.")
 @sections("verify", "data")
 @config
 @common
 def command(
-    model: str, against: str, weights: str, backend: str, config: str | None, as_json: bool, quiet: bool,
+    model: str, against: str, weights: str, backend: str, seed: int, config: str | None, as_json: bool, quiet: bool,
     verbose: bool, **values: Any,
 ) -> int:  # fmt: skip
     """Hold MODEL's outputs against those of its source. Exit code 1 when it is refused."""
@@ -39,7 +40,7 @@ def command(
     settings, data = one("verify", VerifySettings, flags, config), one("data", DataSettings, flags, config)
     with _console.progress(quiet) as progress:
         progress.begin("verify", model)
-        found = api.verify(model, against, settings, backend=backend, data=data, weights=weights)
+        found = api.verify(model, against, settings, backend=backend, data=data, weights=weights, seed=seed)
         progress.end(f"{found.samples} samples")
     if as_json:
         _console.emit("verify", found)

@@ -79,16 +79,29 @@ def _plan(loaded: Loaded, settings: ExportSettings, data: Mapping[str, np.ndarra
         specs.append(spec)
         sizes |= named
     if specs:
+        specs = _forward_order(loaded, specs)
         example = inputs.seeded(Signature(tuple(specs), ()), batch=2, seed=0, sizes=sizes)
         dynamic = {s.name: {a: d for a, d in enumerate(s.shape or ()) if isinstance(d, str)} for s in specs}
         return _Plan(tuple(example), example, {n: ({} if settings.static else axes) for n, axes in dynamic.items()})
     arrays = _example_arrays(loaded, settings, data)
     names = _names(loaded, arrays)
-    example = dict(zip(names, arrays.values(), strict=True))
+    example = (
+        {name: arrays[name] for name in names}
+        if set(names) == set(arrays)
+        else dict(zip(names, arrays.values(), strict=True))
+    )
     if settings.static:
         return _Plan(tuple(names), example, {name: {} for name in names})
     example = {n: a if a.ndim == 0 or len(a) > 1 else np.repeat(a, 2, axis=0) for n, a in example.items()}
     return _Plan(tuple(names), example, {n: {0: "batch"} if a.ndim else {} for n, a in example.items()})
+
+
+def _forward_order(loaded: Loaded, specs: list[TensorSpec]) -> list[TensorSpec]:
+    """Put inputs that are named like forward's parameters into their order; other names count by position."""
+    order = list(inspect.signature(loaded.module.forward).parameters)
+    if all(spec.name in order for spec in specs):
+        return sorted(specs, key=lambda spec: order.index(spec.name))
+    return specs
 
 
 def _example_arrays(
@@ -125,7 +138,8 @@ def _example_arrays(
 def _names(loaded: Loaded, arrays: Mapping[str, np.ndarray]) -> list[str]:
     """Name the inputs: as the example names them, else after forward's parameters."""
     if all(name and not name.isdigit() for name in arrays):
-        return list(arrays)
+        named = [TensorSpec(name, "", None) for name in arrays]
+        return [spec.name for spec in _forward_order(loaded, named)]
     if loaded.program is not None:
         return [str(name) for name in loaded.program.graph_signature.user_inputs][: len(arrays)]
     parameters = list(inspect.signature(loaded.module.forward).parameters)
@@ -220,7 +234,7 @@ def _prove(
     # the graph as written, without the runtime's own rewrites
     deployment = Deployment("export", "fp32", "", "fp32", "onnxruntime", options={"optimization": "disabled"})
     session = backend.load(Loadable(path), deployment)
-    moving = any("batch" in axes.values() for axes in plan.dynamic.values())
+    moving = any(0 in axes for axes in plan.dynamic.values())
     worst: dict[int, float] = {}
     names = [spec.name for spec in signature.inputs]
     for batch in settings.batches if moving else (len(next(iter(plan.example.values()))),):

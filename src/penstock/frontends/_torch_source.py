@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import inspect
@@ -34,7 +35,7 @@ class Loaded:
 
 def load(source: Source) -> Loaded:
     """Load a module from any of the forms that the frontend claims. Raises ``InputError``."""
-    before = set(sys.modules)
+    torch.manual_seed(0)  # a module that draws its weights gets the same ones at every load
     reads: dict[str, str] = {}
     program, example = None, None
     specs: tuple[str, ...] = ()
@@ -60,13 +61,15 @@ def load(source: Source) -> Loaded:
         specs = ("x:float32[batch,3,32,32]",)
     else:
         home = _import_file(Path(head)) if head.endswith(".py") else _import_package(head)
+        if home.__file__:
+            reads[str(Path(home.__file__).resolve())] = file_digest(Path(home.__file__))
         module = _build(home, name, source.spec)
         example = getattr(module, "example_inputs", None) or getattr(home, "example_inputs", None)
     if source.weights:
         path = Path(source.weights)
         _load_weights(module, path)
         reads[str(path.resolve())] = file_digest(path)
-    reads.update(_user_files(before))
+    reads.update(_user_files())
     return Loaded(module.eval(), program, example, specs, reads)
 
 
@@ -74,6 +77,9 @@ def _import_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise InputError("no-such-file", "there is no such file", where=str(path), do="check the path before the colon")
     name = path.stem
+    present = sys.modules.get(name)
+    if present is not None and getattr(present, "__file__", None) != str(path.resolve()):
+        name = f"penstock_source_{name}"  # a file named like a module that is loaded must not take its place
     spec = importlib.util.spec_from_file_location(name, path.resolve())
     if spec is None or spec.loader is None:
         raise InputError("not-python", "this can't be imported as Python", where=str(path))
@@ -133,7 +139,8 @@ def _build(home: ModuleType, name: str, spec: str) -> torch.nn.Module:
 def call_user_code(function: Callable[[], Any], where: str, what: str) -> Any:
     """Call the user's code; whatever it raises becomes an ``InputError`` that names its innermost line."""
     try:
-        return function()
+        with contextlib.redirect_stdout(sys.stderr):  # what it prints is not our result
+            return function()
     except Exception as error:  # any error of the user's own code
         frames = [f for f in traceback.extract_tb(error.__traceback__) if "penstock" not in f.filename]
         own = [f for f in frames if "site-packages" not in f.filename and not f.filename.startswith("<")]
@@ -193,13 +200,13 @@ def _check_fit(module: torch.nn.Module, state: Mapping[str, torch.Tensor], path:
         raise InputError("weights-do-not-fit", what, where=str(path), do="give the weights that belong to this module")
 
 
-def _user_files(before: set[str]) -> dict[str, str]:
-    """List the source files imported since ``before`` that are neither installed packages nor the standard library."""
+def _user_files() -> dict[str, str]:
+    """List the imported source files that are neither installed packages nor the standard library."""
     outside = (str(Path(sys.base_prefix).resolve()), str(Path(sys.prefix).resolve()))
     found = {}
-    for name in sorted(set(sys.modules) - before):
-        path = getattr(sys.modules.get(name), "__file__", None)
-        if not path or not path.endswith(".py") or "site-packages" in path:
+    for name, module in sorted(sys.modules.items()):
+        path = getattr(module, "__file__", None)
+        if not path or not path.endswith(".py") or "site-packages" in path or not Path(path).is_file():
             continue
         resolved = str(Path(path).resolve())
         if not resolved.startswith(outside) and not name.startswith("penstock"):

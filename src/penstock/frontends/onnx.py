@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from penstock import graph, precheck, store
+from penstock.errors import InputError
 from penstock.frontends import Exported, Source
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ def export(source: Source, settings: ExportSettings, example: Mapping[str, np.nd
     reads = {}
     for file in [path, *precheck.external_files(path)]:
         target = into if file == path else into.parent / file.relative_to(path.parent)
+        if file != path and target == into:
+            do = "save the model again with its external data under another name"
+            raise InputError("bad-external-data", f"a file of weights is named {into.name!r}", where=str(path), do=do)
         store.copy_file(file, target)
         reads[str(file.resolve())] = store.file_digest(file)
     return Exported(graph.signature(graph.load(into)), {"exporter": "none: the file is taken as it is"}, {}, reads)

@@ -75,7 +75,8 @@ def quantize(
                 what = f"onnxruntime.quantization can't quantize this model: {first_line(error)}"
                 raise InputError("cannot-quantize", what, where=str(model), do="build with --no-quantize") from error
         result = graph.load(work / "quantized.onnx")
-        floated = _float_outputs(result)
+        before = {value.name: _producer_type(value) for value in converted.graph.outputs}
+        floated = _float_outputs(result, before)
         left = sorted({n.op_type for n in result.graph.all_nodes() if n.op_type in _HEAVY and not _is_quantized(n)})
         graph.tidy(result)
         graph.save(result, into)
@@ -144,8 +145,17 @@ def _raise_opset(model: ir.Model, path: Path) -> ir.Model:
         raise InputError("cannot-raise-opset", what, where=str(path), do="export again at opset 13 or later") from error
 
 
-def _float_outputs(model: ir.Model) -> tuple[str, ...]:
-    """Take out the Q/DQ pair in front of each of the model's outputs; return the outputs that had one."""
+def _producer_type(value: ir.Value) -> str:
+    node = value.producer()
+    return node.op_type if node is not None else ""
+
+
+def _float_outputs(model: ir.Model, before: Mapping[str | None, str]) -> tuple[str, ...]:
+    """Take out the Q/DQ pair in front of each of the model's outputs; return the outputs that lost theirs.
+
+    ``before`` is the operator that made each output in the float model. Where another one makes it now, the library has
+    folded that operator (a Relu, a Clip) into the pair's clipping, and the pair has to stay.
+    """
     done = []
     for index, output in enumerate(model.graph.outputs):
         dequantize = output.producer()
@@ -157,6 +167,8 @@ def _float_outputs(model: ir.Model) -> tuple[str, ...]:
             continue
         real = quantize_node.inputs[0]
         if real is None or real.is_graph_input() or real in model.graph.outputs:
+            continue
+        if _producer_type(real) != before.get(output.name):
             continue
         if output.uses():
             continue  # somebody inside reads the rounded values

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from penstock import registry
-from penstock.errors import UsageError
+from penstock.errors import MissingError, UsageError
 from penstock.settings import option
 
 if TYPE_CHECKING:
@@ -38,7 +38,10 @@ class ExportSettings:
 def frontend(source: Source) -> tuple[str, Frontend]:
     """Find the frontend that reads ``source``; return its name too. Raises ``UsageError``."""
     for name in registry.names("frontends"):
-        candidate = cast("Frontend", registry.load("frontends", name))
+        try:
+            candidate = cast("Frontend", registry.load("frontends", name))
+        except MissingError:
+            continue  # a broken plug-in of somebody else's; `penstock list` tells what is wrong with it
         if candidate.claims(source.spec):
             return name, candidate
     do = "give model.onnx, file.py:Class, package.module:factory, program.pt2 or zoo:cifar10"

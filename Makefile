@@ -1,0 +1,34 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test check fix bench docs clean
+
+demo: $(READY)  ## set up, then run the whole job on CIFAR-10 if it is at hand, else on the embedded digits
+	$(BIN)/python scripts/demo.py
+
+test: $(READY)  ## set up, then run the tests
+	$(BIN)/pytest
+
+check: $(READY)  ## lint, format, types, docs
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/python scripts/write_command_reference.py --check
+
+fix: $(READY)  ## mend what can be mended by machine
+	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+bench: $(READY)  ## measure what the docs claim
+	$(BIN)/python benchmarks/reference_network.py
+
+docs: $(READY)  ## write the command reference anew
+	$(BIN)/python scripts/write_command_reference.py
+
+clean:  ## remove what make made
+	rm -rf $(VENV) build demo-out .mypy_cache .ruff_cache .pytest_cache
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or later is needed: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --disable-pip-version-check torch==2.13.0 -c constraints.txt
+	$(BIN)/pip install -q --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	@touch $(READY)

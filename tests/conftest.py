@@ -1,0 +1,60 @@
+"""What every test has: caches of its own, the shared data if it is there, and builders of tiny models."""
+
+import importlib.util
+import os
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import tiny_models
+
+SHARED = Path(os.environ.get("PENSTOCK_SHARED", Path(__file__).parents[2] / "shared"))
+_LEFT_OUT: dict[str, int] = {}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what this machine lacks the data or the packages for; say so, or fail if that was asked for."""
+    absent = {
+        "shared": "" if (SHARED / "models").is_dir() else f"no shared data at {SHARED}",
+        "torch": "" if importlib.util.find_spec("torch") else "torch is not installed",
+    }
+    for marker, reason in absent.items():
+        out = [item for item in items if reason and item.get_closest_marker(marker)]
+        if not out:
+            continue
+        if marker == "shared" and os.environ.get("PENSTOCK_REQUIRE_SHARED") == "1":
+            raise pytest.UsageError(f"{len(out)} tests need the shared data, and PENSTOCK_REQUIRE_SHARED=1: {reason}")
+        config.hook.pytest_deselected(items=out)
+        items[:] = [item for item in items if item not in out]
+        _LEFT_OUT[f"{marker} ({reason})"] = len(out)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Tell how many tests were left out."""
+    for what, count in _LEFT_OUT.items():
+        terminalreporter.write_line(f"{count} tests left out: {what}", yellow=True)
+
+
+@pytest.fixture(autouse=True)
+def own_caches(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Point every cache into a folder of the test's own."""
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "xdg"))
+    monkeypatch.setenv("PENSTOCK_CACHE", str(home / "penstock"))
+    for name in [name for name in os.environ if name.startswith("PENSTOCK_")]:
+        if name not in ("PENSTOCK_CACHE", "PENSTOCK_SHARED", "PENSTOCK_REQUIRE_SHARED"):
+            monkeypatch.delenv(name)
+    return home
+
+
+@pytest.fixture
+def shared() -> Path:
+    """Return the folder of shared data; tests that use it carry the marker."""
+    return SHARED
+
+
+@pytest.fixture
+def tiny() -> ModuleType:
+    """Return the builders of tiny models."""
+    return tiny_models

@@ -1,0 +1,123 @@
+"""Tiny ONNX models whose answers the reference evaluator gives."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+
+
+def _model(
+    nodes: list[onnx.NodeProto],
+    inputs: dict[str, tuple[int, list]],
+    outputs: dict[str, tuple[int, list]],
+    weights: dict[str, np.ndarray],
+    opset: int,
+) -> onnx.ModelProto:
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info(name, *spec) for name, spec in inputs.items()],
+        [helper.make_tensor_value_info(name, *spec) for name, spec in outputs.items()],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+
+
+def _floats(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    return rng.normal(0, 0.5, shape).astype(np.float32)
+
+
+def conv(batch: str | int = "batch", opset: int = 17, seed: int = 0, classes: int = 5) -> onnx.ModelProto:
+    """x (N, 3, 8, 8) → Conv, BatchNormalization, Relu, pooling, Gemm → y (N, classes)."""
+    rng = np.random.default_rng(seed)
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["c"], name="conv", pads=[1, 1, 1, 1]),
+        helper.make_node("BatchNormalization", ["c", "scale", "shift", "mean", "var"], ["n"], name="bn"),
+        helper.make_node("Relu", ["n"], ["r"], name="relu"),
+        helper.make_node("GlobalAveragePool", ["r"], ["p"], name="pool"),
+        helper.make_node("Flatten", ["p"], ["f"], name="flatten"),
+        helper.make_node("Gemm", ["f", "fc", "fb"], ["y"], name="gemm"),
+    ]
+    weights = {"w": _floats(rng, 8, 3, 3, 3), "b": _floats(rng, 8), "scale": 1 + _floats(rng, 8) / 4}
+    weights |= {"shift": _floats(rng, 8), "mean": _floats(rng, 8), "var": np.full(8, 1.5, np.float32)}
+    weights |= {"fc": _floats(rng, 8, classes), "fb": _floats(rng, classes)}
+    io = TensorProto.FLOAT
+    return _model(nodes, {"x": (io, [batch, 3, 8, 8])}, {"y": (io, [batch, classes])}, weights, opset)
+
+
+def mlp(batch: str | int = "batch", opset: int = 17, seed: int = 0, classes: int = 3) -> onnx.ModelProto:
+    """x (N, 6) → Gemm, Relu, Gemm → y (N, classes)."""
+    rng = np.random.default_rng(seed)
+    nodes = [
+        helper.make_node("Gemm", ["x", "w1", "b1"], ["h"], name="first"),
+        helper.make_node("Relu", ["h"], ["r"], name="relu"),
+        helper.make_node("Gemm", ["r", "w2", "b2"], ["y"], name="second"),
+    ]
+    weights = {"w1": _floats(rng, 6, 16), "b1": _floats(rng, 16)}
+    weights |= {"w2": _floats(rng, 16, classes), "b2": _floats(rng, classes)}
+    io = TensorProto.FLOAT
+    return _model(nodes, {"x": (io, [batch, 6])}, {"y": (io, [batch, classes])}, weights, opset)
+
+
+def gather(batch: str | int = "batch", rows: int = 11) -> onnx.ModelProto:
+    """ids (N, 4) int64 → rows of a table (rows, 6) → Gemm → y (N, 3)."""
+    rng = np.random.default_rng(0)
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["g"], name="lookup"),
+        helper.make_node("Flatten", ["g"], ["f"], name="flatten"),
+        helper.make_node("Gemm", ["f", "w"], ["y"], name="gemm"),
+    ]
+    weights = {"table": _floats(rng, rows, 6), "w": _floats(rng, 24, 3)}
+    return _model(
+        nodes, {"ids": (TensorProto.INT64, [batch, 4])}, {"y": (TensorProto.FLOAT, [batch, 3])}, weights, 17
+    )
+
+
+def several(batch: str | int = "batch") -> onnx.ModelProto:
+    """a, b (N, 4) → z = 2a - b, arg (N,) int64 = argmax z, all_sum () = sum of z; outputs in no alphabetical order."""
+    nodes = [
+        helper.make_node("Mul", ["a", "two"], ["a2"], name="double"),
+        helper.make_node("Sub", ["a2", "b"], ["z"], name="minus"),
+        helper.make_node("ArgMax", ["z"], ["arg"], name="argmax", axis=1, keepdims=0),
+        helper.make_node("ReduceSum", ["z"], ["all_sum"], name="sum", keepdims=0),
+    ]
+    io = TensorProto.FLOAT
+    return _model(
+        nodes,
+        {"a": (io, [batch, 4]), "b": (io, [batch, 4])},
+        {"z": (io, [batch, 4]), "arg": (TensorProto.INT64, [batch]), "all_sum": (io, [])},
+        {"two": np.array(2.0, np.float32)},
+        17,
+    )
+
+
+def save(model: onnx.ModelProto, path: Path) -> Path:
+    """Write a model, with the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def with_external(model: onnx.ModelProto, path: Path, location: str = "w.data") -> Path:
+    """Write a model whose weights lie in a file beside it."""
+    blob = b""
+    for tensor in model.graph.initializer:
+        start = len(blob)
+        blob += tensor.raw_data
+        entries = {"location": location, "offset": str(start), "length": str(len(tensor.raw_data))}
+        tensor.ClearField("raw_data")
+        tensor.data_location = TensorProto.EXTERNAL
+        tensor.external_data.extend(onnx.StringStringEntryProto(key=k, value=v) for k, v in entries.items())
+    save(model, path)
+    (path.parent / location).parent.mkdir(parents=True, exist_ok=True)
+    (path.parent / location).write_bytes(blob)
+    return path
+
+
+def oracle(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """Run the ONNX reference evaluator."""
+    from onnx.reference import ReferenceEvaluator
+
+    return [np.asarray(output) for output in ReferenceEvaluator(model).run(None, feeds)]

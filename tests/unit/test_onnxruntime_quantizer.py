@@ -1,0 +1,159 @@
+"""Static int8: what it makes is valid, close to the float model, and leaves what it should in float."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+from penstock.errors import InputError
+from penstock.metrics import compare
+from penstock.stages.quantize import QuantizeSettings, quantize
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.normal(size=(64, 3, 8, 8)).astype(np.float32)
+ROWS = RNG.normal(size=(64, 6)).astype(np.float32)
+
+
+def batches(rows: np.ndarray, size: int = 16) -> Iterator[dict[str, np.ndarray]]:
+    for start in range(0, len(rows), size):
+        yield {"x": rows[start : start + size]}
+
+
+def run(path: Path, rows: np.ndarray) -> np.ndarray:
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"x": rows})[0]
+
+
+def quantized(
+    tiny: ModuleType, tmp_path: Path, model: onnx.ModelProto, rows: np.ndarray, **settings: object
+) -> tuple[onnx.ModelProto, dict]:
+    source = tiny.save(model, tmp_path / "in" / "m.onnx")
+    before = source.read_bytes()
+    (tmp_path / "out").mkdir(exist_ok=True)
+    facts = quantize(source, batches(rows), QuantizeSettings(**settings), tmp_path / "out" / "q.onnx")  # type: ignore[arg-type]
+    assert source.read_bytes() == before
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["q.onnx"]
+    made = onnx.load(tmp_path / "out" / "q.onnx")
+    onnx.checker.check_model(made, full_check=True)
+    return made, dict(facts)
+
+
+@pytest.mark.parametrize("activations", ["uint8", "int8"])
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_it_is_close_to_the_float_model(activations: str, per_channel: bool, tiny: ModuleType, tmp_path: Path) -> None:
+    model = tiny.conv()
+    made, facts = quantized(tiny, tmp_path, model, IMAGES, activations=activations, per_channel=per_channel)
+    want = tiny.oracle(model, {"x": IMAGES})[0]
+    got = run(tmp_path / "out" / "q.onnx", IMAGES)
+    assert (compare(got, want, logits=False).sqnr_db or 0) > 20
+    assert not np.array_equal(got, want), "something was quantized"
+    assert (facts["calibration_samples"], facts["calibration_batches"]) == (64, 4)
+    assert facts["activations"] == activations and facts["per_channel"] is per_channel
+    assert facts["operators_left_in_float"] == []
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_a_scale_for_each_output_channel_or_one(per_channel: bool, tiny: ModuleType, tmp_path: Path) -> None:
+    made, _ = quantized(tiny, tmp_path, tiny.conv(), IMAGES, per_channel=per_channel)
+    conv = next(n for n in made.graph.node if n.op_type == "Conv")
+    dequantize = next(n for n in made.graph.node if conv.input[1] in n.output)
+    held = {t.name: numpy_helper.to_array(t) for t in made.graph.initializer}
+    weights, scales, zero = (held[n] for n in dequantize.input)
+    assert weights.dtype == np.int8 and not np.any(zero), "weights are symmetric"
+    assert scales.size == (8 if per_channel else 1)
+    if per_channel:
+        assert len(np.unique(scales)) > 1
+
+
+@pytest.mark.parametrize("kind", ["conv", "mlp"])
+def test_the_last_output_is_float_and_is_not_clipped(kind: str, tiny: ModuleType, tmp_path: Path) -> None:
+    rows = IMAGES if kind == "conv" else ROWS
+    made, facts = quantized(tiny, tmp_path, getattr(tiny, kind)(), rows)
+    assert facts["outputs_left_in_float"] == ["y"]
+    producer = next(n for n in made.graph.node if "y" in n.output)
+    assert producer.op_type == "Gemm"
+    assert [o.name for o in made.graph.output] == ["y"] and [i.name for i in made.graph.input] == ["x"]
+    used = {name for node in made.graph.node for name in node.input}
+    assert {t.name for t in made.graph.initializer} <= used, "nothing unused stays"
+
+
+def test_an_output_that_is_read_inside_stays_right(tiny: ModuleType, tmp_path: Path) -> None:
+    model = tiny.mlp()
+    model.graph.output.append(helper.make_tensor_value_info("h", onnx.TensorProto.FLOAT, ["batch", 16]))
+    quantized(tiny, tmp_path, model, ROWS)
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "q.onnx", providers=["CPUExecutionProvider"])
+    assert [o.name for o in session.get_outputs()] == ["y", "h"]
+    for got, want in zip(session.run(None, {"x": ROWS}), tiny.oracle(model, {"x": ROWS}), strict=True):
+        assert (compare(got, want, logits=False).sqnr_db or 0) > 20
+
+
+@pytest.mark.parametrize("opset", [11, 12])
+def test_an_old_opset_is_raised(opset: int, tiny: ModuleType, tmp_path: Path) -> None:
+    model = tiny.conv(opset=opset)
+    model.ir_version = 6
+    made, facts = quantized(tiny, tmp_path, model, IMAGES)
+    assert facts["opset_raised_from"] == opset and [(i.domain, i.version) for i in made.opset_import] == [("", 13)]
+    got, want = run(tmp_path / "out" / "q.onnx", IMAGES), tiny.oracle(model, {"x": IMAGES})[0]
+    assert (compare(got, want, logits=False).sqnr_db or 0) > 20
+
+
+def test_a_later_opset_stays_and_no_import_is_left_behind(tiny: ModuleType, tmp_path: Path) -> None:
+    made, facts = quantized(tiny, tmp_path, tiny.conv(opset=17), IMAGES)
+    assert facts["opset_raised_from"] is None and [(i.domain, i.version) for i in made.opset_import] == [("", 17)]
+
+
+def test_excluded_nodes_stay_in_float(tiny: ModuleType, tmp_path: Path) -> None:
+    made, facts = quantized(tiny, tmp_path, tiny.mlp(), ROWS, exclude=("second",))
+    floats = {t.name for t in made.graph.initializer if t.data_type == onnx.TensorProto.FLOAT and len(t.dims) == 2}
+    assert floats == {"w2"}
+
+
+def test_the_same_input_gives_the_same_bytes(tiny: ModuleType, tmp_path: Path) -> None:
+    files = []
+    for name in ("a", "b"):
+        quantized(tiny, tmp_path / name, tiny.conv(), IMAGES)
+        files.append((tmp_path / name / "out" / "q.onnx").read_bytes())
+    assert files[0] == files[1]
+
+
+def test_external_data_goes_in(tiny: ModuleType, tmp_path: Path) -> None:
+    want = tiny.oracle(tiny.mlp(), {"x": ROWS})[0]
+    source = tiny.with_external(tiny.mlp(), tmp_path / "in" / "m.onnx")
+    quantize(source, batches(ROWS), QuantizeSettings(), tmp_path / "q.onnx")
+    assert (compare(run(tmp_path / "q.onnx", ROWS), want, logits=False).sqnr_db or 0) > 20
+
+
+def test_a_quantized_model_is_refused(tiny: ModuleType, tmp_path: Path) -> None:
+    quantized(tiny, tmp_path, tiny.mlp(), ROWS)
+    with pytest.raises(InputError) as caught:
+        quantize(tmp_path / "out" / "q.onnx", batches(ROWS), QuantizeSettings(), tmp_path / "again.onnx")
+    assert caught.value.id == "already-quantized" and not (tmp_path / "again.onnx").exists()
+
+
+def test_nothing_to_quantize(tiny: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        quantize(tiny.save(tiny.several(), tmp_path / "m.onnx"), [], QuantizeSettings(), tmp_path / "q.onnx")
+    assert caught.value.id == "nothing-to-quantize"
+
+
+def test_no_calibration_samples_is_an_input_error(tiny: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        quantize(tiny.save(tiny.mlp(), tmp_path / "m.onnx"), [], QuantizeSettings(), tmp_path / "q.onnx")
+    assert caught.value.id == "cannot-quantize" and not (tmp_path / "q.onnx").exists()
+
+
+def test_an_unknown_name_to_exclude_is_refused(tiny: ModuleType, tmp_path: Path) -> None:
+    """A typo would leave the node quantized in silence."""
+    from penstock.errors import PenstockError
+
+    with pytest.raises(PenstockError, match="secnod"):
+        quantize(
+            tiny.save(tiny.mlp(), tmp_path / "m.onnx"), batches(ROWS), QuantizeSettings(exclude=("secnod",)), tmp_path / "q.onnx"
+        )  # fmt: skip
