@@ -7,7 +7,6 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 
-
 def _model(
     nodes: list[onnx.NodeProto],
     inputs: dict[str, tuple[int, list]],
@@ -70,9 +69,7 @@ def gather(batch: str | int = "batch", rows: int = 11) -> onnx.ModelProto:
         helper.make_node("Gemm", ["f", "w"], ["y"], name="gemm"),
     ]
     weights = {"table": _floats(rng, rows, 6), "w": _floats(rng, 24, 3)}
-    return _model(
-        nodes, {"ids": (TensorProto.INT64, [batch, 4])}, {"y": (TensorProto.FLOAT, [batch, 3])}, weights, 17
-    )
+    return _model(nodes, {"ids": (TensorProto.INT64, [batch, 4])}, {"y": (TensorProto.FLOAT, [batch, 3])}, weights, 17)
 
 
 def several(batch: str | int = "batch") -> onnx.ModelProto:

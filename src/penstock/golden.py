@@ -57,15 +57,21 @@ def make(feeds: Feeds, session: Session, computed_by: str, output_names: Sequenc
         outputs.append(tuple(session.run(batch)))
     for position, name in enumerate(output_names):
         values = [run[position] for run in outputs]
-        if any(not isinstance(value, np.ndarray) or value.dtype.hasobject for value in values):
-            what = f"the output {name!r} holds texts, sequences or maps, which are not compared"
-            raise InputError("unsupported-output", what, do="export the model without it, for example with zipmap off")
+        _need_tensors(name, values)
         floating = [v for v in values if np.issubdtype(v.dtype, np.floating) and v.size]
         if floating and not any(np.isfinite(v).any() for v in floating):
             what = f"the source's output {name!r} is NaN or infinite on every golden input"
             raise InputError("source-not-finite", what, do="check the weights, or give real inputs with --data")
     made = Golden(feeds.description, computed_by, tuple(output_names), tuple(real), tuple(taken), tuple(outputs))
     return replace(made, noise=_noise(made, session)) if feeds.description.get("kind") == "seeded" else made
+
+
+def _need_tensors(name: str, values: Sequence[object]) -> None:
+    import numpy as np
+
+    if any(not isinstance(value, np.ndarray) or value.dtype.hasobject for value in values):
+        what = f"the output {name!r} holds texts, sequences or maps, which are not compared"
+        raise InputError("unsupported-output", what, do="export the model without it, for example with zipmap off")
 
 
 def _noise(golden: Golden, session: Session) -> dict[str, float]:
@@ -109,6 +115,8 @@ def _pack(arrays: Mapping[str, np.ndarray]) -> bytes:
 
 def write(golden: Golden, folder: Path) -> dict[str, Json]:
     """Write ``inputs.npz``, ``outputs.npz`` and ``golden.json``; return what the record says of them."""
+    for position, name in enumerate(golden.output_names):
+        _need_tensors(name, [run[position] for run in golden.outputs])
     inputs = {f"{i}/{name}": array for i, run in enumerate(golden.feeds) for name, array in run.items()}
     outputs = {
         f"{i}/{name}": array

@@ -104,9 +104,8 @@ class _Build:
     def run(self) -> BuildResult:
         """Run the stages in order."""
         dataset = self._open_data()
-        exported = self._export(dataset)
+        exported, data = self._export(dataset)
         signature = exported.variant.signature
-        data = self._feeds(dataset, exported)
         slim = self._optimize(exported)
         self._quantize(slim, data)
         runnables = self._deployments(signature.fixed_batch is None)
@@ -129,7 +128,7 @@ class _Build:
         self.progress.end(f"{dataset.name}: {samples:,} samples, {len(dataset.classes) or 'no'} classes")
         return dataset
 
-    def _export(self, dataset: Dataset | None) -> Transformed:
+    def _export(self, dataset: Dataset | None) -> tuple[Transformed, RoleFeeds]:
         self.progress.begin("export", transforms.source_name(self.source))
 
         def example() -> Mapping[str, np.ndarray] | None:
@@ -141,6 +140,7 @@ class _Build:
         settings = self.settings.export
         drawn = store.digest_of([dataset.digest, dataset.preprocessing]) if dataset else ""
         done = transforms.export_source(self.source, settings, example, drawn, self.cache)
+        data = self._feeds(dataset, done)  # before anything is written: the data may not fit
         variant = self._adopt(done, "export")
         native = transforms.source_variant(done, self.source)
         if native is not None:
@@ -148,7 +148,7 @@ class _Build:
             self.variants.insert(0, (native, Loadable(None, self.source.spec, self.source.weights)))
         opset = graph.load(done.path).opset_imports.get("")
         self.progress.end(f"{variant.name}: opset {opset}, {variant.size_bytes / 1e6:.2f} MB{_cached(done)}")
-        return done
+        return done, data
 
     def _adopt(self, done: Transformed, step: str) -> Variant:
         """Take a transform's result into the build folder and the ledger, with its inspection."""

@@ -41,7 +41,11 @@ def load(kind: Kind, name: str) -> object:
     """Import one plug-in. Raises ``UsageError`` for an unknown name, ``MissingError`` for one that doesn't import."""
     built_in = _built_in(kind)
     if name in built_in:
-        return importlib.import_module(built_in[name])
+        try:
+            return importlib.import_module(built_in[name])
+        except ImportError as error:
+            what = f"the built-in plug-in {name!r} doesn't load: {error}"
+            raise MissingError("broken-plug-in", what, where=built_in[name], do="install penstock anew") from error
     for entry in _entry_points(kind):
         if entry.name == name:
             try:

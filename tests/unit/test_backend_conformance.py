@@ -17,7 +17,9 @@ from penstock.errors import InputError
 
 ONNX_ONLY = "it runs modules of its framework, not .onnx files; its own tests are below and in test_torch_frontend"
 SKIPS: dict[str, dict[str, str]] = {
-    "torch": dict.fromkeys(("conv", "mlp", "several", "gather", "fixed", "scalar input", "broken", "wrong input"), ONNX_ONLY),
+    "torch": dict.fromkeys(
+        ("conv", "mlp", "several", "gather", "fixed", "scalar input", "broken", "wrong input"), ONNX_ONLY
+    ),
 }
 SKIPS["openvino"] = {"wide integers": "its CPU plugin computes int64 in 32 bits; the gate verify sees what comes of it"}
 NAMES = registry.names("backends")
@@ -72,7 +74,9 @@ def test_the_protocol_is_complete(name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["conv", "mlp", "several", "gather"])
-def test_it_computes_what_the_reference_evaluator_computes(name: str, kind: str, tiny: ModuleType, tmp_path: Path) -> None:
+def test_it_computes_what_the_reference_evaluator_computes(
+    name: str, kind: str, tiny: ModuleType, tmp_path: Path
+) -> None:
     """At several batch sizes of one session, outputs in the model's order, integers and 0-d outputs too."""
     skip(name, kind)
     model = getattr(tiny, kind)()
@@ -107,7 +111,12 @@ def test_a_scalar_and_an_integer_input(name: str, tiny: ModuleType, tmp_path: Pa
         helper.make_node("Mul", ["x", "f"], ["y"]),
         helper.make_node("Add", ["n", "n"], ["m"]),
     ]
-    io = {"x": (TensorProto.FLOAT, ["b", 2]), "n": (TensorProto.INT64, []), "y": (TensorProto.FLOAT, ["b", 2]), "m": (TensorProto.INT64, [])}
+    io = {
+        "x": (TensorProto.FLOAT, ["b", 2]),
+        "n": (TensorProto.INT64, []),
+        "y": (TensorProto.FLOAT, ["b", 2]),
+        "m": (TensorProto.INT64, []),
+    }
     info = [helper.make_tensor_value_info(key, *spec) for key, spec in io.items()]
     imports = [helper.make_opsetid("", 17)]
     model = helper.make_model(helper.make_graph(nodes, "g", info[:2], info[2:]), opset_imports=imports, ir_version=8)
@@ -219,7 +228,9 @@ def test_onnxruntime_levels_and_bindings_agree(level: str, bound: bool, tiny: Mo
     close_to(session.run(feeds), tiny.oracle(model, feeds))
     actual = session.actual()
     assert actual["optimization"] == level and actual["io_binding"] is bound
-    assert sum(actual["nodes_by_provider"].values()) > 0 and set(actual["nodes_by_provider"]) == {"CPUExecutionProvider"}
+    assert sum(actual["nodes_by_provider"].values()) > 0 and set(actual["nodes_by_provider"]) == {
+        "CPUExecutionProvider"
+    }
 
 
 def test_onnxruntime_refuses_unknown_options_and_devices(tiny: ModuleType, tmp_path: Path) -> None:
@@ -241,7 +252,10 @@ def test_a_bound_run_with_wrong_inputs_is_an_input_error(tiny: ModuleType, tmp_p
 def test_openvino_computes_in_float32_unless_asked(tiny: ModuleType, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     path = tiny.save(tiny.conv(), tmp_path / "m.onnx")
-    assert "float32" in load("openvino", path).actual()["precision"] or "f32" in load("openvino", path).actual()["precision"]
+    assert (
+        "float32" in load("openvino", path).actual()["precision"]
+        or "f32" in load("openvino", path).actual()["precision"]
+    )
     with pytest.raises(InputError):
         load("openvino", path, precision_hint="f33")
 

@@ -72,7 +72,7 @@ def test_another_seed_deals_others_and_the_same_seed_the_same() -> None:
 
 @pytest.mark.parametrize("change", ["seed", "scale", "mean", "golden"])
 def test_the_description_differs_where_the_samples_differ(change: str) -> None:
-    """It stands for the samples in cache keys and journal keys: two sets of one description are taken for one another."""
+    """It stands for the samples in cache keys and journal keys: two sets of one description are taken for one another."""  # noqa: E501
     settings, seed, data = SETTINGS, 0, dataset()
     before = feeds.from_data(data, signature(), settings, seed).calibrate
     if change == "seed":

@@ -18,7 +18,11 @@ def test_signature_names_dtypes_and_shapes(tiny: ModuleType, tmp_path: Path) -> 
     got = graph.signature(graph.load(tiny.save(tiny.several(), tmp_path / "m.onnx")))
     assert got == Signature(
         (TensorSpec("a", "float32", ("batch", 4)), TensorSpec("b", "float32", ("batch", 4))),
-        (TensorSpec("z", "float32", ("batch", 4)), TensorSpec("arg", "int64", ("batch",)), TensorSpec("all_sum", "float32", ())),
+        (
+            TensorSpec("z", "float32", ("batch", 4)),
+            TensorSpec("arg", "int64", ("batch",)),
+            TensorSpec("all_sum", "float32", ()),
+        ),
     )
 
 
@@ -105,7 +109,7 @@ def test_tidy_takes_out_traces_and_unused_imports_and_changes_no_number(tiny: Mo
 
 def test_tidy_reaches_into_functions(tiny: ModuleType) -> None:
     body = helper.make_node("Relu", ["a"], ["b"], doc_string="/home/me/secret")
-    function = helper.make_function("own", "F", ["a"], ["b"], [body], [helper.make_opsetid("", 17)], doc_string="/home/me/secret")  # fmt: skip
+    function = helper.make_function("own", "F", ["a"], ["b"], [body], [helper.make_opsetid("", 17)], doc_string="/home/me/secret")  # fmt: skip  # noqa: E501
     io = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1]) for n in "xy"]
     made = helper.make_graph([helper.make_node("F", ["x"], ["y"], domain="own")], "g", io[:1], io[1:])
     imports = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
@@ -115,7 +119,9 @@ def test_tidy_reaches_into_functions(tiny: ModuleType) -> None:
     assert b"secret" not in data.SerializeToString() and {i.domain for i in data.opset_import} == {"", "own"}
 
 
-def test_what_the_parser_refuses_is_an_input_error(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_parser_refuses_is_an_input_error(
+    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tiny.save(tiny.mlp(), tmp_path / "m.onnx")
 
     def fail(path: Path) -> None:

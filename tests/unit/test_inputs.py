@@ -64,7 +64,9 @@ def test_an_unknown_rank_is_refused() -> None:
         inputs.concrete_shape(TensorSpec("x", "float32", None), 1, {})
 
 
-def bounds(tiny: ModuleType, nodes: list, weights: dict[str, np.ndarray], kind: int = TensorProto.INT64) -> dict[str, int]:
+def bounds(
+    tiny: ModuleType, nodes: list, weights: dict[str, np.ndarray], kind: int = TensorProto.INT64
+) -> dict[str, int]:
     made = helper.make_graph(
         nodes, "g", [helper.make_tensor_value_info("ids", kind, ["n", 4])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],

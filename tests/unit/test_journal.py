@@ -106,7 +106,7 @@ def test_a_torn_tail_of_a_finished_build_is_dropped(folder: BuildFolder) -> None
 
 def test_when_a_step_was_taken_over_it_keeps_its_time(folder: BuildFolder) -> None:
     """``at`` says when a thing was measured; a later run doesn't move it."""
-    folder.start_ledger([])
+    folder.cut_ledger(0)
     from penstock.ledger import Done
     from penstock.store import digest_of
 

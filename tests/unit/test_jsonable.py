@@ -45,7 +45,13 @@ def test_non_finite_floats_become_texts_and_come_back() -> None:
 
 
 def test_numpy_values_become_plain_ones() -> None:
-    given = {"a": np.float32(0.5), "b": np.int64(3), "c": np.array([[1, 2]]), "d": np.bool_(True), "e": np.float64("inf")}
+    given = {
+        "a": np.float32(0.5),
+        "b": np.int64(3),
+        "c": np.array([[1, 2]]),
+        "d": np.bool_(True),
+        "e": np.float64("inf"),
+    }
     assert to_json(given) == {"a": 0.5, "b": 3, "c": [[1, 2]], "d": True, "e": "inf"}
 
 

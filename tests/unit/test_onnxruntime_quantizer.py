@@ -47,7 +47,7 @@ def quantized(
 @pytest.mark.parametrize("per_channel", [True, False])
 def test_it_is_close_to_the_float_model(activations: str, per_channel: bool, tiny: ModuleType, tmp_path: Path) -> None:
     model = tiny.conv()
-    made, facts = quantized(tiny, tmp_path, model, IMAGES, activations=activations, per_channel=per_channel)
+    _, facts = quantized(tiny, tmp_path, model, IMAGES, activations=activations, per_channel=per_channel)
     want = tiny.oracle(model, {"x": IMAGES})[0]
     got = run(tmp_path / "out" / "q.onnx", IMAGES)
     assert (compare(got, want, logits=False).sqnr_db or 0) > 20
@@ -100,7 +100,8 @@ def test_an_old_opset_is_raised(opset: int, tiny: ModuleType, tmp_path: Path) ->
     model.ir_version = 6
     made, facts = quantized(tiny, tmp_path, model, IMAGES)
     assert facts["opset_raised_from"] == opset and [(i.domain, i.version) for i in made.opset_import] == [("", 13)]
-    got, want = run(tmp_path / "out" / "q.onnx", IMAGES), tiny.oracle(model, {"x": IMAGES})[0]
+    # the same weights at opset 17: the reference evaluator takes BatchNormalization 9 for training
+    got, want = run(tmp_path / "out" / "q.onnx", IMAGES), tiny.oracle(tiny.conv(), {"x": IMAGES})[0]
     assert (compare(got, want, logits=False).sqnr_db or 0) > 20
 
 
@@ -110,7 +111,7 @@ def test_a_later_opset_stays_and_no_import_is_left_behind(tiny: ModuleType, tmp_
 
 
 def test_excluded_nodes_stay_in_float(tiny: ModuleType, tmp_path: Path) -> None:
-    made, facts = quantized(tiny, tmp_path, tiny.mlp(), ROWS, exclude=("second",))
+    made, _ = quantized(tiny, tmp_path, tiny.mlp(), ROWS, exclude=("second",))
     floats = {t.name for t in made.graph.initializer if t.data_type == onnx.TensorProto.FLOAT and len(t.dims) == 2}
     assert floats == {"w2"}
 
@@ -155,5 +156,5 @@ def test_an_unknown_name_to_exclude_is_refused(tiny: ModuleType, tmp_path: Path)
 
     with pytest.raises(PenstockError, match="secnod"):
         quantize(
-            tiny.save(tiny.mlp(), tmp_path / "m.onnx"), batches(ROWS), QuantizeSettings(exclude=("secnod",)), tmp_path / "q.onnx"
+            tiny.save(tiny.mlp(), tmp_path / "m.onnx"), batches(ROWS), QuantizeSettings(exclude=("secnod",)), tmp_path / "q.onnx"  # noqa: E501
         )  # fmt: skip

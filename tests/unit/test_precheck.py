@@ -211,7 +211,7 @@ def hidden(where: str) -> onnx.ModelProto:
 
 @pytest.mark.parametrize(
     "where",
-    ["constant", "tensors", "subgraph", "graphs", "graphs beside a graph", "function", "sparse initializer", "sparse attribute"],
+    ["constant", "tensors", "subgraph", "graphs", "graphs beside a graph", "function", "sparse initializer", "sparse attribute"],  # noqa: E501
 )  # fmt: skip
 def test_external_data_is_found_wherever_a_tensor_can_hide(
     where: str, tiny: ModuleType, tmp_path: Path, secret: Path

@@ -54,7 +54,9 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
     assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_copy_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_that_fails_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, source = tmp_path / "file", tmp_path / "source"
     path.write_bytes(b"old")
     source.write_bytes(b"new")
@@ -87,7 +89,7 @@ def test_a_folder_in_the_way_is_named_not_the_temporary_file(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("code", "id"),
-    [(errno.EACCES, "not-writable"), (errno.EROFS, "not-writable"), (errno.ENOSPC, "disk-full"), (errno.EIO, "file-error"),
+    [(errno.EACCES, "not-writable"), (errno.EROFS, "not-writable"), (errno.ENOSPC, "disk-full"), (errno.EIO, "file-error"),  # noqa: E501
      (errno.EDQUOT, "disk-full")],
 )  # fmt: skip
 def test_errors_of_the_system_are_explained(code: int, id: str, tmp_path: Path) -> None:
@@ -127,7 +129,9 @@ def test_what_was_put_is_got_back(tmp_path: Path) -> None:
     assert held(cache) == "v" and list((tmp_path / "scratch").iterdir()) == []
 
 
-@pytest.mark.parametrize("damage", ["changed", "same size", "gone", "entry torn", "entry of another shape", "entry not text"])
+@pytest.mark.parametrize(
+    "damage", ["changed", "same size", "gone", "entry torn", "entry of another shape", "entry not text"]
+)
 def test_a_damaged_entry_is_noticed_dropped_and_redone(damage: str, tmp_path: Path) -> None:
     cache = Cache(tmp_path)
     cache.put(KEY, making("good"))
@@ -245,7 +249,7 @@ def test_a_new_folder_is_made_and_an_empty_one_taken(tmp_path: Path) -> None:
     for root in (tmp_path / "a" / "b", tmp_path / "empty"):
         folder = BuildFolder(root)
         folder.open()
-        folder.start_ledger([])
+        folder.cut_ledger(0)
         folder.close()
         folder.open()  # an earlier build's folder
         folder.close()
@@ -326,14 +330,15 @@ def test_a_read_only_folder_is_a_store_error(tmp_path: Path, monkeypatch: pytest
 def test_a_full_disk_while_appending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = BuildFolder(tmp_path)
     folder.open()
-    folder.start_ledger([])
+    folder.cut_ledger(0)
 
     class Full(io.BytesIO):
         write = full  # type: ignore[assignment]
 
-    monkeypatch.setattr(Path, "open", lambda self, mode: Full())
-    with pytest.raises(StoreError, match="disk is full"):
-        folder.append(Done("s", "k"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", lambda self, *args, **kwargs: Full())
+        with pytest.raises(StoreError, match="disk is full"):
+            folder.append(Done("s", "k"))
     folder.close()
 
 

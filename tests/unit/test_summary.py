@@ -11,7 +11,7 @@ from penstock.variant import ModelFile, Variant
 from penstock.verdict import Outcome, Verdict
 
 VARIANT = Variant(
-    "int8", "d", "onnx", "int8", (ModelFile("a", "0", 70), ModelFile("b", "0", 30)), "a", Signature((), ()), (), "quantize",
+    "int8", "d", "onnx", "int8", (ModelFile("a", "0", 70), ModelFile("b", "0", 30)), "a", Signature((), ()), (), "quantize",  # noqa: E501
     {}, {},
 )  # fmt: skip
 NAME = "int8@onnxruntime"

@@ -10,6 +10,7 @@ from types import ModuleType
 
 import numpy as np
 import onnx
+import onnx.version_converter
 import pytest
 
 pytestmark = pytest.mark.torch
@@ -74,11 +75,15 @@ def net(tmp_path: Path) -> Path:
 
 
 def write(net: Path, body: str, imports: str = "import torch\nfrom torch import nn\n") -> str:
-    net.write_text(f"{imports}\nclass Net(nn.Module):\n" + "\n".join("    " + line for line in body.strip("\n").splitlines()))
+    net.write_text(
+        f"{imports}\nclass Net(nn.Module):\n" + "\n".join("    " + line for line in body.strip("\n").splitlines())
+    )
     return f"{net}:Net"
 
 
-def run(spec: str, into: Path, weights: str = "", example: dict | None = None, **settings: object) -> tuple[Exported, onnx.ModelProto]:
+def run(
+    spec: str, into: Path, weights: str = "", example: dict | None = None, **settings: object
+) -> tuple[Exported, onnx.ModelProto]:
     settings.setdefault("exporter", "torchscript")  # 20 times faster than dynamo
     into.mkdir(exist_ok=True)
     done = export(Source(spec, weights), ExportSettings(**settings), into / "model.onnx", example)  # type: ignore[arg-type]
@@ -93,6 +98,8 @@ def agrees(model: onnx.ModelProto, module: object, batch: int, tiny: ModuleType)
     x = np.random.default_rng(batch).normal(size=(batch, 3, 8, 8)).astype(np.float32)
     with torch.no_grad():
         want = module.eval()(torch.from_numpy(x)).numpy()  # type: ignore[attr-defined]
+    if model.opset_import[0].version < 14:  # the reference evaluator takes BatchNormalization 9 for training
+        model = onnx.version_converter.convert_version(model, 15)
     got = tiny.oracle(model, {model.graph.input[0].name: x})[0]
     assert got.shape == want.shape and np.abs(got - want).max() <= 1e-5 * np.abs(want).max()
 
@@ -101,6 +108,11 @@ def own(net: Path) -> object:
     scope: dict = {}
     exec(NET, scope)
     return scope["Net"]()
+
+
+def reads(done: Exported) -> dict[str, str]:
+    """What an export read, without the modules of the tests that call it."""
+    return {path: digest for path, digest in done.reads.items() if not path.startswith(str(Path(__file__).parents[1]))}
 
 
 # --- what is claimed
@@ -131,7 +143,7 @@ def test_a_class_in_a_file(exporter: str, net: Path, tmp_path: Path, tiny: Modul
     for batch in (1, 4):
         agrees(model, own(net), batch, tiny)
     assert done.facts["proved_at_batch"] == [1, 2, 3, 7]
-    assert done.reads == {str(net): hashlib.sha256(net.read_bytes()).hexdigest()}
+    assert reads(done) == {str(net): hashlib.sha256(net.read_bytes()).hexdigest()}
     assert [spec.text() for spec in done.signature.inputs] == ["x:float32[batch,3,8,8]"]
     assert done.signature.outputs[0].shape == ("batch", 5)
     assert done.facts["opset"] == (13 if exporter == "torchscript" else 18)
@@ -145,7 +157,9 @@ def test_a_function_and_a_built_module(name: str, net: Path, tmp_path: Path, tin
     agrees(model, own(net), 3, tiny)
 
 
-def test_a_package_of_the_current_folder(net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: ModuleType) -> None:
+def test_a_package_of_the_current_folder(
+    net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: ModuleType
+) -> None:
     package = tmp_path / "work" / "mypackage"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("")
@@ -153,14 +167,14 @@ def test_a_package_of_the_current_folder(net: Path, tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path / "work")
     done, model = run("mypackage.nets:factory", tmp_path / "out", input=INPUT)
     agrees(model, own(net), 2, tiny)
-    assert {Path(path).name for path in done.reads} == {"__init__.py", "nets.py"}
+    assert {Path(path).name for path in reads(done)} == {"__init__.py", "nets.py"}
 
 
 def test_neighbours_are_read_and_listed(net: Path, tmp_path: Path) -> None:
     (net.parent / "layers_beside.py").write_text("WIDTH = 5\n")
     net.write_text("from layers_beside import WIDTH\n" + NET)
     done, _ = run(f"{net}:Net", tmp_path / "out", input=INPUT)
-    assert {Path(path).name for path in done.reads} == {"tiny_net.py", "layers_beside.py"}
+    assert {Path(path).name for path in reads(done)} == {"tiny_net.py", "layers_beside.py"}
 
 
 def test_a_second_load_in_one_process_lists_what_it_read_and_sees_the_edit(net: Path, tmp_path: Path) -> None:
@@ -175,13 +189,19 @@ def test_a_second_load_in_one_process_lists_what_it_read_and_sees_the_edit(net: 
     assert edited.signature.outputs[0].shape == ("batch", 6) and set(edited.reads) == set(first.reads)
 
 
+def test_the_callers_own_modules_are_no_reads(net: Path, tmp_path: Path) -> None:
+    """The digest of a source is that of the source, whoever exports it."""
+    done, _ = run(f"{net}:Net", tmp_path / "out", input=INPUT)
+    assert done.reads == reads(done)
+
+
 def test_two_files_of_one_name_are_two_sources(net: Path, tmp_path: Path) -> None:
     other = tmp_path / "other" / net.name
     other.parent.mkdir()
     other.write_text(NET.replace("nn.Linear(4, 5)", "nn.Linear(4, 9)"))
     run(f"{net}:Net", tmp_path / "a", input=INPUT)
     done, _ = run(f"{other}:Net", tmp_path / "b", input=INPUT)
-    assert done.signature.outputs[0].shape == ("batch", 9) and list(done.reads) == [str(other)]
+    assert done.signature.outputs[0].shape == ("batch", 9) and list(reads(done)) == [str(other)]
 
 
 def test_a_module_without_weights_of_its_own_is_the_same_at_each_load(net: Path) -> None:
@@ -190,7 +210,10 @@ def test_a_module_without_weights_of_its_own_is_the_same_at_each_load(net: Path)
 
     from penstock.frontends.torch import load_module
 
-    write(net, "def __init__(self):\n    super().__init__()\n    self.fc = nn.Linear(3, 2)\ndef forward(self, x):\n    return self.fc(x)")
+    write(
+        net,
+        "def __init__(self):\n    super().__init__()\n    self.fc = nn.Linear(3, 2)\ndef forward(self, x):\n    return self.fc(x)",  # noqa: E501
+    )
     one, two = (load_module(Source(f"{net}:Net")).module.state_dict() for _ in range(2))
     assert all(torch.equal(one[key], two[key]) for key in one)
 
@@ -209,7 +232,7 @@ def test_an_exported_program(net: Path, tmp_path: Path, tiny: ModuleType) -> Non
     path = program(net, tmp_path / "m.pt2")
     done, model = run(str(path), tmp_path / "out", exporter="dynamo")
     agrees(model, own(net), 3, tiny)
-    assert done.reads == {str(path): hashlib.sha256(path.read_bytes()).hexdigest()}
+    assert reads(done) == {str(path): hashlib.sha256(path.read_bytes()).hexdigest()}
     with pytest.raises(InputError, match="takes no weights"):
         run(str(path), tmp_path / "out", weights=str(path), exporter="dynamo")
     with pytest.raises(UsageError, match="dynamo"):
@@ -316,7 +339,11 @@ def test_weights_that_do_not_fit_are_told_apart(net: Path, tmp_path: Path) -> No
     with pytest.raises(InputError) as caught:
         run(f"{net}:Net", tmp_path / "out", weights=str(tmp_path / "w.safetensors"), input=INPUT)
     assert caught.value.id == "weights-do-not-fit"
-    for told in ("1 missing (first: fc.bias)", "1 unknown (first: fc.extra)", "fc.weight is [7, 4], the module wants [5, 4]"):
+    for told in (
+        "1 missing (first: fc.bias)",
+        "1 unknown (first: fc.extra)",
+        "fc.weight is [7, 4], the module wants [5, 4]",
+    ):
         assert told in caught.value.what
 
 
@@ -360,12 +387,16 @@ def test_names_that_give_no_module(name: str, id: str, told: str, net: Path, tmp
     assert caught.value.id == id and told in str(caught.value)
 
 
-@pytest.mark.parametrize(("text", "line"), [("import torch\n1 / 0\n", 2), ("import not_there_at_all\n", 1), ("def f(:\n", 1)])
+@pytest.mark.parametrize(
+    ("text", "line"), [("import torch\n1 / 0\n", 2), ("import not_there_at_all\n", 1), ("def f(:\n", 1)]
+)
 def test_a_file_that_does_not_import_is_told_with_its_line(text: str, line: int, net: Path, tmp_path: Path) -> None:
     net.write_text(text)
     with pytest.raises(InputError) as caught:
         run(f"{net}:Net", tmp_path / "out", input=INPUT)
-    assert caught.value.id == "user-code-failed" and f"line {line}" in str(caught.value) and net.name in str(caught.value)
+    assert (
+        caught.value.id == "user-code-failed" and f"line {line}" in str(caught.value) and net.name in str(caught.value)
+    )
 
 
 def test_absent_files_and_packages(tmp_path: Path) -> None:
@@ -459,14 +490,16 @@ TWO = "def forward(self, second, first):\n    return 2 * second - first"
 def test_several_inputs_and_a_dict_of_outputs(exporter: str, net: Path, tmp_path: Path, tiny: ModuleType) -> None:
     spec = write(
         net,
-        "def forward(self, a, ids):\n    s = a.sum(1)\n    return {'scaled': a * ids.to(a.dtype), 'best': a.argmax(1), 'sum': s}",
+        "def forward(self, a, ids):\n    s = a.sum(1)\n    return {'scaled': a * ids.to(a.dtype), 'best': a.argmax(1), 'sum': s}",  # noqa: E501
     )
     _, model = run(spec, tmp_path / "out", input=("a:float32[batch,4]", "ids:int64[batch,4]"), exporter=exporter)
     assert [o.name for o in model.graph.output] == ["scaled", "best", "sum"]
     assert [i.name for i in model.graph.input] == ["a", "ids"]
     a, ids = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32), np.arange(12).reshape(3, 4)
     scaled, best, total = tiny.oracle(model, {"a": a, "ids": ids})
-    assert np.allclose(scaled, a * ids) and np.array_equal(best, a.argmax(1)) and np.allclose(total, a.sum(1), atol=1e-5)
+    assert (
+        np.allclose(scaled, a * ids) and np.array_equal(best, a.argmax(1)) and np.allclose(total, a.sum(1), atol=1e-5)
+    )
 
 
 def test_a_tuple_of_outputs_is_numbered(net: Path, tmp_path: Path) -> None:
@@ -487,7 +520,9 @@ def test_one_tensor_returned_twice(exporter: str, net: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("how", ["input", "example", "data"])
-def test_inputs_that_are_named_like_parameters_go_to_those(how: str, net: Path, tmp_path: Path, tiny: ModuleType) -> None:
+def test_inputs_that_are_named_like_parameters_go_to_those(
+    how: str, net: Path, tmp_path: Path, tiny: ModuleType
+) -> None:
     """In whichever order they are given."""
     spec = write(net, TWO)
     given = {"first": np.full((2, 3), 10, np.float32), "second": np.ones((2, 3), np.float32)}
@@ -496,7 +531,7 @@ def test_inputs_that_are_named_like_parameters_go_to_those(how: str, net: Path, 
     elif how == "data":
         _, model = run(spec, tmp_path / "out", example=given)
     else:
-        text = "import torch\ndef example_inputs():\n    return {'first': torch.ones(2, 3) * 10, 'second': torch.ones(2, 3)}\n"
+        text = "import torch\ndef example_inputs():\n    return {'first': torch.ones(2, 3) * 10, 'second': torch.ones(2, 3)}\n"  # noqa: E501
         net.write_text(net.read_text() + "\n" + text)
         _, model = run(spec, tmp_path / "out")
     assert tiny.oracle(model, given)[0].tolist() == [[-8.0] * 3] * 2
@@ -513,12 +548,16 @@ def test_an_unused_input_is_no_obstacle(net: Path, tmp_path: Path, tiny: ModuleT
 # --- examples and settings
 
 
-def test_example_inputs_beside_the_module_and_named_functions(net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_example_inputs_beside_the_module_and_named_functions(
+    net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     net.write_text(NET + "\ndef example_inputs():\n    return (torch.zeros(1, 3, 8, 8),)\n")
     done, _ = run(f"{net}:Net", tmp_path / "out")
     assert done.signature.inputs[0].text() == "x:float32[batch,3,8,8]"
     (tmp_path / "work").mkdir()
-    (tmp_path / "work" / "own_examples.py").write_text("import torch\ndef wide():\n    return torch.zeros(2, 3, 16, 16)\n")
+    (tmp_path / "work" / "own_examples.py").write_text(
+        "import torch\ndef wide():\n    return torch.zeros(2, 3, 16, 16)\n"
+    )
     monkeypatch.chdir(tmp_path / "work")
     settings = ExportSettings(exporter="torchscript", example="own_examples:wide")
     done = export(Source(f"{net}:Net"), settings, tmp_path / "out" / "model.onnx", None)
@@ -558,6 +597,8 @@ def test_the_same_source_gives_the_same_bytes_in_any_folder(net: Path, tmp_path:
 
 def test_what_the_users_code_prints_is_no_result(net: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """stdout carries the result alone: with --json it must parse."""
-    net.write_text("print('hello from the import')\n" + NET.replace("return self.fc", "print('called'); return self.fc"))
+    net.write_text(
+        "print('hello from the import')\n" + NET.replace("return self.fc", "print('called'); return self.fc")
+    )
     run(f"{net}:Net", tmp_path / "out", input=INPUT)
     assert capfd.readouterr().out == ""

@@ -38,7 +38,7 @@ class Says:
 def gold(*outputs: np.ndarray, names: tuple[str, ...] = ("y",)) -> golden.Golden:
     """One run for each array; an output each run."""
     feeds = tuple({"x": np.zeros((1, 1), np.float32)} for _ in outputs)
-    return golden.Golden({}, "test", names, (len(outputs[0]) if outputs[0].ndim else 1,) * len(outputs), feeds, tuple((o,) for o in outputs))  # fmt: skip
+    return golden.Golden({}, "test", names, (len(outputs[0]) if outputs[0].ndim else 1,) * len(outputs), feeds, tuple((o,) for o in outputs))  # fmt: skip  # noqa: E501
 
 
 def opened(model: onnx.ModelProto, path: Path) -> object:
@@ -90,11 +90,11 @@ def test_nan_and_infinities_are_refused_at_every_precision(bad: float, precision
 )  # fmt: skip
 def test_float_deployments_are_held_to_their_relative_difference(precision: str, relative: float, passes: bool) -> None:
     want = np.array([[4.0, 0.0]])
-    found = verify(Says([want + [[0.0, 4.0 * relative]]]), gold(want), precision, SETTINGS)  # type: ignore[arg-type]
+    found = verify(Says([want + np.array([[0.0, 4.0 * relative]])]), gold(want), precision, SETTINGS)  # type: ignore[arg-type]
     assert found.outcome.passed is passes and math.isclose(found.outputs["y"].relative or 0, relative, rel_tol=1e-6)
 
 
-@pytest.mark.parametrize(("precision", "db", "passes"), [("int8", 20.5, True), ("int8", 19.5, False), ("mixed", 19.5, False), ("int4", 19.5, False)])  # fmt: skip
+@pytest.mark.parametrize(("precision", "db", "passes"), [("int8", 20.5, True), ("int8", 19.5, False), ("mixed", 19.5, False), ("int4", 19.5, False)])  # fmt: skip  # noqa: E501
 def test_quantized_deployments_are_held_to_their_sqnr(precision: str, db: float, passes: bool) -> None:
     want = np.ones((2, 8))
     noise = 10 ** (-db / 20)  # the same on every element, so SQNR = -20 log10 noise
@@ -104,7 +104,7 @@ def test_quantized_deployments_are_held_to_their_sqnr(precision: str, db: float,
         assert "19.5 dB" in found.outcome.reason and "20 dB" in found.outcome.reason
 
 
-@pytest.mark.parametrize(("precision", "wrong", "passes"), [("fp32", 0, True), ("fp32", 1, False), ("int8", 1, True), ("int8", 2, False)])  # fmt: skip
+@pytest.mark.parametrize(("precision", "wrong", "passes"), [("fp32", 0, True), ("fp32", 1, False), ("int8", 1, True), ("int8", 2, False)])  # fmt: skip  # noqa: E501
 def test_integers_are_held_to_their_mismatches(precision: str, wrong: int, passes: bool) -> None:
     want = np.arange(20)
     got = want.copy()

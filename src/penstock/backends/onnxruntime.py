@@ -88,12 +88,14 @@ class OrtSession:
 
     def _run_bound(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         binding = self._session.io_binding()
-        for name in self._inputs:
-            binding.bind_cpu_input(name, feeds[name])
-        for name in self._outputs:
-            binding.bind_output(name)
         try:
+            for name in self._inputs:
+                binding.bind_cpu_input(name, feeds[name])
+            for name in self._outputs:
+                binding.bind_output(name)
             self._session.run_with_iobinding(binding)
+        except KeyError as error:
+            raise InputError("run-failed", f"the model's input {error} was not given") from error
         except Exception as error:  # as at loading
             raise InputError("run-failed", f"ONNX Runtime can't run the model: {first_line(error)}") from error
         bound: list[np.ndarray] = binding.copy_outputs_to_cpu()

@@ -86,6 +86,10 @@ class OpenVinoSession:
         """Run one batch; inputs are shared with the runtime, outputs are copied."""
         import numpy as np
 
+        if set(feeds) != set(self._lookup) & set(feeds) or len(feeds) != len(self._ports):
+            # the request would run on whatever an input held before
+            wanted, given = ", ".join(self._ports), ", ".join(feeds)
+            raise InputError("run-failed", f"the model wants the inputs {wanted}; it was given {given}")
         try:
             results = self._request.infer({self._lookup[name]: array for name, array in feeds.items()}, True)
         except Exception as error:  # as at loading
@@ -99,6 +103,7 @@ class OpenVinoSession:
             "device": ",".join(get("EXECUTION_DEVICES")),
             "precision": str(get("INFERENCE_PRECISION_HINT")).replace("<Type: '", "").replace("'>", ""),
             "threads": int(get("INFERENCE_NUM_THREADS")),
+            "integers": "64-bit integers are computed in 32 bits",
         }
 
     def close(self) -> None:

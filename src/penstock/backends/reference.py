@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from penstock import graph
 from penstock.backends import Loadable
 from penstock.deployment import Deployment, Role
 from penstock.errors import InputError
@@ -35,6 +36,13 @@ def load(model: Loadable, deployment: Deployment) -> ReferenceSession:
     """Read the model for evaluation in numpy."""
     from onnx.reference import ReferenceEvaluator
 
+    assert model.path is not None
+    loaded = graph.load(model.path)
+    old = (loaded.opset_imports.get("") or 1) < 14
+    if old and any(node.op_type == "BatchNormalization" for node in loaded.graph.all_nodes()):
+        # below opset 14 it takes the statistics of the batch, as in training: an oracle that is wrong is none
+        what = "the ONNX reference evaluator computes BatchNormalization below opset 14 as in training"
+        raise InputError("runtime-refuses", what, where=str(model.path), do="compare with another runtime")
     try:
         return ReferenceSession(ReferenceEvaluator(str(model.path)))
     except Exception as error:  # the evaluator raises many types, all about this model

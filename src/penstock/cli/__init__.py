@@ -110,6 +110,18 @@ def run(arguments: list[str]) -> int:
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if verbose:
+            raise
+        from penstock.errors import StoreError
+        from penstock.store import explained
+
+        try:
+            with explained("a file that had to be written"):
+                raise error
+        except StoreError as told:
+            _tell(told, arguments)
+        return 2
     except MemoryError:
         _tell(PenstockError("out-of-memory", "there is not enough memory", do="use a smaller model or data"), arguments)
         return 2

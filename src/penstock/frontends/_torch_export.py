@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import inspect
 import io
 import logging
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from penstock.backends import Backend, Loadable
 from penstock.deployment import Deployment
 from penstock.errors import GateError, InputError, UsageError
 from penstock.frontends import Exported
-from penstock.frontends._torch_source import Loaded, call_user_code
+from penstock.frontends._torch_source import Loaded, call_user_code, user_files, user_function
 from penstock.frontends.torch import flat
 from penstock.jsonable import Json
 from penstock.metrics import compare
@@ -67,7 +67,10 @@ def run(loaded: Loaded, settings: ExportSettings, example: Mapping[str, np.ndarr
         "tolerance": settings.tolerance,
     }
     measured: dict[str, Json] = {"relative_difference": {str(batch): figure for batch, figure in proof.items()}}
-    return Exported(signature, facts, measured, loaded.reads)
+    reads = dict(loaded.reads)
+    if settings.example:
+        reads |= user_files([sys.modules[settings.example.rpartition(":")[0]]])
+    return Exported(signature, facts, measured, reads)
 
 
 def _plan(loaded: Loaded, settings: ExportSettings, data: Mapping[str, np.ndarray] | None) -> _Plan:
@@ -109,13 +112,7 @@ def _example_arrays(
 ) -> dict[str, np.ndarray]:
     made: Any = None
     if settings.example:
-        home, _, name = settings.example.rpartition(":")
-        try:
-            function = getattr(importlib.import_module(home), name)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise UsageError(
-                "bad-example", f"--example {settings.example}: {error}", do="write module:function"
-            ) from error
+        function = user_function(settings.example, "--example")
         made = call_user_code(function, settings.example, "the example function failed")
     elif loaded.example_inputs is not None:
         made = loaded.example_inputs
@@ -272,18 +269,29 @@ def _exporter_errors(exporter: str) -> Iterator[None]:
         yield
     except (InputError, UsageError):
         raise
-    except TracerWarning as error:
-        do = "use --exporter dynamo, which keeps such code or says why it can't"
-        raise InputError(
-            "trace-lost-something", f"tracing would lose something: {graph.first_line(error)}", do=do
-        ) from error
     except Exception as error:  # exporters raise dozens of types
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        what = f"the {exporter} exporter can't export this module: {graph.first_line(cause)}"
-        other = "torchscript" if exporter == "dynamo" else "dynamo"
-        raise InputError("export-failed", what, do=f"try --exporter {other}; -v shows the whole report") from error
+        raise _told(exporter, error) from error
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and all that led to it, the outermost first."""
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        current = current.__cause__ or current.__context__
+
+
+def _told(exporter: str, error: Exception) -> InputError:
+    links = list(_chain(error))
+    for link in links:
+        if isinstance(link, TracerWarning):
+            do = "use --exporter dynamo, which keeps such code or says why it can't"
+            return InputError("trace-lost-something", f"tracing would lose something: {graph.first_line(link)}", do=do)
+    what = f"the {exporter} exporter can't export this module: {graph.first_line(links[-1])}"
+    other = "torchscript" if exporter == "dynamo" else "dynamo"
+    return InputError("export-failed", what, do=f"try --exporter {other}; -v shows the whole report")
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -16,10 +16,13 @@ from typing import Any
 
 import torch
 
-from penstock.errors import InputError
+from penstock.errors import InputError, UsageError
 from penstock.frontends import Source
 from penstock.graph import first_line
 from penstock.store import file_digest
+
+# source → names of the modules that its first import in this process brought in; a later import brings in none of them
+_BROUGHT_IN: dict[str, set[str]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,7 @@ class Loaded:
 
 def load(source: Source) -> Loaded:
     """Load a module from any of the forms that the frontend claims. Raises ``InputError``."""
+    before = set(sys.modules)
     torch.manual_seed(0)  # a module that draws its weights gets the same ones at every load
     reads: dict[str, str] = {}
     program, example = None, None
@@ -61,15 +65,14 @@ def load(source: Source) -> Loaded:
         specs = ("x:float32[batch,3,32,32]",)
     else:
         home = _import_file(Path(head)) if head.endswith(".py") else _import_package(head)
-        if home.__file__:
-            reads[str(Path(home.__file__).resolve())] = file_digest(Path(home.__file__))
+        _BROUGHT_IN.setdefault(head, set()).update(set(sys.modules) - before)
+        reads.update(user_files([home, *(sys.modules[name] for name in _BROUGHT_IN[head] if name in sys.modules)]))
         module = _build(home, name, source.spec)
         example = getattr(module, "example_inputs", None) or getattr(home, "example_inputs", None)
     if source.weights:
         path = Path(source.weights)
         _load_weights(module, path)
         reads[str(path.resolve())] = file_digest(path)
-    reads.update(_user_files())
     return Loaded(module.eval(), program, example, specs, reads)
 
 
@@ -200,15 +203,34 @@ def _check_fit(module: torch.nn.Module, state: Mapping[str, torch.Tensor], path:
         raise InputError("weights-do-not-fit", what, where=str(path), do="give the weights that belong to this module")
 
 
-def _user_files() -> dict[str, str]:
-    """List the imported source files that are neither installed packages nor the standard library."""
+def user_files(start: Iterable[ModuleType]) -> dict[str, str]:
+    """Digest the source files of modules and of all that they import, but for installed packages and the library."""
     outside = (str(Path(sys.base_prefix).resolve()), str(Path(sys.prefix).resolve()))
-    found = {}
-    for name, module in sorted(sys.modules.items()):
+    found: dict[str, str] = {}
+    queue = list(start)
+    while queue:
+        module = queue.pop()
         path = getattr(module, "__file__", None)
-        if not path or not path.endswith(".py") or "site-packages" in path or not Path(path).is_file():
+        if not path or not path.endswith(".py") or "site-packages" in path or module.__name__.startswith("penstock."):
             continue
         resolved = str(Path(path).resolve())
-        if not resolved.startswith(outside) and not name.startswith("penstock"):
-            found[resolved] = file_digest(Path(resolved))
+        if resolved in found or resolved.startswith(outside) or not Path(resolved).is_file():
+            continue
+        found[resolved] = file_digest(Path(resolved))
+        for value in list(vars(module).values()):
+            home = value if isinstance(value, ModuleType) else sys.modules.get(getattr(value, "__module__", None) or "")
+            if home is not None and home is not module:
+                queue.append(home)
+    return found
+
+
+def user_function(name: str, flag: str) -> Callable[..., Any]:
+    """Import the user's ``module:function``, also from the current folder. Raises ``UsageError``."""
+    home, _, function = name.rpartition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        found: Callable[..., Any] = getattr(importlib.import_module(home), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError("bad-function", f"{flag} {name}: {error}", do="write package.module:function") from error
     return found

@@ -8,13 +8,14 @@ the opset imports that the library leaves behind are dropped.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from penstock import graph, store
-from penstock.errors import InputError
+from penstock.errors import InputError, UsageError
 from penstock.graph import first_line
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def quantize(
     onnxruntime.set_default_logger_severity(3)
     loaded = graph.load(model)
     _refuse_hopeless(loaded, model)
+    _check_names(loaded, settings.exclude)
     counter = _Counted(batches)
     with store.scratch() as work:
         source = work / "source.onnx"
@@ -129,6 +131,16 @@ def _refuse_hopeless(model: ir.Model, path: Path) -> None:
         raise InputError("nothing-to-quantize", what, where=str(path), do="build with --no-quantize")
 
 
+def _check_names(model: ir.Model, exclude: tuple[str, ...]) -> None:
+    """Refuse a name to exclude that no node has: a slip would leave the node quantized."""
+    known = [node.name for node in model.graph.all_nodes() if node.name]
+    for name in exclude:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            do = f"did you mean {near[0]!r}?" if near else "`penstock inspect` lists the nodes"
+            raise UsageError("unknown-node", f"there is no node named {name!r} to exclude", where="--exclude", do=do)
+
+
 def _raise_opset(model: ir.Model, path: Path) -> ir.Model:
     """Return the model at opset 13 or later; itself if it is there already."""
     import onnx
@@ -170,13 +182,10 @@ def _float_outputs(model: ir.Model, before: Mapping[str | None, str]) -> tuple[s
             continue
         if _producer_type(real) != before.get(output.name):
             continue
-        if output.uses():
-            continue  # somebody inside reads the rounded values
         name, shape = output.name, output.shape
         model.graph.outputs[index] = real
-        model.graph.remove([dequantize], safe=True)
-        quantize_node_uses = quantize_node.outputs[0].uses()
-        if not quantize_node_uses:
+        if not output.uses():  # else somebody inside reads the rounded values, and goes on reading them
+            model.graph.remove([dequantize], safe=True)
             model.graph.remove([quantize_node], safe=True)
         output.name = f"{name}_dequantized"
         real.name = name
