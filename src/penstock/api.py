@@ -5,8 +5,9 @@ Each takes and returns dataclasses; each writes its output whole or not at all.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -45,6 +46,25 @@ from penstock.summary import Row, rows
 if TYPE_CHECKING:
     from penstock.data import Dataset
     from penstock.jsonable import Json
+
+
+@dataclass(frozen=True, slots=True)
+class Quantized:
+    """An int8 model: where it lies, its size, what it was calibrated on, and what the quantizer says of it."""
+
+    output: str
+    size_bytes: int
+    calibrated_on: Mapping[str, Json]
+    facts: Mapping[str, Json]
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A deployment's score, and its difference to the first one's on the same samples (``None`` for the first)."""
+
+    deployment: str
+    evaluation: Evaluation
+    difference: PairedDifference | None
 
 
 def build(
@@ -110,7 +130,7 @@ def quantize(
     *,
     data: DataSettings | None = None,
     seed: int = 0,
-) -> dict[str, Json]:
+) -> Quantized:
     """Write an int8 model to the file ``output``; return what was done. Raises ``InputError``.
 
     Without data it calibrates on inputs made from the signature, and the result says so.
@@ -122,7 +142,7 @@ def quantize(
         batches = (batch for _, batch in roles.calibrate.batches(settings.calibration_batch, whole=True))
         facts = quantize_stage.quantize(Path(model), batches, settings, made)
         _adopt(work, Path(output).parent)
-    return {**facts, "calibrated_on": dict(roles.calibrate.description), "size_bytes": Path(output).stat().st_size}
+    return Quantized(str(output), Path(output).stat().st_size, roles.calibrate.description, facts)
 
 
 def role_feeds(model: Path, settings: DataSettings, seed: int, *, classes: bool = True) -> RoleFeeds:
@@ -251,7 +271,7 @@ def evaluate(
     backend: str = "onnxruntime",
     seed: int = 0,
     progress: Progress = SILENT,
-) -> list[tuple[str, Evaluation, PairedDifference | None]]:
+) -> list[Scored]:
     """Score models on the evaluate role; each after the first also against the first, on the same samples.
 
     Raises ``UsageError`` without labelled data.
@@ -259,7 +279,7 @@ def evaluate(
     settings = settings or EvaluateSettings()
     if not data.data:
         raise UsageError("no-data", "evaluate needs labelled data", do="give it with --data")
-    found: list[tuple[str, Evaluation, PairedDifference | None]] = []
+    found: list[Scored] = []
     for runnable in runnables(models, [backend], BenchSettings()):
         assert runnable.model.path is not None
         roles = role_feeds(runnable.model.path, data, seed, classes=not settings.metric)
@@ -269,8 +289,8 @@ def evaluate(
         with _opened(runnable) as session:
             score = evaluate_stage.evaluate(session, roles.evaluate, settings, progress, runnable.deployment.name)
         progress.end(f"{runnable.deployment.name}: {score.score:.4f}")
-        gap = evaluate_stage.paired(score, found[0][1]) if found else None
-        found.append((runnable.deployment.name, score, gap))
+        gap = evaluate_stage.paired(score, found[0].evaluation) if found else None
+        found.append(Scored(runnable.deployment.name, score, gap))
     return found
 
 

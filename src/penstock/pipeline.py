@@ -159,7 +159,6 @@ class _Build:
             append(variant)
             append(Record(step, variant.name, {}, done.facts, done.measured))
             found = to_json(inspect(home / variant.main))
-            store.write_json(self.folder.root / "records" / "inspect" / f"{variant.name}.json", found)
             append(Record("inspect", variant.name, {}, cast("dict[str, Json]", found)))
 
         self.journal.step(step, [variant, done.facts], run)

@@ -24,6 +24,7 @@ from typing import IO, TypeVar
 from penstock import ledger
 from penstock.errors import InputError, StoreError
 from penstock.jsonable import Json, dumps, from_json
+from penstock.record import Record
 from penstock.variant import ModelFile
 
 T = TypeVar("T")
@@ -321,7 +322,10 @@ class BuildFolder:
             write_bytes(self.ledger_path, kept)
 
     def append(self, entry: ledger.Entry) -> None:
-        """Add one entry to the ledger."""
+        """Add one entry to the ledger; a record is also written by itself, readable, to ``records/<stage>/``."""
+        if isinstance(entry, Record):
+            role = f".{entry.inputs['role']}" if entry.stage == "evaluate" else ""
+            write_json(self.root / "records" / entry.stage / f"{entry.subject}{role}.json", entry)
         with explained(self.ledger_path), self.ledger_path.open("ab") as file:
             file.write(ledger.line(entry, time.time()).encode())
 

@@ -33,12 +33,15 @@ def emit(command: str, value: object) -> None:
 
 
 @contextlib.contextmanager
-def progress(quiet: bool) -> Iterator[Progress]:
-    """Give a progress that shows on stderr: a live line in a terminal, one line a stage elsewhere."""
+def progress(quiet: bool, *, every_step: bool = False) -> Iterator[Progress]:
+    """Give a progress that shows on stderr: a live line in a terminal, one line a stage elsewhere.
+
+    ``every_step`` adds a line for every step where there is no terminal, for work of an hour with steps of a minute.
+    """
     if quiet:
         yield SILENT
         return
-    shown = _Live() if sys.stderr.isatty() else _Lines()
+    shown = _Live() if sys.stderr.isatty() else _Lines(every_step)
     try:
         yield shown
     finally:
@@ -48,15 +51,17 @@ def progress(quiet: bool) -> Iterator[Progress]:
 class _Lines:
     """One line per stage, when it ends."""
 
-    def __init__(self) -> None:
+    def __init__(self, every_step: bool = False) -> None:
         self._stage = ""
         self._began = 0.0
+        self._every_step = every_step
 
     def begin(self, stage: str, note: str = "") -> None:
         self._stage, self._began = stage, time.monotonic()
 
     def step(self, done: int, total: int, note: str = "") -> None:
-        """Say nothing in between."""
+        if self._every_step:
+            click.echo(f"{self._stage:<9} {done:,}/{total:,} {note}", err=True)
 
     def end(self, note: str = "") -> None:
         took = time.monotonic() - self._began

@@ -42,17 +42,15 @@ def command(
     with _console.progress(quiet) as progress:
         found = api.evaluate(models, data, settings, backend=backend, seed=seed, progress=progress)
     if as_json:
-        shown = [
-            {"deployment": name, "evaluation": replace(score, scores=np.zeros(0)), "difference": gap}
-            for name, score, gap in found
-        ]
+        shown = [replace(item, evaluation=replace(item.evaluation, scores=np.zeros(0))) for item in found]
         _console.emit("evaluate", shown)
         return 0
-    for name, score, gap in found:
-        line = f"{name}: {score.metric} {100 * score.score:.2f} % of {score.samples:,} samples"
+    for item in found:
+        score, gap = item.evaluation, item.difference
+        line = f"{item.deployment}: {score.metric} {100 * score.score:.2f} % of {score.samples:,} samples"
         line += f" (95 % interval {100 * score.low:.2f}–{100 * score.high:.2f})"
         if gap is not None:
-            line += f", {100 * gap.difference:+.2f} points to {found[0][0]}"
+            line += f", {100 * gap.difference:+.2f} points to {found[0].deployment}"
             line += f" ({100 * gap.low:+.2f} to {100 * gap.high:+.2f})"
         click.echo(line)
     return 0

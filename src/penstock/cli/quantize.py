@@ -37,20 +37,17 @@ def command(
     settings, data = one("quantize", QuantizeSettings, flags, config), one("data", DataSettings, flags, config)
     with _console.progress(quiet) as progress:
         progress.begin("quantize", model)
-        facts = api.quantize(model, output, settings, data=data, seed=seed)
+        done = api.quantize(model, output, settings, data=data, seed=seed)
         progress.end(output)
     if as_json:
-        _console.emit("quantize", {"output": output, **facts})
+        _console.emit("quantize", done)
         return 0
-    calibrated = facts["calibrated_on"]
-    assert isinstance(calibrated, dict)
-    if calibrated.get("kind") == "seeded":
+    facts = done.facts
+    if done.calibrated_on.get("kind") == "seeded":
         click.echo("note: no data was given; the ranges come from made-up inputs and will not fit real ones")
     click.echo(f"calibrated on {facts['calibration_samples']} samples in {facts['calibration_batches']} batches")
     left = facts["operators_left_in_float"]
     if isinstance(left, list) and left:
         click.echo(f"left in float: {', '.join(map(str, left))}")
-    size = facts["size_bytes"]
-    assert isinstance(size, int)
-    click.echo(f"wrote {output}: {size / 1e6:.2f} MB")
+    click.echo(f"wrote {output}: {done.size_bytes / 1e6:.2f} MB")
     return 0

@@ -83,7 +83,7 @@ def train(
     zoo.trained(name)
     data = one("data", DataSettings, given(values), config)
     folder = Path(output or f"trained-{name}")
-    with _console.progress(quiet) as progress:
+    with _console.progress(quiet, every_step=True) as progress:
         card = run(name, data.data or name, data, folder, progress)
     if as_json:
         _console.emit("zoo train", card)
