@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -51,7 +51,7 @@ def make(feeds: Feeds, session: Session, computed_by: str, output_names: Sequenc
     import numpy as np
 
     real, taken, outputs = [], [], []
-    for count, batch in feeds.batches(BATCH):
+    for count, batch in _runs(feeds):
         real.append(count)
         taken.append(batch)
         outputs.append(tuple(session.run(batch)))
@@ -64,6 +64,17 @@ def make(feeds: Feeds, session: Session, computed_by: str, output_names: Sequenc
             raise InputError("source-not-finite", what, do="check the weights, or give real inputs with --data")
     made = Golden(feeds.description, computed_by, tuple(output_names), tuple(real), tuple(taken), tuple(outputs))
     return replace(made, noise=_noise(made, session)) if feeds.description.get("kind") == "seeded" else made
+
+
+def _runs(feeds: Feeds) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    """Cut the samples into runs: one sample by itself first, so that a slow oracle has a small run to begin with."""
+    if feeds.fixed_batch is not None:
+        yield from feeds.batches(BATCH)
+        return
+    yield 1, feeds.rows(0, 1)
+    for start in range(1, feeds.count, BATCH):
+        stop = min(start + BATCH, feeds.count)
+        yield stop - start, feeds.rows(start, stop)
 
 
 def _need_tensors(name: str, values: Sequence[object]) -> None:

@@ -121,7 +121,7 @@ def some(count: int, fixed: int | None = None) -> Feeds:
 
 def test_make_runs_the_source_over_all_samples() -> None:
     made = golden.make(some(20), Doubling(), "me", ["y", "n"])
-    assert made.samples == 20 and made.real == (16, 4)
+    assert made.samples == 20 and made.real == (1, 16, 3)
     assert np.array_equal(np.concatenate([run[0] for run in made.outputs])[:, 0], 2 * np.arange(1, 21))
     filled = golden.make(some(5, fixed=3), Doubling(), "me", ["y", "n"])
     assert filled.real == (3, 2) and [len(run["x"]) for run in filled.feeds] == [3, 3]

@@ -42,9 +42,10 @@ def load(model: Loadable, deployment: Deployment) -> OrtSession:
 
     if deployment.device != "cpu":
         raise MissingError("no-device", f"this backend runs on the CPU, not on {deployment.device!r}")
-    ort.set_default_logger_severity(3)  # the session's own level comes too late for what is said while it loads
+    # 4: fatal only; what goes wrong arrives as an exception, and its echo on stderr helps nobody
+    ort.set_default_logger_severity(4)
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     options.intra_op_num_threads = deployment.threads
     options.inter_op_num_threads = 1
     level = deployment.options.get("optimization", "all")

@@ -115,7 +115,7 @@ def _speed(row: Row, rows: Sequence[Row], settings: SelectSettings, seed: int) -
         return []
     fastest = min(floats, key=lambda other: other.p50_ms or math.inf)
     found = ratio(row.rounds_ms, fastest.rounds_ms, seed)
-    if found.low >= 1.0:
+    if found.difference and found.ratio > 1.0:
         told = f"slower than the float model: {found.text()} of {fastest.deployment.name}"
         return [("speed", Outcome(False, told), found.ratio - 1.0)]
     return [("speed", Outcome(True), 0.0)]

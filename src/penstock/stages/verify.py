@@ -53,7 +53,7 @@ class Verification:
 def verify(
     session: Session, golden: Golden, precision: Precision, settings: VerifySettings, *, seconds: float | None = None
 ) -> Verification:
-    """Run the golden inputs and compare. With ``seconds`` it stops after the run that exceeds them.
+    """Run the golden inputs and compare. With ``seconds`` it stops before a run that would exceed them.
 
     What the session raises on a run becomes a refusal.
     """
@@ -65,8 +65,11 @@ def verify(
             runs.append(session.run(feeds))
         except PenstockError as error:
             return Verification(0, {}, Outcome(False, error.what))
-        if seconds is not None and time.monotonic() - began > seconds:
-            break
+        done = len(runs)
+        if seconds is not None and done < len(golden.real):
+            spent = time.monotonic() - began
+            if spent + spent / sum(golden.real[:done]) * golden.real[done] > seconds:
+                break
     differences = {}
     for position, name in enumerate(golden.output_names):
         got = [_real(run[position], golden, i) for i, run in enumerate(runs)]
