@@ -142,6 +142,7 @@ def quantize(
         batches = (batch for _, batch in roles.calibrate.batches(settings.calibration_batch, whole=True))
         facts = quantize_stage.quantize(Path(model), batches, settings, made)
         _adopt(work, Path(output).parent)
+    facts = {**facts, "calibration_samples": roles.calibrate.count}  # batches may overlap
     return Quantized(str(output), Path(output).stat().st_size, roles.calibrate.description, facts)
 
 
@@ -283,6 +284,10 @@ def evaluate(
     for runnable in runnables(models, [backend], BenchSettings()):
         assert runnable.model.path is not None
         roles = role_feeds(runnable.model.path, data, seed, classes=not settings.metric)
+        signature = graph.signature(graph.load(runnable.model.path))
+        if not settings.metric and not feeds.has_classes(signature):
+            what = f"top-1 means nothing for the output {signature.outputs[0].text()}"
+            raise UsageError("no-metric", what, do="name a measure with --metric module:function")
         if roles.evaluate is None:
             raise UsageError("no-labels", f"{data.data} has no labels to evaluate on", do="give labelled data")
         progress.begin("evaluate", runnable.deployment.name)
@@ -333,10 +338,20 @@ def select(folder: str | Path, settings: SelectSettings | None = None) -> tuple[
     if settings.max_drop is not None and not measured:
         do = "build it again with labelled data (--data)"
         raise UsageError("no-metric", "--max-drop needs an accuracy, and this build measured none", do=do)
-    selection = select_stage.select(table, settings)
+    selection = select_stage.select(table, settings, _seed(home.root))
     for verdict in selection.verdicts:
         next(row for row in table if row.deployment.name == verdict.deployment).verdicts.append(verdict)
     return selection, table
+
+
+def _seed(folder: Path) -> int:
+    """Return the seed that a build was made with, so that its figures are judged as it judged them."""
+    import tomllib
+
+    try:
+        return int(tomllib.loads((folder / "penstock.lock.toml").read_text(encoding="utf-8"))["seed"])
+    except (OSError, ValueError, KeyError):
+        return 0
 
 
 __all__ = ["bench", "build", "evaluate", "export", "inspect", "optimize", "quantize", "select", "verify"]

@@ -34,14 +34,14 @@ class Feeds:
     def batches(self, size: int, *, whole: bool = False) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
         """Yield ``(real samples, feeds)``.
 
-        A model of fixed batch gets that size, its last batch filled up by repetition. ``whole`` leaves out a last
-        batch that would be smaller than the others.
+        A model of fixed batch gets that size, its last batch filled up by repetition. ``whole`` lets a last
+        batch that would be smaller than the others overlap the one before.
         """
         size = self.fixed_batch or min(size, max(self.count, 1))
         for start in range(0, self.count, size):
             stop = min(start + size, self.count)
             if stop - start < size and whole and start:
-                return
+                start = stop - size
             feeds = self.rows(start, stop)
             if stop - start < size and self.fixed_batch:
                 feeds = inputs.resize_batch(feeds, size)
@@ -169,6 +169,14 @@ def _check_fit(sample: Mapping[str, np.ndarray], signature: Signature, dataset: 
         if not fits:
             what = f"{dataset} gives samples of shape {list(array.shape[1:])}; the model's input is {spec.text()}"
             raise InputError("data-does-not-fit", what, do=do)
+
+
+def has_classes(signature: Signature) -> bool:
+    """Tell whether top-1 means something: the first output is ``(N, classes)`` of floats, with two classes or more."""
+    output = signature.outputs[0]
+    if output.shape is None or len(output.shape) != 2 or not output.dtype.startswith(("float", "bfloat")):
+        return False
+    return not isinstance(output.shape[1], int) or output.shape[1] >= 2
 
 
 def check_classes(feeds: RoleFeeds, signature: Signature, dataset: str) -> None:

@@ -39,6 +39,7 @@ class Golden:
     feeds: tuple[Mapping[str, np.ndarray], ...]
     outputs: tuple[tuple[np.ndarray, ...], ...]
     noise: Mapping[str, float] = field(default_factory=dict)
+    logits: tuple[str, ...] = ()  # the outputs that hold class scores
 
     @property
     def samples(self) -> int:
@@ -46,8 +47,13 @@ class Golden:
         return sum(self.real)
 
 
-def make(feeds: Feeds, session: Session, computed_by: str, output_names: Sequence[str]) -> Golden:
-    """Run the source over the golden inputs. Raises ``InputError`` when it gives NaN or infinities everywhere."""
+def make(
+    feeds: Feeds, session: Session, computed_by: str, output_names: Sequence[str], logits: tuple[str, ...] = ()
+) -> Golden:
+    """Run the source over the golden inputs; ``logits`` names the outputs that hold class scores.
+
+    Raises ``InputError`` when it gives NaN or infinities everywhere.
+    """
     import numpy as np
 
     real, taken, outputs = [], [], []
@@ -62,7 +68,9 @@ def make(feeds: Feeds, session: Session, computed_by: str, output_names: Sequenc
         if floating and not any(np.isfinite(v).any() for v in floating):
             what = f"the source's output {name!r} is NaN or infinite on every golden input"
             raise InputError("source-not-finite", what, do="check the weights, or give real inputs with --data")
-    made = Golden(feeds.description, computed_by, tuple(output_names), tuple(real), tuple(taken), tuple(outputs))
+    made = Golden(
+        feeds.description, computed_by, tuple(output_names), tuple(real), tuple(taken), tuple(outputs), logits=logits
+    )
     return replace(made, noise=_noise(made, session)) if feeds.description.get("kind") == "seeded" else made
 
 
@@ -96,7 +104,7 @@ def _noise(golden: Golden, session: Session) -> dict[str, float]:
     scale = dict.fromkeys(golden.output_names, 0.0)
     for feeds, outputs in zip(golden.feeds, golden.outputs, strict=True):
         moved = {
-            name: np.nextafter(array, array.dtype.type(random.choice((-np.inf, np.inf))))
+            name: np.asarray(np.nextafter(array, array.dtype.type(random.choice((-np.inf, np.inf)))))
             if np.issubdtype(array.dtype, np.floating)
             else array
             for name, array in feeds.items()
@@ -146,6 +154,7 @@ def write(golden: Golden, folder: Path) -> dict[str, Json]:
         "outputs_sha256": store.file_digest(folder / "outputs.npz"),
         "description": dict(golden.description),
         "noise": dict(golden.noise),
+        "logits": list(golden.logits),
     }
     store.write_json(folder / "golden.json", facts)
     return facts
@@ -174,4 +183,4 @@ def read(folder: Path) -> Golden:
     except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
         what = f"the golden set can't be read: {error}"
         raise InputError("bad-golden", what, where=str(folder), do="build again into a new folder") from error
-    return Golden(description, computed_by, names, runs, tuple(feeds), outputs, noise)
+    return Golden(description, computed_by, names, runs, tuple(feeds), outputs, noise, tuple(facts["logits"]))

@@ -57,7 +57,8 @@ def signature(model: ir.Model) -> Signature:
 def _spec(value: ir.Value) -> TensorSpec:
     shape: tuple[Dim, ...] | None = None
     if value.shape is not None:
-        shape = tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
+        # a negative size is no size: some exporters write -1 for a dynamic one
+        shape = tuple((dim if dim >= 0 else None) if isinstance(dim, int) else dim.value for dim in value.shape)
     return TensorSpec(value.name or "", dtype_name(value), shape)
 
 

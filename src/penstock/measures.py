@@ -72,6 +72,7 @@ def verify_all(
         finally:
             session.close()
         measured = measured_json(found) | {"actual": to_json(actual)}
+        measured.pop("inputs")  # it stands in the record itself
         append(Record("verify", deployment.name, golden.description, {"asked": to_json(asked)}, measured))
         append(Verdict("verify", deployment.name, found.outcome))
         if found.outcome.passed:
@@ -112,7 +113,7 @@ def evaluate_all(
                 "difference": None if gap is None else to_json(gap) | {"baseline": baseline},  # type: ignore[operator]  # a dataclass gives a dict
                 "scores_blob": keep(np.ascontiguousarray(found.scores, dtype="<f8").tobytes()),
             }  # fmt: skip
-            facts: dict[str, Json] = {"metric": found.metric, "interval": "95 % Wilson, paired difference 95 %"}
+            facts: dict[str, Json] = {"metric": found.metric, "interval": found.interval}
             records[name] = Record("evaluate", name, feeds.description, facts, measured)
         for runnable in runnables:
             append(records[runnable.deployment.name])

@@ -6,7 +6,7 @@ Transforms go through the cache; measures are steps of the journal, so an interr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -24,6 +24,7 @@ from penstock.progress import SILENT, Progress
 from penstock.record import Record
 from penstock.stages import export
 from penstock.stages.bench import configured
+from penstock.stages.evaluate import load_metric, metric_digest
 from penstock.stages.inspect import inspect
 from penstock.stages.select import Selection, select
 from penstock.store import BuildFolder, Cache
@@ -75,6 +76,7 @@ def _check(settings: BuildSettings) -> None:
     """Refuse early what would be refused late."""
     export.frontend(Source(settings.source))
     transforms.need_file(settings.source)
+    load_metric(settings.evaluate.metric)
     if settings.select.max_drop is not None and not settings.data.data and not _default_data(settings.source):
         do = "give labelled data with --data, or leave --max-drop out"
         raise UsageError("no-metric", "--max-drop needs an accuracy, and there is no data to measure it on", do=do)
@@ -110,7 +112,7 @@ class _Build:
         self._quantize(slim, data)
         runnables = self._deployments(signature.fixed_batch is None)
         gold = self._golden(exported, data)
-        passed = self._verify(runnables, gold, dataset)
+        passed = self._verify(runnables, gold)
         self._evaluate(passed, data)
         self._bench(passed, data)
         chosen = self._select()
@@ -174,9 +176,15 @@ class _Build:
         data = feeds.from_data(dataset, signature, self.settings.data, self.settings.seed)
         if not self.settings.evaluate.metric:
             feeds.check_classes(data, signature, dataset.name)
-        if self.settings.select.max_drop is not None and data.select is None:
-            do = "give labelled data, or leave --max-drop out"
-            raise UsageError("no-metric", f"--max-drop needs an accuracy, and {dataset.name} has no labels", do=do)
+        why = "" if data.select is not None else f"{dataset.name} has no labels"
+        if not why and not self.settings.evaluate.metric and not feeds.has_classes(signature):
+            why = f"top-1 means nothing for the output {signature.outputs[0].text()}"
+            data = replace(data, select=None, evaluate=None)
+        if why and self.settings.select.max_drop is not None:
+            do = "give labelled data and, unless the model is a classifier, --metric module:function"
+            raise UsageError("no-metric", f"--max-drop needs an accuracy, and {why}", do=do)
+        if why:
+            self.notes.append(f"accuracy was not measured: {why}; --metric module:function names another measure")
         return data
 
     def _optimize(self, exported: Transformed) -> Transformed:
@@ -242,13 +250,22 @@ class _Build:
         """Run the source itself over the golden inputs: its own framework, or the runtime with all rewrites off."""
         home = self.folder.root / "golden"
         reference, who = self._reference()
-        key = [reference.deployment.digest, who, dict(data.golden.description)]
+        key = [reference.deployment.digest, who, dict(data.golden.description), self.settings.verify.logits, *_here()]
         self.progress.begin("golden", f"{data.golden.count} samples")
+
+        names = [spec.name for spec in exported.variant.signature.outputs]
+        logits = self.settings.verify.logits or (tuple(names[:1]) if data.evaluate is not None and data.classes else ())
 
         def run(append: Append) -> None:
             session = reference.open()
             try:
-                made = golden.make(data.golden, session, who, [s.name for s in exported.variant.signature.outputs])
+                made = golden.make(data.golden, session, who, names, logits)
+            except InputError as error:
+                if data.preprocessing is not None:
+                    raise
+                # a model may want what its signature doesn't say
+                do = "the inputs were made up from the signature; give real ones with --data"
+                raise InputError(error.id, error.what, where=self.settings.source, do=do) from error
             finally:
                 session.close()
             facts = golden.write(made, home)
@@ -273,12 +290,8 @@ class _Build:
         )  # fmt: skip
         return Runnable(plain, model, True), "ONNX Runtime with its optimizations off"
 
-    def _verify(self, runnables: list[Runnable], gold: golden.Golden, dataset: Dataset | None) -> list[Runnable]:
+    def _verify(self, runnables: list[Runnable], gold: golden.Golden) -> list[Runnable]:
         settings = self.settings.verify
-        if not settings.logits and dataset is not None and dataset.classes:
-            from dataclasses import replace
-
-            settings = replace(settings, logits=gold.output_names[:1])
         self.progress.begin("verify", f"{len(runnables)} deployments")
         entries = self._measure(
             "verify",
@@ -292,8 +305,7 @@ class _Build:
     def _measure(self, name: str, key: Sequence[object], run: object) -> list[Entry]:
         """Run a measure as a step; what it returns is not needed, its entries are."""
         # a measurement holds for this machine and these runtimes
-        whole = [*key, machine.instruction_set(), transforms.versions("onnxruntime", "openvino", "torch", "onnx")]
-        return self.journal.step(name, whole, lambda append: run(append) and None)  # type: ignore[operator]  # callable
+        return self.journal.step(name, [*key, *_here()], lambda append: run(append) and None)  # type: ignore[operator]  # callable
 
     def _digests(self, runnables: list[Runnable]) -> list[str]:
         return [runnable.deployment.id for runnable in runnables]
@@ -308,7 +320,7 @@ class _Build:
         settings = self.settings.evaluate
         self._measure(
             "evaluate",
-            [settings, self._digests(able), [dict(role.description) for role in roles]],
+            [settings, metric_digest(settings.metric), self._digests(able), [dict(role.description) for role in roles]],
             lambda append: measures.evaluate_all(
                 able, data, baseline, settings, append, self.folder.blob, self.progress
             ),
@@ -379,6 +391,11 @@ def _range(count: int) -> np.ndarray:
     import numpy as np
 
     return np.arange(count)
+
+
+def _here() -> list[object]:
+    """Return what a measurement holds for: this kind of CPU, these runtimes, this version."""
+    return [machine.instruction_set(), transforms.versions("penstock", "onnxruntime", "openvino", "torch", "onnx")]
 
 
 def _cached(done: Transformed) -> str:

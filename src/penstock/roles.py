@@ -7,6 +7,7 @@ same on every machine and for every version of every library.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,16 +33,21 @@ def deal(labels: np.ndarray | None, count: int, *, seed: int, golden: int, calib
 
 
 def dealing_order(labels: np.ndarray | None, count: int, *, seed: int) -> np.ndarray:
-    """Order all samples so that every prefix is as even over the classes as it can be: ``(count,)`` int64."""
+    """Order all samples so that every prefix, and every rest, has the classes in the data's own proportions.
+
+    Within its class of n samples the k-th one (in the order of the hash) stands at (k + ½) / n, and all are sorted by
+    that. Returns ``(count,)`` int64.
+    """
     key = seed.to_bytes(8, "little", signed=True)
     ranks = [hashlib.blake2b(i.to_bytes(8, "little"), digest_size=8, key=key).digest() for i in range(count)]
     shuffled = sorted(range(count), key=ranks.__getitem__)
     if labels is None:
         return np.asarray(shuffled, dtype=np.int64)
-    seen: dict[int, int] = {}
-    keyed: list[tuple[int, int, int]] = []
+    members = Counter(int(label) for label in labels)
+    seen: Counter[int] = Counter()
+    keyed: list[tuple[float, int, int]] = []
     for index in shuffled:
         label = int(labels[index])
-        keyed.append((seen.get(label, 0), label, index))
-        seen[label] = seen.get(label, 0) + 1
+        keyed.append(((seen[label] + 0.5) / members[label], label, index))
+        seen[label] += 1
     return np.asarray([index for _, _, index in sorted(keyed)], dtype=np.int64)

@@ -148,6 +148,10 @@ def resolve(
 ) -> T:
     """Build a section's settings: flag > environment > file > default. ``flags`` holds only what was given."""
     values: dict[str, Any] = {}
+    prefix, known = f"PENSTOCK_{section}_".upper(), [field.name for field in fields(section, cls)]
+    for variable in environ:
+        if variable.startswith(prefix) and (name := variable[len(prefix) :].lower()) not in known:
+            raise unknown(f"setting in [{section}]", name, known, f"the environment variable {variable}")
     table = {key.replace("-", "_"): value for key, value in file.get(section, {}).items()}
     for field in fields(section, cls):
         variable = f"PENSTOCK_{section}_{field.name}".upper()

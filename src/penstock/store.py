@@ -63,7 +63,8 @@ def explained(path: Path | str) -> Iterator[None]:
             raise StoreError(
                 "not-a-folder", f"{os.strerror(error.errno or 0)}", where=where, do="choose another path with -o"
             ) from error
-        raise StoreError("file-error", os.strerror(error.errno or 0) or str(error), where=where) from error
+        what = os.strerror(error.errno) if error.errno else str(error)
+        raise StoreError("file-error", what, where=where, do="choose another path, for example with -o") from error
 
 
 def write_bytes(path: Path, data: bytes) -> None:

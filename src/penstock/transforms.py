@@ -7,6 +7,7 @@ runtime computes something, of the CPU's instruction set as well.
 from __future__ import annotations
 
 import inspect as python_inspect
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -164,13 +165,14 @@ def quantize_variant(
     tools = versions("onnx", "onnx-ir", "onnxruntime")
     code = registry.fingerprint("quantizers")
     inputs = [parent.variant.digest, dict(feeds.description), settings, tools, _code(quantize, graph), code]
-    # ranges come out of a runtime, whose kernels differ between instruction sets
-    key = digest_of(["quantize", *inputs, machine.instruction_set()])
+    # ranges come out of a runtime, whose kernels and sums differ between instruction sets and numbers of threads
+    key = digest_of(["quantize", *inputs, machine.instruction_set(), os.cpu_count()])
 
     def make(into: Path) -> Made:
         batches = (batch for _, batch in feeds.batches(settings.calibration_batch, whole=True))
         facts = quantize.quantize(parent.path, batches, settings, into / MAIN)
-        return Made({"signature": to_json(graph.signature(graph.load(into / MAIN))), **facts})
+        shape = to_json(graph.signature(graph.load(into / MAIN)))
+        return Made({**facts, "signature": shape, "calibration_samples": feeds.count})
 
     try:
         entry, cached = _through_cache(cache, key, make)

@@ -52,7 +52,7 @@ def test_it_is_close_to_the_float_model(activations: str, per_channel: bool, tin
     got = run(tmp_path / "out" / "q.onnx", IMAGES)
     assert (compare(got, want, logits=False).sqnr_db or 0) > 20
     assert not np.array_equal(got, want), "something was quantized"
-    assert (facts["calibration_samples"], facts["calibration_batches"]) == (64, 4)
+    assert (facts["calibration_samples"], facts["calibration_batch"]) == (64, 16)
     assert facts["activations"] == activations and facts["per_channel"] is per_channel
     assert facts["operators_left_in_float"] == []
 

@@ -537,12 +537,19 @@ def test_inputs_that_are_named_like_parameters_go_to_those(
     assert tiny.oracle(model, given)[0].tolist() == [[-8.0] * 3] * 2
 
 
-def test_an_unused_input_is_no_obstacle(net: Path, tmp_path: Path, tiny: ModuleType) -> None:
+def test_an_unused_input_is_kept_by_dynamo(net: Path, tmp_path: Path, tiny: ModuleType) -> None:
     spec = write(net, "def forward(self, unused, x):\n    return x + 1")
-    _, model = run(spec, tmp_path / "out", input=("unused:float32[batch,2]", "x:float32[batch,2]"))
+    both = ("unused:float32[batch,2]", "x:float32[batch,2]")
+    _, model = run(spec, tmp_path / "out", input=both, exporter="dynamo")
     feeds = {i.name: np.full((2, 2), n, np.float32) for n, i in enumerate(model.graph.input, 5)}
-    want = feeds["x"] + 1
-    assert np.array_equal(tiny.oracle(model, feeds)[0], want)
+    assert np.array_equal(tiny.oracle(model, feeds)[0], feeds["x"] + 1)
+
+
+def test_an_unused_input_that_tracing_drops_is_refused(net: Path, tmp_path: Path) -> None:
+    spec = write(net, "def forward(self, unused, x):\n    return x + 1")
+    both = ("unused:float32[batch,2]", "x:float32[batch,2]")
+    with pytest.raises(InputError, match="left out the input 'unused'"):
+        run(spec, tmp_path / "out", input=both, exporter="torchscript")
 
 
 # --- examples and settings
@@ -567,7 +574,7 @@ def test_example_inputs_beside_the_module_and_named_functions(
 
 def test_an_example_function_that_is_not_there(net: Path, tmp_path: Path) -> None:
     settings = ExportSettings(exporter="torchscript", example="nowhere_at_all:f")
-    with pytest.raises(UsageError, match="--example"):
+    with pytest.raises(InputError, match="no module 'nowhere_at_all' for the example function"):
         export(Source(f"{net}:Net"), settings, tmp_path / "model.onnx", None)
 
 

@@ -76,6 +76,7 @@ class OrtSession:
         self._deployment = deployment
         self._inputs = [value.name for value in session.get_inputs()]
         self._outputs = [value.name for value in session.get_outputs()]
+        self._bound: tuple[Mapping[str, np.ndarray], Any] | None = None
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Run one batch."""
@@ -88,12 +89,15 @@ class OrtSession:
         return outputs
 
     def _run_bound(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        binding = self._session.io_binding()
         try:
-            for name in self._inputs:
-                binding.bind_cpu_input(name, feeds[name])
-            for name in self._outputs:
-                binding.bind_output(name)
+            if self._bound is None or self._bound[0] is not feeds:  # bound once, for as long as the feeds are the same
+                made = self._session.io_binding()
+                for name in self._inputs:
+                    made.bind_cpu_input(name, feeds[name])
+                for name in self._outputs:
+                    made.bind_output(name)
+                self._bound = (feeds, made)
+            binding = self._bound[1]
             self._session.run_with_iobinding(binding)
         except KeyError as error:
             raise InputError("run-failed", f"the model's input {error} was not given") from error
@@ -118,4 +122,5 @@ class OrtSession:
 
     def close(self) -> None:
         """Drop the session."""
+        self._bound = None
         self._session = None

@@ -88,6 +88,8 @@ class _Live(_Lines):
         self._status.start()
 
     def step(self, done: int, total: int, note: str = "") -> None:
+        if note == "rounds":  # the spinner's own thread would be in the timed calls
+            self.close()
         now = time.monotonic()
         if self._status is not None and now - self._heard > 0.1:  # drawing costs time that a bench would see
             self._heard = now

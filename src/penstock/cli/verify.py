@@ -62,7 +62,7 @@ def command(
     console = _console.stdout()
     if found.outputs:
         console.print(table)
-    made_up = "" if data.data or found.samples == 0 else " (inputs made from the signature)"
+    made_up = " (inputs made from the signature)" if found.inputs.get("kind") == "seeded" else ""
     console.print(f"{found.samples} samples{made_up}")
     console.print("passed" if found.outcome.passed else f"refused: {found.outcome.reason}", markup=False)
     return 0 if found.outcome.passed else 1

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from penstock import user_code
 from penstock.data import Dataset, DataSettings, Preprocessing, Split
-from penstock.datasets import _checks, _user_code
+from penstock.datasets import _checks
 from penstock.errors import InputError
 from penstock.progress import SILENT, Progress
 
@@ -22,7 +23,7 @@ GIVES = "return or yield inputs, or (inputs, labels), with the samples along the
 
 def claims(spec: str) -> bool:
     """Tell whether ``spec`` has the form of module:function or file.py:function."""
-    return not spec.startswith("zoo:") and _user_code.SPEC.fullmatch(spec) is not None
+    return not spec.startswith("zoo:") and user_code.SPEC.fullmatch(spec) is not None
 
 
 def open(spec: str, settings: DataSettings, progress: Progress = SILENT) -> Dataset:
@@ -35,8 +36,8 @@ def open(spec: str, settings: DataSettings, progress: Progress = SILENT) -> Data
     arrays: dict[str, list[np.ndarray]] = {}
     labels: list[np.ndarray] = []
     size = 0
-    with _user_code.importable():
-        function = _user_code.function(spec)
+    with user_code.importable():
+        function = user_code.without_arguments(spec, "the data function")
         for number, batch in enumerate(_batches(spec, function)):
             where = f"{spec}, batch {number}"
             part = _split(batch, where)
@@ -65,15 +66,15 @@ def _joined(arrays: Mapping[str, list[np.ndarray]], labels: list[np.ndarray]) ->
 
 def _batches(spec: str, function: Callable[[], object]) -> Iterator[object]:
     """Yield what the function gives: its batches, or the one whole that it returns."""
-    with _user_code.explained(spec):
+    with user_code.explained("the data function failed", spec):
         result = function()
     if isinstance(result, (tuple, Mapping)) or not isinstance(result, Iterable) or hasattr(result, "shape"):
         yield result
         return
-    with _user_code.explained(spec):
+    with user_code.explained("the data function failed", spec):
         batches = iter(result)
     while True:
-        with _user_code.explained(spec):
+        with user_code.explained("the data function failed", spec):
             batch = next(batches, _END)
         if batch is _END:
             return

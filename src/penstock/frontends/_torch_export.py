@@ -6,7 +6,6 @@ import contextlib
 import inspect
 import io
 import logging
-import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,12 +16,12 @@ import numpy as np
 import torch
 from torch.jit._trace import TracerWarning
 
-from penstock import graph, inputs, registry
+from penstock import graph, inputs, registry, user_code
 from penstock.backends import Backend, Loadable
 from penstock.deployment import Deployment
 from penstock.errors import GateError, InputError, UsageError
 from penstock.frontends import Exported
-from penstock.frontends._torch_source import Loaded, call_user_code, user_files, user_function
+from penstock.frontends._torch_source import Loaded, user_files
 from penstock.frontends.torch import flat
 from penstock.jsonable import Json
 from penstock.metrics import compare
@@ -57,6 +56,9 @@ def run(loaded: Loaded, settings: ExportSettings, example: Mapping[str, np.ndarr
     graph.tidy(model)
     graph.save(model, into)
     signature = graph.signature(graph.load(into))
+    if dropped := sorted(set(plan.names) - {spec.name for spec in signature.inputs}):
+        what = f"the exporter left out the input {dropped[0]!r}: nothing in the module's forward depends on it"
+        raise InputError("input-dropped", what, do="take it out of forward, or use --exporter dynamo, which keeps it")
     proof = _prove(loaded.module, plan, into, signature, settings)
     facts: dict[str, Json] = {
         "exporter": settings.exporter,
@@ -69,7 +71,7 @@ def run(loaded: Loaded, settings: ExportSettings, example: Mapping[str, np.ndarr
     measured: dict[str, Json] = {"relative_difference": {str(batch): figure for batch, figure in proof.items()}}
     reads = dict(loaded.reads)
     if settings.example:
-        reads |= user_files([sys.modules[settings.example.rpartition(":")[0]]])
+        reads |= user_files([user_code.module(settings.example, "the example function")])
     return Exported(signature, facts, measured, reads)
 
 
@@ -112,12 +114,12 @@ def _example_arrays(
 ) -> dict[str, np.ndarray]:
     made: Any = None
     if settings.example:
-        function = user_function(settings.example, "--example")
-        made = call_user_code(function, settings.example, "the example function failed")
+        function = user_code.without_arguments(settings.example, "the example function")
+        made = user_code.call(function, "the example function failed", settings.example)
     elif loaded.example_inputs is not None:
         made = loaded.example_inputs
         if callable(made):
-            made = call_user_code(made, "example_inputs", "example_inputs() failed")
+            made = user_code.call(made, "example_inputs() failed", "example_inputs")
     elif data is not None:
         return dict(data)
     if made is None:
@@ -156,7 +158,7 @@ def _run_module(module: torch.nn.Module, feeds: Mapping[str, np.ndarray]) -> Any
             return module(*_tensors(feeds))
 
     shapes = ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in feeds.items())
-    return call_user_code(forward, type(module).__name__, f"the module fails on {shapes}")
+    return user_code.call(forward, f"the module fails on {shapes}", type(module).__name__)
 
 
 def _output_names(module: torch.nn.Module, plan: _Plan) -> list[str]:

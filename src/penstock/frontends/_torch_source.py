@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import importlib.util
 import inspect
 import sys
-import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +14,8 @@ from typing import Any
 
 import torch
 
-from penstock.errors import InputError, UsageError
+from penstock import user_code
+from penstock.errors import InputError
 from penstock.frontends import Source
 from penstock.graph import first_line
 from penstock.store import file_digest
@@ -91,7 +90,7 @@ def _import_file(path: Path) -> ModuleType:
     if folder not in sys.path:
         sys.path.insert(0, folder)  # the file may import its neighbours
     sys.modules[name] = module
-    call_user_code(lambda: spec.loader.exec_module(module), str(path), "importing the file failed")  # type: ignore[union-attr]  # checked above
+    user_code.call(lambda: spec.loader.exec_module(module), "importing the file failed", str(path))  # type: ignore[union-attr]  # checked above
     return module
 
 
@@ -105,7 +104,7 @@ def _import_package(name: str) -> ModuleType:
     if found is None:
         do = "install the package, or run from the folder that holds it; for a file write path/to/file.py:Class"
         raise InputError("no-such-module", f"there is no module named {name!r}", do=do)
-    module: ModuleType = call_user_code(lambda: importlib.import_module(name), name, "importing the module failed")
+    module = user_code.call(lambda: importlib.import_module(name), "importing the module failed", name)
     return module
 
 
@@ -132,26 +131,11 @@ def _build(home: ModuleType, name: str, spec: str) -> torch.nn.Module:
         do = f"write a function without arguments that returns {name}(…), and name it after the colon instead"
         what = f"{name} can't be built without arguments: it wants {', '.join(needed)}"
         raise InputError("needs-arguments", what, where=spec, do=do)
-    module = call_user_code(made, spec, f"building {name} failed")
+    module = user_code.call(made, f"building {name} failed", spec)
     if not isinstance(module, torch.nn.Module):
         what = f"{name} gives a {type(module).__name__}, not a torch.nn.Module"
         raise InputError("not-a-module", what, where=spec)
     return module
-
-
-def call_user_code(function: Callable[[], Any], where: str, what: str) -> Any:
-    """Call the user's code; whatever it raises becomes an ``InputError`` that names its innermost line."""
-    try:
-        with contextlib.redirect_stdout(sys.stderr):  # what it prints is not our result
-            return function()
-    except Exception as error:  # any error of the user's own code
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if "penstock" not in f.filename]
-        own = [f for f in frames if "site-packages" not in f.filename and not f.filename.startswith("<")]
-        place = f"{own[-1].filename}, line {own[-1].lineno}" if own else where
-        told = f"{what}: {type(error).__name__}: {first_line(error)}"
-        raise InputError(
-            "user-code-failed", told, where=place, do="fix it there; -v shows the whole traceback"
-        ) from error
 
 
 def _load_weights(module: torch.nn.Module, path: Path) -> None:
@@ -221,16 +205,4 @@ def user_files(start: Iterable[ModuleType]) -> dict[str, str]:
             home = value if isinstance(value, ModuleType) else sys.modules.get(getattr(value, "__module__", None) or "")
             if home is not None and home is not module:
                 queue.append(home)
-    return found
-
-
-def user_function(name: str, flag: str) -> Callable[..., Any]:
-    """Import the user's ``module:function``, also from the current folder. Raises ``UsageError``."""
-    home, _, function = name.rpartition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        found: Callable[..., Any] = getattr(importlib.import_module(home), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UsageError("bad-function", f"{flag} {name}: {error}", do="write package.module:function") from error
     return found

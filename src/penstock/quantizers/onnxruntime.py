@@ -46,7 +46,7 @@ def quantize(
     import onnxruntime
     from onnxruntime import quantization
 
-    onnxruntime.set_default_logger_severity(3)
+    onnxruntime.set_default_logger_severity(4)  # what goes wrong arrives as an exception
     loaded = graph.load(model)
     _refuse_hopeless(loaded, model)
     _check_names(loaded, settings.exclude)
@@ -83,7 +83,7 @@ def quantize(
         graph.tidy(result)
         graph.save(result, into)
     return {
-        "method": "static", "format": "QDQ", "calibration": "MinMax", "calibration_batches": counter.count,
+        "method": "static", "format": "QDQ", "calibration": "MinMax", "calibration_batch": counter.size,
         "calibration_samples": counter.samples, "activations": settings.activations, "weights": "int8",
         "per_channel": settings.per_channel, "outputs_left_in_float": list(floated),
         "opset_raised_from": loaded.opset_imports.get("") if converted is not loaded else None,
@@ -96,7 +96,7 @@ class _Counted:
 
     def __init__(self, batches: Iterable[Mapping[str, np.ndarray]]) -> None:
         self._feeds = iter(batches)
-        self.count = 0
+        self.size = 0
         self.samples = 0
 
     def get_next(self) -> dict[str, np.ndarray] | None:
@@ -104,8 +104,8 @@ class _Counted:
         feeds = next(self._feeds, None)
         if feeds is None:
             return None
-        self.count += 1
-        self.samples += max((len(array) for array in feeds.values() if array.ndim), default=1)
+        self.size = max((len(array) for array in feeds.values() if array.ndim), default=1)
+        self.samples += self.size
         return dict(feeds)
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:

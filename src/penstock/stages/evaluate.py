@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from penstock.errors import InputError, UsageError
+from penstock import user_code
+from penstock.errors import InputError
 from penstock.settings import option
+from penstock.store import file_digest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,13 +32,17 @@ class EvaluateSettings:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """A mean score over ``samples``, in [0, 1] for top-1, with its 95 % interval, and the scores ``(N,)``."""
+    """A mean score over ``samples``, in [0, 1] for top-1, with its 95 % interval, and the scores ``(N,)``.
+
+    ``interval`` names its kind: Wilson's where every score is right or wrong, else the normal one of a mean.
+    """
 
     metric: str
     samples: int
     score: float
     low: float
     high: float
+    interval: str
     scores: np.ndarray
 
 
@@ -56,21 +63,14 @@ def top_1(outputs: list[np.ndarray], labels: np.ndarray) -> np.ndarray:
 
 
 def load_metric(name: str) -> Callable[[list[np.ndarray], np.ndarray], Any]:
-    """Find the user's metric; "" is top-1. Raises ``UsageError``."""
-    import importlib
-    import sys
-    from pathlib import Path
+    """Find the user's metric (``module:function`` or ``file.py:function``); "" is top-1. Raises ``InputError``."""
+    return user_code.function(name, "the metric") if name else top_1
 
-    if not name:
-        return top_1
-    home, _, function = name.rpartition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        found: Callable[[list[np.ndarray], np.ndarray], Any] = getattr(importlib.import_module(home), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UsageError("bad-metric", f"--metric {name}: {error}", do="write package.module:function") from error
-    return found
+
+def metric_digest(name: str) -> str:
+    """Return the SHA-256 of the file that a metric is in, so that an edited metric counts as another; "" for top-1."""
+    file = user_code.module(name, "the metric").__file__ if name else None
+    return file_digest(Path(file)) if file else ""
 
 
 def evaluate(session: Session, feeds: Feeds, settings: EvaluateSettings, progress: Progress, note: str) -> Evaluation:
@@ -86,7 +86,8 @@ def evaluate(session: Session, feeds: Feeds, settings: EvaluateSettings, progres
     for real, batch in feeds.batches(settings.batch):
         outputs = [output[:real] if output.ndim else output for output in session.run(batch)]
         labels = feeds.labels[done : done + real]
-        given = np.asarray(metric(outputs, labels), dtype=float)
+        with user_code.explained("the metric failed", settings.metric):
+            given = np.asarray(metric(outputs, labels), dtype=float)
         if given.shape != (real,):
             what = f"the metric gave the shape {list(given.shape)} for {real} samples"
             raise InputError("bad-metric", what, where=settings.metric or "top-1", do="return one score per sample")
@@ -98,10 +99,12 @@ def evaluate(session: Session, feeds: Feeds, settings: EvaluateSettings, progres
     mean = float(scores.mean())
     if np.isin(scores, (0.0, 1.0)).all():
         low, high = wilson(int(scores.sum()), len(scores))
+        interval = "Wilson, 95 %"
     else:  # a score that isn't right-or-wrong: the normal interval of its mean
         half = 1.959964 * float(scores.std(ddof=1)) / len(scores) ** 0.5 if len(scores) > 1 else float("inf")
         low, high = mean - half, mean + half
-    return Evaluation(settings.metric or "top-1", len(scores), mean, low, high, scores)
+        interval = "normal, 95 %"
+    return Evaluation(settings.metric or "top-1", len(scores), mean, low, high, interval, scores)
 
 
 def paired(ours: Evaluation, baseline: Evaluation) -> PairedDifference:

@@ -101,7 +101,7 @@ def _limits(row: Row, settings: SelectSettings) -> list[tuple[str, Outcome, floa
 
 def _speed(row: Row, rows: Sequence[Row], settings: SelectSettings, seed: int) -> list[tuple[str, Outcome, float]]:
     """Refuse a quantized deployment that isn't faster than a float one of the same runtime, where speed is wanted."""
-    if settings.objective not in ("latency", "throughput") or row.deployment.precision == "fp32" or not row.rounds_ms:
+    if settings.objective != "latency" or row.deployment.precision == "fp32" or not row.rounds_ms:
         return []
     from penstock.timing.figures import ratio
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from penstock.metrics import Difference, compare
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from penstock.backends import Session
     from penstock.golden import Golden
+    from penstock.jsonable import Json
     from penstock.variant import Precision
 
 
@@ -48,6 +49,7 @@ class Verification:
     samples: int
     outputs: Mapping[str, Difference]
     outcome: Outcome
+    inputs: Mapping[str, Json]  # what the golden inputs are: real data, or made up
 
 
 def verify(
@@ -64,7 +66,7 @@ def verify(
         try:
             runs.append(session.run(feeds))
         except PenstockError as error:
-            return Verification(0, {}, Outcome(False, error.what))
+            return Verification(0, {}, Outcome(False, error.what), golden.description)
         done = len(runs)
         if seconds is not None and done < len(golden.real):
             spent = time.monotonic() - began
@@ -74,9 +76,12 @@ def verify(
     for position, name in enumerate(golden.output_names):
         got = [_real(run[position], golden, i) for i, run in enumerate(runs)]
         want = [_real(golden.outputs[i][position], golden, i) for i in range(len(runs))]
-        differences[name] = _compare_runs(got, want, logits=name in settings.logits)
+        differences[name] = _compare_runs(got, want, logits=name in (settings.logits or golden.logits))
     return Verification(
-        sum(golden.real[: len(runs)]), differences, judge(differences, precision, settings, golden.noise)
+        sum(golden.real[: len(runs)]),
+        differences,
+        judge(differences, precision, settings, golden.noise),
+        golden.description,
     )
 
 
@@ -98,7 +103,10 @@ def _compare_runs(got: list[np.ndarray], want: list[np.ndarray], *, logits: bool
     if not want[0].ndim:
         return compare(np.stack(got), np.stack(want), logits=False)
     found = [compare(a, b, logits=logits) for a, b in zip(got, want, strict=True)]
-    return max(found, key=lambda d: (d.relative or 0.0, d.mismatches or 0.0))
+    worst = max(found, key=lambda d: (d.nonfinite, d.relative or 0.0, d.mismatches or 0.0))
+    levels = [d.sqnr_db for d in found if d.sqnr_db is not None]
+    # the sample is one of a run of its own here, so its number would mislead
+    return replace(worst, sqnr_db=min(levels) if levels else worst.sqnr_db, worst_sample=None)
 
 
 def judge(

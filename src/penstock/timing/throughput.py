@@ -9,6 +9,7 @@ from penstock.timing.figures import Throughput
 from penstock.timing.rounds import Clock, Run, interleave, reason, warm_up
 
 MIN_ROUNDS = 10
+FEWEST_ROUNDS = 3  # where one call takes longer than its share of the budget
 WARMUP_CALLS = 3
 
 
@@ -23,10 +24,12 @@ def throughput(
             call_ns[name] = warm_up(run, calls=WARMUP_CALLS, seconds=seconds / 4, clock=clock).call_ns
         except Exception as error:  # a runtime that can't take the batch: its answer is a value
             found[name] = Throughput(batch, reason=f"batch {batch} failed: {reason(error)}")
+    slowest_s = max(call_ns.values(), default=0.0) / 1e9
+    affordable = int(4 * seconds / slowest_s) if slowest_s > 0 else MIN_ROUNDS
     timed = interleave(
         {name: runs[name] for name in call_ns},
         call_ns,
-        min_rounds=MIN_ROUNDS,
+        min_rounds=max(FEWEST_ROUNDS, min(MIN_ROUNDS, affordable)),
         calls_per_round=1,
         seconds=seconds,
         seed=seed,

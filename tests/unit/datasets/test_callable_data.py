@@ -118,8 +118,8 @@ def test_an_error_names_the_line_of_the_user(tmp_path: Path) -> None:
         """
     with pytest.raises(InputError, match="need at least one array") as caught:
         read(tmp_path, body)
-    assert caught.value.id == "data-function-failed"
-    assert caught.value.where == f"{tmp_path / 'mydata.py'}:9, in helper"
+    assert caught.value.id == "user-code-failed"
+    assert caught.value.where == f"{tmp_path / 'mydata.py'}, line 9, in helper"
 
 
 @pytest.mark.parametrize(
@@ -134,16 +134,16 @@ def test_an_error_names_the_line_of_the_user(tmp_path: Path) -> None:
 def test_errors_while_importing(tmp_path: Path, body: str, line: int) -> None:
     with pytest.raises(InputError) as caught:
         read(tmp_path, body)
-    assert caught.value.id == "data-function-failed"
-    assert f"mydata.py:{line}" in caught.value.where
+    assert caught.value.id == "user-code-failed"
+    assert f"mydata.py, line {line}" in caught.value.where
 
 
 @pytest.mark.parametrize(
     ("body", "id", "says"),
     [
-        ("def other(): ...", "no-such-data", "no function 'data'"),
-        ("data = 3", "no-such-data", "no function 'data'"),
-        ("def data(path): ...", "data-function-arguments", "'path'"),
+        ("def other(): ...", "no-such-function", "no function 'data'"),
+        ("data = 3", "no-such-function", "no function 'data'"),
+        ("def data(path): ...", "function-arguments", "'path'"),
         ("def data(): ...", "data-wrong-dtype", "object"),
         ("def data(): return 'text'", "data-wrong-dtype", "<U1"),
         ("def data(): return iter(())", "data-empty", "no batch"),
@@ -181,5 +181,5 @@ def test_an_endless_function_ends_at_the_limit(tmp_path: Path, monkeypatch: pyte
 def test_absent_file_and_module(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         find(f"{tmp_path}/absent.py:data", DataSettings())
-    with pytest.raises(InputError, match="No module named 'absent_module_of_mine'"):
+    with pytest.raises(InputError, match="no module 'absent_module_of_mine'"):
         find("absent_module_of_mine:data", DataSettings())

@@ -25,12 +25,13 @@ def test_every_role_is_stratified(role: str) -> None:
     assert counts.max() - counts.min() <= 1
 
 
-def test_uneven_classes_share_as_long_as_they_last() -> None:
-    labels = np.array([0] * 90 + [1] * 10)
-    order = dealing_order(labels, 100, seed=0)
-    assert sorted(order.tolist()) == list(range(100))
-    assert labels[order[:20]].sum() == 10
-    assert labels[order[20:]].sum() == 0
+def test_a_rare_class_is_in_every_role_in_its_proportion() -> None:
+    labels = np.array([0] * 950 + [1] * 50)
+    order = dealing_order(labels, 1000, seed=0)
+    assert sorted(order.tolist()) == list(range(1000))
+    for start, stop in ((0, 60), (60, 310), (310, 560), (560, 1000)):
+        share = labels[order[start:stop]].mean()
+        assert abs(share - 0.05) * (stop - start) <= 1.0
 
 
 def test_a_small_set_fills_the_roles_in_order() -> None:
