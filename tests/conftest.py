@@ -11,6 +11,7 @@ import tiny_models
 
 SHARED = Path(os.environ.get("PENSTOCK_SHARED", Path(__file__).parents[2] / "shared"))
 _LEFT_OUT: dict[str, int] = {}
+_SKIPPED: list[str] = []
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -30,8 +31,29 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         _LEFT_OUT[f"{marker} ({reason})"] = len(out)
 
 
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Note what was skipped for want of something, which a run that must be whole counts as a failure.
+
+    The conformance suite's own skips name the backend that they don't apply to, and why.
+    """
+    if (
+        report.skipped
+        and isinstance(report.longrepr, tuple)
+        and ": " not in report.longrepr[2].removeprefix("Skipped: ")
+    ):
+        _SKIPPED.append(f"{report.nodeid}: {report.longrepr[2]}")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail a run that must be whole and isn't."""
+    if _SKIPPED and os.environ.get("PENSTOCK_REQUIRE_SHARED") == "1":
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Tell how many tests were left out."""
+    for what in _SKIPPED:
+        terminalreporter.write_line(f"skipped: {what}", yellow=True)
     for what, count in _LEFT_OUT.items():
         terminalreporter.write_line(f"{count} tests left out: {what}", yellow=True)
 

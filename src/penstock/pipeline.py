@@ -189,7 +189,10 @@ class _Build:
 
     def _optimize(self, exported: Transformed) -> Transformed:
         self.progress.begin("optimize")
-        done = transforms.optimize_variant(exported, self.settings.optimize, self.cache)
+        try:
+            done = transforms.optimize_variant(exported, self.settings.optimize, self.cache)
+        except InputError as error:  # it names the store's copy, which says nothing to the user
+            raise InputError(error.id, error.what, where=self.settings.source, do=error.do) from error
         before, after = done.facts["nodes_before"], done.facts["nodes_after"]
         changes = sum(int(record["changes"]) for record in cast("list[dict[str, int]]", done.facts["passes"]))
         if done.variant.digest == exported.variant.digest or not changes:
@@ -261,7 +264,7 @@ class _Build:
             try:
                 made = golden.make(data.golden, session, who, names, logits)
             except InputError as error:
-                if data.preprocessing is not None:
+                if data.preprocessing is not None or error.id != "run-failed":
                     raise
                 # a model may want what its signature doesn't say
                 do = "the inputs were made up from the signature; give real ones with --data"

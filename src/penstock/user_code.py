@@ -10,7 +10,7 @@ import re
 import sys
 import sysconfig
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import penstock
 from penstock.errors import InputError
+from penstock.store import file_digest
 
 T = TypeVar("T")
 SPEC = re.compile(r"(?P<file>.+\.py)?(?(file)|(?P<module>[A-Za-z_][\w.]*)):(?P<function>[A-Za-z_]\w*)")
@@ -138,3 +139,24 @@ def _import_file(path: Path, spec: str, what: str) -> ModuleType:
     with explained(f"importing {what} failed", spec):
         found.loader.exec_module(made)
     return made
+
+
+def files(start: Iterable[ModuleType]) -> dict[str, str]:
+    """Digest the source files of modules and of all that they import, but for installed packages and the library."""
+    outside = (str(Path(sys.base_prefix).resolve()), str(Path(sys.prefix).resolve()))
+    found: dict[str, str] = {}
+    queue = list(start)
+    while queue:
+        module = queue.pop()
+        path = getattr(module, "__file__", None)
+        if not path or not path.endswith(".py") or "site-packages" in path or module.__name__.startswith("penstock."):
+            continue
+        resolved = str(Path(path).resolve())
+        if resolved in found or resolved.startswith(outside) or not Path(resolved).is_file():
+            continue
+        found[resolved] = file_digest(Path(resolved))
+        for value in list(vars(module).values()):
+            home = value if isinstance(value, ModuleType) else sys.modules.get(getattr(value, "__module__", None) or "")
+            if home is not None and home is not module:
+                queue.append(home)
+    return found

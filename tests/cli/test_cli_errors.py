@@ -239,8 +239,7 @@ def test_a_name_that_is_no_utf_8(here: Path, inputs: Path, capsys: pytest.Captur
     assert json.loads(capsys.readouterr().out)["schema"] == 1
 
 
-def test_verbose_shows_where(inputs: Path) -> None:
-    from penstock.errors import InputError
-
-    with pytest.raises(InputError):
-        run(["inspect", str(inputs / "text.onnx"), "-v"])
+def test_verbose_shows_where_and_keeps_the_exit_code(inputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["inspect", str(inputs / "text.onnx"), "-v"]) == 2
+    shown = capsys.readouterr().err
+    assert "Traceback" in shown and "precheck.py" in shown and "this is no ONNX model" in shown

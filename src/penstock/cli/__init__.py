@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import sys
+import traceback
 from typing import TYPE_CHECKING
 
 import click
@@ -94,7 +95,7 @@ def run(arguments: list[str]) -> int:
         return int(result) if isinstance(result, int) else 0
     except PenstockError as error:
         if verbose:
-            raise
+            traceback.print_exc()
         _tell(error, arguments)
         return error.exit_code
     except click.ClickException as error:
@@ -112,7 +113,7 @@ def run(arguments: list[str]) -> int:
         return 0
     except OSError as error:
         if verbose:
-            raise
+            traceback.print_exc()
         from penstock.errors import StoreError
         from penstock.store import explained
 
@@ -127,7 +128,7 @@ def run(arguments: list[str]) -> int:
         return 2
     except Exception as error:  # a fault of ours: said in one line, the rest behind -v
         if verbose:
-            raise
+            traceback.print_exc()
         what = f"internal error: {type(error).__name__}: {error}"
         _tell(PenstockError("internal", what, do="run again with -v and report what it shows"), arguments)
         return 2

@@ -48,9 +48,8 @@ def size(number: int | None) -> str:
 
 
 def _cell(text: str) -> str:
-    from rich.markup import escape
 
-    return escape(text)
+    return text
 
 
 def _table(title: str, *columns: tuple[str, bool]) -> Table:

@@ -21,7 +21,7 @@ from penstock.backends import Backend, Loadable
 from penstock.deployment import Deployment
 from penstock.errors import GateError, InputError, UsageError
 from penstock.frontends import Exported
-from penstock.frontends._torch_source import Loaded, user_files
+from penstock.frontends._torch_source import Loaded
 from penstock.frontends.torch import flat
 from penstock.jsonable import Json
 from penstock.metrics import compare
@@ -71,7 +71,7 @@ def run(loaded: Loaded, settings: ExportSettings, example: Mapping[str, np.ndarr
     measured: dict[str, Json] = {"relative_difference": {str(batch): figure for batch, figure in proof.items()}}
     reads = dict(loaded.reads)
     if settings.example:
-        reads |= user_files([user_code.module(settings.example, "the example function")])
+        reads |= user_code.files([user_code.module(settings.example, "the example function")])
     return Exported(signature, facts, measured, reads)
 
 
@@ -235,6 +235,13 @@ def _prove(
     session = backend.load(Loadable(path), deployment)
     moving = any(0 in axes for axes in plan.dynamic.values())
     worst: dict[int, float] = {}
+    for first, second in zip(
+        flat(_run_module(module, plan.example)), flat(_run_module(module, plan.example)), strict=True
+    ):
+        if not torch.equal(torch.nan_to_num(first.float()), torch.nan_to_num(second.float())):
+            what = "the module gives another output for the same input: it draws random numbers or keeps a state"
+            do = "take the randomness out of forward; dropout and the like are off in eval mode"
+            raise GateError("not-deterministic", what, where=type(module).__name__, do=do)
     names = [spec.name for spec in signature.inputs]
     for batch in settings.batches if moving else (len(next(iter(plan.example.values()))),):
         feeds = inputs.resize_batch(plan.example, batch) if moving else plan.example
@@ -289,11 +296,14 @@ def _told(exporter: str, error: Exception) -> InputError:
     links = list(_chain(error))
     for link in links:
         if isinstance(link, TracerWarning):
-            do = "use --exporter dynamo, which keeps such code or says why it can't"
+            do = "write a branch with torch.where or torch.cond, and take sizes with tensor methods"
             return InputError("trace-lost-something", f"tracing would lose something: {graph.first_line(link)}", do=do)
     what = f"the {exporter} exporter can't export this module: {graph.first_line(links[-1])}"
     other = "torchscript" if exporter == "dynamo" else "dynamo"
-    return InputError("export-failed", what, do=f"try --exporter {other}; -v shows the whole report")
+    do = f"try --exporter {other}; -v shows the whole report"
+    if any("data-dependent" in str(link).lower() or "DataDependent" in type(link).__name__ for link in links):
+        do = "a branch or a size depends on the data: write it with torch.where or torch.cond"
+    return InputError("export-failed", what, do=do)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -65,7 +65,7 @@ def load(source: Source) -> Loaded:
     else:
         home = _import_file(Path(head)) if head.endswith(".py") else _import_package(head)
         _BROUGHT_IN.setdefault(head, set()).update(set(sys.modules) - before)
-        reads.update(user_files([home, *(sys.modules[name] for name in _BROUGHT_IN[head] if name in sys.modules)]))
+        reads.update(user_code.files([home, *(sys.modules[name] for name in _BROUGHT_IN[head] if name in sys.modules)]))
         module = _build(home, name, source.spec)
         example = getattr(module, "example_inputs", None) or getattr(home, "example_inputs", None)
     if source.weights:
@@ -185,24 +185,3 @@ def _check_fit(module: torch.nn.Module, state: Mapping[str, torch.Tensor], path:
     if problems:
         what = f"the weights don't fit the module: {'; '.join(problems)}"
         raise InputError("weights-do-not-fit", what, where=str(path), do="give the weights that belong to this module")
-
-
-def user_files(start: Iterable[ModuleType]) -> dict[str, str]:
-    """Digest the source files of modules and of all that they import, but for installed packages and the library."""
-    outside = (str(Path(sys.base_prefix).resolve()), str(Path(sys.prefix).resolve()))
-    found: dict[str, str] = {}
-    queue = list(start)
-    while queue:
-        module = queue.pop()
-        path = getattr(module, "__file__", None)
-        if not path or not path.endswith(".py") or "site-packages" in path or module.__name__.startswith("penstock."):
-            continue
-        resolved = str(Path(path).resolve())
-        if resolved in found or resolved.startswith(outside) or not Path(resolved).is_file():
-            continue
-        found[resolved] = file_digest(Path(resolved))
-        for value in list(vars(module).values()):
-            home = value if isinstance(value, ModuleType) else sys.modules.get(getattr(value, "__module__", None) or "")
-            if home is not None and home is not module:
-                queue.append(home)
-    return found

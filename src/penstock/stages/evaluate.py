@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from penstock import user_code
 from penstock.errors import InputError
 from penstock.settings import option
-from penstock.store import file_digest
+from penstock.store import digest_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,9 +67,8 @@ def load_metric(name: str) -> Callable[[list[np.ndarray], np.ndarray], Any]:
 
 
 def metric_digest(name: str) -> str:
-    """Return the SHA-256 of the file that a metric is in, so that an edited metric counts as another; "" for top-1."""
-    file = user_code.module(name, "the metric").__file__ if name else None
-    return file_digest(Path(file)) if file else ""
+    """Return a digest of the user's files behind a metric, so that an edited metric counts as another; "" for top-1."""
+    return digest_of(sorted(user_code.files([user_code.module(name, "the metric")]).values())) if name else ""
 
 
 def evaluate(session: Session, feeds: Feeds, settings: EvaluateSettings, progress: Progress, note: str) -> Evaluation:

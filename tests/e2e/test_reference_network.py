@@ -1,0 +1,32 @@
+"""The main job on the real data: CIFAR-10 from PyTorch to a chosen deployment."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from penstock import cli
+
+
+@pytest.mark.slow
+@pytest.mark.shared
+@pytest.mark.torch
+def test_cifar10_from_the_zoo_to_an_int8_deployment(
+    shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "cifar10"
+    subprocess.run([str(shared / "cifar10" / "unpack"), str(data)], check=True)
+    asked = ["zoo:cifar10", "--data", str(data), "-o", str(tmp_path / "out"), "--max-drop", "0.5"]
+    assert cli.run(["build", *asked, "--bench-seconds", "0.5", "--no-footprint", "--quiet", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)["result"]
+    rows = {row["deployment"]["name"]: row for row in result["deployments"]}
+    assert rows["source@torch"]["score"] >= 0.91 and rows["source@torch"]["score_samples"] == 10_000
+    assert rows["fp32@onnxruntime"]["score"] >= 0.91
+    difference, low, high = rows["int8@onnxruntime"]["difference_points"]
+    assert abs(difference) <= 0.5 and low < difference < high
+    assert rows["int8@onnxruntime"]["size_bytes"] <= 700_000
+    assert rows[result["chosen"]]["deployment"]["precision"] == "int8"
+    assert result["ladder"]["steps"][0]["before"] == "source@torch"
+    assert result["ladder"]["steps"][-1]["name"] == result["chosen"]
+    assert all(not v["measured"]["reason"] for row in rows.values() for v in row["verdicts"] if v["gate"] == "verify")
