@@ -48,6 +48,20 @@ class BuildSettings:
         }
 
 
+def lock_text(settings: BuildSettings, opset: Json, tools: Mapping[str, str]) -> str:
+    """Return the text of ``penstock.lock.toml``: the settings as resolved, the opset as written, the tools' versions.
+
+    ``opset`` is ``None`` for a model that came as a file and keeps its own.
+    """
+    import tomli_w
+
+    table: dict[str, Any] = settings.to_toml()
+    if opset is not None:
+        table["export"]["opset"] = opset
+    table["tools"] = dict(tools)
+    return "# The settings of this build as resolved, with the versions of its tools.\n" + tomli_w.dumps(table)
+
+
 def resolve(
     flags: Mapping[str, Mapping[str, Any]],
     *,

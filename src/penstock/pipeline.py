@@ -6,14 +6,14 @@ Transforms go through the cache; measures are steps of the journal, so an interr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from penstock import datasets, feeds, golden, graph, inputs, machine, measures, registry, store, transforms
+from penstock import datasets, golden, graph, machine, measures, registry, store, transforms
 from penstock.backends import Backend, Loadable
-from penstock.build_settings import BuildSettings
-from penstock.deployment import Deployment
+from penstock.build_feeds import for_build
+from penstock.build_settings import BuildSettings, lock_text
 from penstock.errors import InputError, MissingError, UsageError
 from penstock.frontends import Source
 from penstock.journal import Journal
@@ -23,9 +23,9 @@ from penstock.measures import Runnable
 from penstock.progress import SILENT, Progress
 from penstock.record import Record
 from penstock.stages import export
-from penstock.stages.bench import configured
 from penstock.stages.evaluate import load_metric, metric_digest
 from penstock.stages.inspect import inspect
+from penstock.stages.place import place, reference
 from penstock.stages.select import Selection, select
 from penstock.store import BuildFolder, Cache
 from penstock.summary import Row, rows
@@ -107,17 +107,17 @@ class _Build:
         """Run the stages in order."""
         dataset = self._open_data()
         exported, data = self._export(dataset)
-        signature = exported.variant.signature
         slim = self._optimize(exported)
         self._quantize(slim, data)
-        runnables = self._deployments(signature.fixed_batch is None)
+        runnables = place(self.variants, self.settings.backends, self.settings.bench)
+        self.journal.step("place", [r.deployment for r in runnables], lambda append: _each(append, runnables))
         gold = self._golden(exported, data)
         passed = self._verify(runnables, gold)
         self._evaluate(passed, data)
         self._bench(passed, data)
         chosen = self._select()
         self.journal.close()
-        self._write_lock(exported)
+        self._write_lock(exported.facts.get("opset"))
         return self._result(chosen)
 
     def _open_data(self) -> Dataset | None:
@@ -142,7 +142,8 @@ class _Build:
         settings = self.settings.export
         drawn = store.digest_of([dataset.digest, dataset.preprocessing]) if dataset else ""
         done = transforms.export_source(self.source, settings, example, drawn, self.cache)
-        data = self._feeds(dataset, done)  # before anything is written: the data may not fit
+        data, note = for_build(dataset, done.path, self.settings)  # before anything is written: the data may not fit
+        self.notes += [note] if note else []
         variant = self._adopt(done, "export")
         native = transforms.source_variant(done, self.source)
         if native is not None:
@@ -166,26 +167,6 @@ class _Build:
         self.journal.step(step, [variant, done.facts], run)
         self.variants.append((variant, Loadable(home / variant.main)))
         return variant
-
-    def _feeds(self, dataset: Dataset | None, exported: Transformed) -> RoleFeeds:
-        signature = exported.variant.signature
-        if dataset is None:
-            bounds = inputs.integer_bounds(graph.load(exported.path))
-            self.notes.append("no data was given: inputs were made from the signature, accuracy was not measured")
-            return feeds.from_seed(signature, bounds, self.settings.data, self.settings.seed)
-        data = feeds.from_data(dataset, signature, self.settings.data, self.settings.seed)
-        if not self.settings.evaluate.metric:
-            feeds.check_classes(data, signature, dataset.name)
-        why = "" if data.select is not None else f"{dataset.name} has no labels"
-        if not why and not self.settings.evaluate.metric and not feeds.has_classes(signature):
-            why = f"top-1 means nothing for the output {signature.outputs[0].text()}"
-            data = replace(data, select=None, evaluate=None)
-        if why and self.settings.select.max_drop is not None:
-            do = "give labelled data and, unless the model is a classifier, --metric module:function"
-            raise UsageError("no-metric", f"--max-drop needs an accuracy, and {why}", do=do)
-        if why:
-            self.notes.append(f"accuracy was not measured: {why}; --metric module:function names another measure")
-        return data
 
     def _optimize(self, exported: Transformed) -> Transformed:
         self.progress.begin("optimize")
@@ -219,48 +200,18 @@ class _Build:
         variant = self._adopt(done, "quantize")
         self.progress.end(f"int8: {variant.size_bytes / 1e6:.2f} MB{_cached(done)}")
 
-    def _deployments(self, dynamic: bool) -> list[Runnable]:
-        """Cross the variants with the backends that can run them."""
-        made: list[Runnable] = []
-        names = self.settings.backends or tuple(registry.names("backends"))
-        for variant, model in self.variants:
-            for name in names:
-                try:
-                    backend = cast(Backend, registry.load("backends", name))
-                    usable = not backend.available()
-                except MissingError:
-                    continue  # a broken plug-in, listed by `penstock list`
-                # the oracle holds for the float model; of an int8 one it knows no runtime's rounding
-                skip = backend.ROLE == "oracle" and variant.precision not in ("fp32", "fp16")
-                if not usable or skip or variant.format not in backend.FORMATS:
-                    continue
-                plain = Deployment(
-                    f"{variant.name}@{name}", variant.name, variant.digest, variant.precision, name, role=backend.ROLE
-                )
-                made.append(Runnable(configured(plain, self.settings.bench), model, dynamic))
-        if not any(runnable.deployment.role == "candidate" for runnable in made):
-            do = "name another with --backends; `penstock list backends` shows which can run here"
-            raise UsageError("no-candidate", "none of the backends can deploy this model", do=do)
-
-        def run(append: Append) -> None:
-            for runnable in made:
-                append(runnable.deployment)
-
-        self.journal.step("place", [runnable.deployment for runnable in made], run)
-        return made
-
     def _golden(self, exported: Transformed, data: RoleFeeds) -> golden.Golden:
         """Run the source itself over the golden inputs: its own framework, or the runtime with all rewrites off."""
         home = self.folder.root / "golden"
-        reference, who = self._reference()
-        key = [reference.deployment.digest, who, dict(data.golden.description), self.settings.verify.logits, *_here()]
+        source, who = reference(self.variants)
+        key = [source.deployment.digest, who, dict(data.golden.description), self.settings.verify.logits, *_here()]
         self.progress.begin("golden", f"{data.golden.count} samples")
 
         names = [spec.name for spec in exported.variant.signature.outputs]
         logits = self.settings.verify.logits or (tuple(names[:1]) if data.evaluate is not None and data.classes else ())
 
         def run(append: Append) -> None:
-            session = reference.open()
+            session = source.open()
             try:
                 made = golden.make(data.golden, session, who, names, logits)
             except InputError as error:
@@ -276,22 +227,12 @@ class _Build:
             if data.preprocessing is not None:
                 store.write_json(home / "preprocessing.json", data.preprocessing)
                 facts["preprocessing"] = to_json(data.preprocessing)
-            append(Record("golden", reference.deployment.name, data.golden.description, facts, measured))
+            append(Record("golden", source.deployment.name, data.golden.description, facts, measured))
 
         self.journal.step("golden", key, run)
         made = golden.read(home)
         self.progress.end(f"{made.samples} samples, outputs by {who}")
         return made
-
-    def _reference(self) -> tuple[Runnable, str]:
-        variant, model = self.variants[0]
-        if variant.format == "torch":
-            return Runnable(Deployment("source", variant.name, variant.digest, "fp32", "torch"), model, True), "PyTorch"
-        plain = Deployment(
-            "source", variant.name, variant.digest, variant.precision, "onnxruntime",
-            options={"optimization": "disabled"},
-        )  # fmt: skip
-        return Runnable(plain, model, True), "ONNX Runtime with its optimizations off"
 
     def _verify(self, runnables: list[Runnable], gold: golden.Golden) -> list[Runnable]:
         settings = self.settings.verify
@@ -355,17 +296,10 @@ class _Build:
         self.progress.end(found.chosen or "none fits")
         return found
 
-    def _write_lock(self, exported: Transformed) -> None:
-        import tomli_w
-
-        table = self.settings.to_toml()
-        if "opset" in exported.facts:  # what the exporter wrote; a model that came as a file keeps its own
-            cast("dict[str, Json]", table["export"])["opset"] = exported.facts["opset"]
+    def _write_lock(self, opset: Json) -> None:
         names = ("penstock", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "openvino", "torch", "numpy")
-        table["tools"] = cast("dict[str, Json]", dict(transforms.versions(*names)))
-        text = "# The settings of this build as resolved, with the versions of its tools.\n" + tomli_w.dumps(table)
-        path = self.folder.root / "penstock.lock.toml"
-        store.write_bytes(path, text.encode())
+        text = lock_text(self.settings, opset, transforms.versions(*names))
+        store.write_bytes(self.folder.root / "penstock.lock.toml", text.encode())
 
     def _result(self, chosen: Selection) -> BuildResult:
         from penstock.ladder import of_build
@@ -388,6 +322,11 @@ class _Build:
             tuple(notes),
             tuple(self.journal.resumed),
         )
+
+
+def _each(append: Append, runnables: list[Runnable]) -> None:
+    for runnable in runnables:
+        append(runnable.deployment)
 
 
 def _range(count: int) -> np.ndarray:

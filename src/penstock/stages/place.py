@@ -1,0 +1,52 @@
+"""Place: cross the variants with the backends that can run them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+from penstock import registry
+from penstock.backends import Backend, Loadable
+from penstock.deployment import Deployment
+from penstock.errors import MissingError, UsageError
+from penstock.measures import Runnable
+from penstock.stages.bench import BenchSettings, configured
+from penstock.variant import Variant
+
+
+def place(
+    variants: Sequence[tuple[Variant, Loadable]], backends: Sequence[str], settings: BenchSettings
+) -> list[Runnable]:
+    """Return every deployment that can run here; ``backends`` empty: all that are there.
+
+    Raises ``UsageError`` when none of them could be chosen.
+    """
+    made: list[Runnable] = []
+    for variant, model in variants:
+        for name in backends or registry.names("backends"):
+            try:
+                backend = cast(Backend, registry.load("backends", name))
+            except MissingError:
+                continue  # a broken plug-in, listed by `penstock list`
+            # the oracle holds for the float model; of an int8 one it knows no runtime's rounding
+            vain = backend.ROLE == "oracle" and variant.precision not in ("fp32", "fp16")
+            if vain or variant.format not in backend.FORMATS or backend.available():
+                continue
+            plain = Deployment(
+                f"{variant.name}@{name}", variant.name, variant.digest, variant.precision, name, role=backend.ROLE
+            )
+            made.append(Runnable(configured(plain, settings), model, variant.signature.fixed_batch is None))
+    if not any(runnable.deployment.role == "candidate" for runnable in made):
+        do = "name another with --backends; `penstock list backends` shows which can run here"
+        raise UsageError("no-candidate", "none of the backends can deploy this model", do=do)
+    return made
+
+
+def reference(variants: Sequence[tuple[Variant, Loadable]]) -> tuple[Runnable, str]:
+    """Return what computes the golden outputs, and how to call it: the source itself, as literally as it can be run."""
+    variant, model = variants[0]
+    if variant.format == "torch":
+        return Runnable(Deployment("source", variant.name, variant.digest, "fp32", "torch"), model, True), "PyTorch"
+    options = {"optimization": "disabled"}
+    plain = Deployment("source", variant.name, variant.digest, variant.precision, "onnxruntime", options=options)
+    return Runnable(plain, model, True), "ONNX Runtime with its optimizations off"
