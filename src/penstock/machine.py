@@ -108,9 +108,9 @@ def noise(
     if low > 0 and high / low > 1 + DRIFT_LIMIT:
         change = "slower" if after.loop_ns > before.loop_ns else "faster"
         reasons.append(f"a fixed loop ran {high / low:.2f} times {change} after the measurement than before it")
-    for name, tail in (tails or {}).items():
-        if tail > TAIL_LIMIT:
-            reasons.append(f"{name}: p95 is {tail:.2f} times p50, the samples spread widely")
+    wide = [f"{name} {tail:.2f}" for name, tail in (tails or {}).items() if tail > TAIL_LIMIT]
+    if wide:
+        reasons.append(f"the samples spread widely, p95 over p50 is: {', '.join(wide)}")
     return tuple(reasons)
 
 
