@@ -219,7 +219,7 @@ def test_cautions(stand: Stand) -> None:
     found = bench([subject("slow"), subject("b", threads=2)], FEEDS, None, QUICK, clock=stand.clock)
     assert any(text.startswith("slow: its latency was not steady after ") for text in found.cautions)
     assert "the deployments use different numbers of threads: 1, 2" in found.cautions
-    assert any("p95 is" in text for text in found.noise)
+    assert any("p95 over p50" in text and "slow" in text for text in found.noise)
     assert found.noisy
 
 
