@@ -1,5 +1,6 @@
 """Whole builds: complete, resumable, the same bytes anywhere, and a tampered model is refused."""
 
+import io
 import json
 import os
 import subprocess
@@ -147,15 +148,16 @@ def test_other_inputs_are_not_taken_for_the_same(
 
 
 def twice(arguments: list[str], here: Path, files: dict[str, bytes]) -> list[Path]:
-    """Build in two processes: other folders, other caches, other hash seeds."""
+    """Build in two processes: other folders, other caches, other hash seeds, other numbers of threads."""
     folders = []
-    for seed, name in (("1", "one"), ("4242", "two/deeper")):
+    for seed, threads, name in (("1", "1", "one"), ("4242", "2", "two/deeper")):
         home = here / name
         home.mkdir(parents=True)
         for file, data in files.items():
             (home / file).write_bytes(data)
         code = "import sys; from penstock.cli import main; main(sys.argv[1:])"
-        environ = os.environ | {"PYTHONHASHSEED": seed, "PENSTOCK_CACHE": str(home / "cache"), "OMP_NUM_THREADS": "1"}
+        environ = os.environ | {"PYTHONHASHSEED": seed, "PENSTOCK_CACHE": str(home / "cache")}
+        environ |= {"OMP_NUM_THREADS": threads}
         done = subprocess.run(
             [sys.executable, "-c", code, "build", *arguments, "-o", "out", *FAST],
             cwd=home,
@@ -181,6 +183,19 @@ def same(one: Path, two: Path) -> None:
 @pytest.mark.slow
 def test_an_onnx_source_gives_the_same_bytes_anywhere(here: Path, tiny: ModuleType) -> None:
     same(*twice(["m.onnx"], here, {"m.onnx": tiny.conv().SerializeToString()}))
+
+
+@pytest.mark.slow
+def test_real_calibration_gives_the_same_bytes_anywhere(here: Path, tiny: ModuleType) -> None:
+    """The ranges of an int8 model come out of a runtime: they too have to be the same."""
+    rng = np.random.default_rng(5)
+    buffer = io.BytesIO()
+    images = rng.standard_normal((400, 3, 8, 8), dtype=np.float32)
+    np.savez(buffer, x=images, y=rng.integers(0, 5, 400))
+    files = {"m.onnx": tiny.conv().SerializeToString(), "d.npz": buffer.getvalue()}
+    one, two = twice(["m.onnx", "--data", "d.npz"], here, files)
+    same(one, two)
+    assert (one / "models" / "int8" / "model.onnx").is_file()
 
 
 @pytest.mark.slow
