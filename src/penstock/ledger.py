@@ -56,9 +56,7 @@ def line(entry: Entry, at: float) -> str:
 
 def parse(text: str, where: str) -> list[Entry]:
     """Read a ledger's text. A torn last line is dropped; anything else out of order is an ``InputError``."""
-    lines = text.split("\n")
-    torn = lines.pop()  # empty when the text ends in a newline, else the torn line
-    del torn
+    lines = text.split("\n")[:-1]  # what follows the last newline is nothing, or a torn line
     if not lines:
         return []
     entries: list[Entry] = []

@@ -23,7 +23,7 @@ FREE = frozenset(
     Gather GatherElements GatherND Identity If Loop NonZero OneHot Optional OptionalGetElement OptionalHasElement
     Pad Range Reshape ReverseSequence Scan Scatter ScatterElements ScatterND SequenceAt SequenceConstruct
     SequenceEmpty SequenceErase SequenceInsert SequenceLength Shape Size Slice SpaceToDepth Split SplitToSequence
-    Squeeze Tile Transpose Trilu Unsqueeze""".split()  # noqa: SIM905
+    Squeeze Tile Transpose Trilu Unsqueeze""".split()  # noqa: SIM905  # a list this long reads better as a text
 )
 PER_OUTPUT = frozenset(
     """Abs Acos Acosh Add And Asin Asinh Atan Atanh BatchNormalization Bernoulli BitShift BitwiseAnd BitwiseNot
@@ -35,12 +35,12 @@ PER_OUTPUT = frozenset(
     Sigmoid Sign Sin Sinh Softmax Softplus Softsign Sqrt Sub Sum Swish Tan Tanh ThresholdedRelu Upsample Where Xor
     BiasGelu FastGelu QuickGelu BiasSplitGelu SkipLayerNormalization EmbedLayerNormalization
     SimplifiedLayerNormalization SkipSimplifiedLayerNormalization QLinearAdd QLinearMul QLinearSigmoid
-    QLinearLeakyRelu QLinearSoftmax QLinearConcat""".split()  # noqa: SIM905
+    QLinearLeakyRelu QLinearSoftmax QLinearConcat""".split()  # noqa: SIM905  # a list this long reads better as a text
 )
 PER_INPUT = frozenset(
     """ArgMax ArgMin GlobalAveragePool GlobalLpPool GlobalMaxPool QLinearGlobalAveragePool QLinearReduceMean ReduceL1
     ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum
-    ReduceSumSquare""".split()  # noqa: SIM905
+    ReduceSumSquare""".split()  # noqa: SIM905  # a list this long reads better as a text
 )
 POOLS = frozenset({"AveragePool", "MaxPool", "LpPool", "QLinearAveragePool"})
 STANDARD = frozenset({"", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc"})

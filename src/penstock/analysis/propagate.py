@@ -22,12 +22,12 @@ SMALL = 1024  # elements of a result that is worth computing
 _COMPUTED = frozenset(
     """Abs Add And Cast Ceil Concat ConstantOfShape Div Equal Expand Flatten Floor Gather Greater Identity Less Max Min
     Mod Mul Neg Not Or Pow Range ReduceMax ReduceMin ReduceProd ReduceSum Reshape Round ScatterND Shape Size Slice
-    Split Sqrt Squeeze Sub Tile Transpose Unsqueeze Where""".split()  # noqa: SIM905
+    Split Sqrt Squeeze Sub Tile Transpose Unsqueeze Where""".split()  # noqa: SIM905  # a list this long reads better as a text
 )
 # operators that give a tensor of their input's shape, and those that are a standard operator with additions
 _SAME = frozenset(
     """BiasGelu FastGelu Gelu QuickGelu SkipLayerNormalization SkipSimplifiedLayerNormalization QLinearSigmoid
-    QLinearLeakyRelu QLinearSoftmax SimplifiedLayerNormalization LayerNormalization""".split()  # noqa: SIM905
+    QLinearLeakyRelu QLinearSoftmax SimplifiedLayerNormalization LayerNormalization""".split()  # noqa: SIM905  # a list this long reads better as a text
 )
 _LIKE = {
     "FusedConv": "Conv", "FusedGemm": "Gemm", "FusedMatMul": "MatMul", "DynamicQuantizeMatMul": "MatMul",

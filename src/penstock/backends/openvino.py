@@ -78,20 +78,19 @@ class OpenVinoSession:
         self._compiled = compiled
         self._request = compiled.create_infer_request()
         self._deployment = deployment
-        self._ports = {port.get_any_name(): port for port in compiled.inputs}
-        # OpenVINO may give a port several names, and the one of the model is among them
-        self._lookup = {name: port for port in compiled.inputs for name in port.get_names()}
+        # a port may have several names, and the model's own is among them
+        self._ports = {name: port for port in compiled.inputs for name in port.get_names()}
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Run one batch; inputs are shared with the runtime, outputs are copied."""
         import numpy as np
 
-        if set(feeds) != set(self._lookup) & set(feeds) or len(feeds) != len(self._ports):
+        if not set(feeds) <= set(self._ports) or len(feeds) != len(self._compiled.inputs):
             # the request would run on whatever an input held before
             wanted, given = ", ".join(self._ports), ", ".join(feeds)
             raise InputError("run-failed", f"the model wants the inputs {wanted}; it was given {given}")
         try:
-            results = self._request.infer({self._lookup[name]: array for name, array in feeds.items()}, True)
+            results = self._request.infer({self._ports[name]: array for name, array in feeds.items()}, True)
         except Exception as error:  # as at loading
             raise InputError("run-failed", f"OpenVINO can't run the model: {_cause(error)}") from error
         return [np.array(results[port]) for port in self._compiled.outputs]
