@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check fix bench docs clean
+.PHONY: demo test check fix bench torture docs clean
 
 demo: $(READY)  ## set up, then run the whole job on CIFAR-10 if it is at hand, else on the embedded digits
 	$(BIN)/python scripts/demo.py
@@ -19,6 +19,9 @@ fix: $(READY)  ## mend what can be mended by machine
 
 bench: $(READY)  ## measure what the docs claim
 	$(BIN)/python benchmarks/reference_network.py
+
+torture: $(READY)  ## interrupt builds 300 times and compare what comes out
+	$(BIN)/python scripts/torture.py --kills 300
 
 docs: $(READY)  ## write the command reference anew
 	$(BIN)/python scripts/write_command_reference.py

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,15 +16,19 @@ if TYPE_CHECKING:
     from penstock.feeds import RoleFeeds
 
 
-def for_build(dataset: Dataset | None, model: Path, settings: BuildSettings) -> tuple[RoleFeeds, str]:
+def for_build(
+    dataset: Dataset | None, model: Path, settings: BuildSettings, sizes: Mapping[str, int] | None = None
+) -> tuple[RoleFeeds, str]:
     """Return the roles for a model, and a note on what can't be measured with them ("" if all can).
+
+    ``sizes`` are those of dynamic axes, for inputs that are made up.
 
     Raises ``InputError`` where the data doesn't fit the model, ``UsageError`` for a limit that nothing can be held to.
     """
     loaded = graph.load(model)
     signature = graph.signature(loaded)
     if dataset is None:
-        made = feeds.from_seed(signature, inputs.integer_bounds(loaded), settings.data, settings.seed)
+        made = feeds.from_seed(signature, inputs.integer_bounds(loaded), settings.data, settings.seed, sizes)
         return made, "no data was given: inputs were made from the signature, accuracy was not measured"
     data = feeds.from_data(dataset, signature, settings.data, settings.seed)
     if not settings.evaluate.metric:

@@ -12,6 +12,7 @@ from penstock import settings
 from penstock.data import DataSettings
 from penstock.errors import UsageError
 from penstock.jsonable import Json, to_json
+from penstock.precheck import CheckSettings
 from penstock.stages.bench import BenchSettings
 from penstock.stages.evaluate import EvaluateSettings
 from penstock.stages.export import ExportSettings
@@ -29,6 +30,7 @@ class BuildSettings:
     weights: str = ""
     backends: tuple[str, ...] = ()
     seed: int = 0
+    check: CheckSettings = field(default_factory=CheckSettings)
     data: DataSettings = field(default_factory=DataSettings)
     export: ExportSettings = field(default_factory=ExportSettings)
     optimize: OptimizeSettings = field(default_factory=OptimizeSettings)
@@ -94,6 +96,7 @@ def resolve(
         weights,
         _names(top.get("backends", ())),
         seed,
+        section("check", CheckSettings),
         section("data", DataSettings),
         section("export", ExportSettings),
         section("optimize", OptimizeSettings),

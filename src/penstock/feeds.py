@@ -65,8 +65,20 @@ class RoleFeeds:
     preprocessing: Preprocessing | None
 
 
-def from_seed(signature: Signature, bounds: Mapping[str, int], settings: DataSettings, seed: int) -> RoleFeeds:
-    """Make golden and calibration inputs out of the signature; there is nothing to evaluate."""
+def from_seed(
+    signature: Signature,
+    bounds: Mapping[str, int],
+    settings: DataSettings,
+    seed: int,
+    sizes: Mapping[str, int] | None = None,
+) -> RoleFeeds:
+    """Make golden and calibration inputs out of the signature; there is nothing to evaluate.
+
+    ``sizes`` are those of dynamic axes, by :func:`penstock.inputs.size_key`.
+    """
+
+    def draw(batch: int, number: int) -> dict[str, np.ndarray]:
+        return inputs.seeded(signature, batch=batch, seed=number, sizes=sizes, bounds=bounds)
 
     def make(count: int, offset: int, role: str) -> Feeds:
         def rows(start: int, stop: int) -> dict[str, np.ndarray]:
@@ -74,8 +86,8 @@ def from_seed(signature: Signature, bounds: Mapping[str, int], settings: DataSet
 
             batch = signature.fixed_batch
             if batch is not None:  # one seed a batch, so that any batch can be made by itself
-                return inputs.seeded(signature, batch=batch, seed=seed + offset + start // batch, bounds=bounds)
-            one = [inputs.seeded(signature, batch=1, seed=seed + offset + i, bounds=bounds) for i in range(start, stop)]
+                return draw(batch, seed + offset + start // batch)
+            one = [draw(1, seed + offset + i) for i in range(start, stop)]
             scalars = {spec.name for spec in signature.inputs if spec.shape == ()}
             return {
                 name: array if name in scalars else np.concatenate([feeds[name] for feeds in one])
@@ -84,9 +96,10 @@ def from_seed(signature: Signature, bounds: Mapping[str, int], settings: DataSet
 
         note = "made from the input signature, not real data"
         described: dict[str, Json] = {"kind": "seeded", "role": role, "seed": seed, "samples": count, "note": note}
+        described |= {"sizes": dict(sizes)} if sizes else {}
         return Feeds(described, count, None, signature.fixed_batch, rows)
 
-    size = sum(array.nbytes for array in inputs.seeded(signature, batch=1, seed=seed, bounds=bounds).values())
+    size = sum(array.nbytes for array in draw(1, seed).values())
     batch = signature.fixed_batch or 1
     golden = max(min(settings.golden, batch * (SEEDED_LIMIT_BYTES // max(size, 1))), batch)
     calibrate = min(settings.calibrate, golden)

@@ -117,7 +117,7 @@ def _noise(golden: Golden, session: Session) -> dict[str, float]:
     return {name: worst[name] / scale[name] if scale[name] else 0.0 for name in worst}
 
 
-def _pack(arrays: Mapping[str, np.ndarray]) -> bytes:
+def pack(arrays: Mapping[str, np.ndarray]) -> bytes:
     """Serialise arrays as an .npz whose bytes depend on the arrays alone (numpy's own carries the time)."""
     import zipfile
 
@@ -143,7 +143,7 @@ def write(golden: Golden, folder: Path) -> dict[str, Json]:
         for name, array in zip(golden.output_names, run, strict=True)
     }
     for name, arrays in (("inputs.npz", inputs), ("outputs.npz", outputs)):
-        store.write_bytes(folder / name, _pack(arrays))
+        store.write_bytes(folder / name, pack(arrays))
     facts: dict[str, Json] = {
         "computed_by": golden.computed_by,
         "samples": golden.samples,

@@ -52,11 +52,27 @@ def concrete_shape(spec: TensorSpec, batch: int, sizes: Mapping[str, int]) -> tu
     for axis, dim in enumerate(spec.shape):
         if isinstance(dim, int):
             shape.append(dim)
-        elif isinstance(dim, str) and dim in sizes:
-            shape.append(sizes[dim])
+        elif (key := size_key(spec, axis)) in sizes:
+            shape.append(sizes[key])
         else:
             shape.append(batch if axis == 0 else other)
     return tuple(shape)
+
+
+def size_key(spec: TensorSpec, axis: int) -> str:
+    """Return what a dynamic axis is called in a table of sizes: its dimension's name, else ``input:axis``."""
+    dim = spec.shape[axis] if spec.shape is not None else None
+    return dim if isinstance(dim, str) else f"{spec.name}:{axis}"
+
+
+def free_axes(signature: Signature) -> list[str]:
+    """List the dynamic axes, but for axis 0, each once by its :func:`size_key`."""
+    found: dict[str, None] = {}
+    for spec in signature.inputs:
+        for axis, dim in enumerate(spec.shape or ()):
+            if axis and not isinstance(dim, int):
+                found[size_key(spec, axis)] = None
+    return list(found)
 
 
 def _draw(spec: TensorSpec, shape: tuple[int, ...], random: np.random.RandomState, bound: int) -> np.ndarray:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from penstock import datasets, golden, graph, machine, measures, registry, store, transforms
+from penstock import datasets, golden, graph, machine, measures, precheck, registry, store, transforms, trial
 from penstock.backends import Backend, Loadable
 from penstock.build_feeds import for_build
 from penstock.build_settings import BuildSettings, lock_text
@@ -67,7 +67,8 @@ def build(
     folder = BuildFolder(output)
     folder.open()
     try:
-        return _Build(settings, folder, Cache(cache or store.default_cache()), progress).run()
+        with precheck.limits(settings.check):
+            return _Build(settings, folder, Cache(cache or store.default_cache()), progress).run()
     finally:
         folder.close()
 
@@ -107,6 +108,7 @@ class _Build:
         """Run the stages in order."""
         dataset = self._open_data()
         exported, data = self._export(dataset)
+        data = self._try(exported, data)
         slim = self._optimize(exported)
         self._quantize(slim, data)
         runnables = place(self.variants, self.settings.backends, self.settings.bench)
@@ -168,6 +170,50 @@ class _Build:
         self.variants.append((variant, Loadable(home / variant.main)))
         return variant
 
+    def _try(self, exported: Transformed, data: RoleFeeds) -> RoleFeeds:
+        """Run a model that came as a file once, in a process that can be killed, before it is loaded in this one.
+
+        Where the made-up inputs don't suit it, other sizes of the dynamic axes are tried; return the data that does.
+        """
+        if exported.variant.settings.get("frontend") != "onnx":
+            return data
+        self.progress.begin("trial", "one sample in a process of its own")
+        key = [exported.variant.digest, dict(data.golden.description), *_here()]
+
+        def run(append: Append) -> None:
+            sizes: dict[str, int] = {}
+            try:
+                measured = trial.run(exported.path, data.golden.first(1), self.settings.source)
+            except InputError as error:
+                made_up = data.preprocessing is None and error.id == "run-failed"
+                sizes = trial.find_sizes(exported.path, self.settings.seed) if made_up else {}
+                if not sizes:
+                    raise self._told(error, data) from error
+                other, _ = for_build(None, exported.path, self.settings, sizes)
+                try:
+                    measured = trial.run(exported.path, other.golden.first(1), self.settings.source)
+                except InputError as still:
+                    raise self._told(still, data) from still
+            facts: dict[str, Json] = {"sizes": dict(sizes)}
+            append(Record("trial", exported.variant.name, data.golden.description, facts, measured))
+
+        entries = self.journal.step("trial", key, run)
+        found = next((e.facts.get("sizes") for e in entries if isinstance(e, Record)), None)
+        if not found:
+            self.progress.end("it loads and runs")
+            return data
+        sizes = cast("dict[str, int]", found)
+        shown = ", ".join(f"{axis} = {size}" for axis, size in sizes.items())
+        self.progress.end(f"it runs with {shown}")
+        self.notes.append(f"sizes of dynamic axes that the model runs with were found by trial: {shown}")
+        return for_build(None, exported.path, self.settings, sizes)[0]
+
+    def _told(self, error: InputError, data: RoleFeeds) -> InputError:
+        """Name the source; where inputs were made up, a model may want what its signature doesn't say."""
+        made_up = data.preprocessing is None and error.id == "run-failed"
+        do = "the inputs were made up from the signature; give real ones with --data" if made_up else error.do
+        return type(error)(error.id, error.what, where=self.settings.source, do=do)
+
     def _optimize(self, exported: Transformed) -> Transformed:
         self.progress.begin("optimize")
         try:
@@ -215,11 +261,7 @@ class _Build:
             try:
                 made = golden.make(data.golden, session, who, names, logits)
             except InputError as error:
-                if data.preprocessing is not None or error.id != "run-failed":
-                    raise
-                # a model may want what its signature doesn't say
-                do = "the inputs were made up from the signature; give real ones with --data"
-                raise InputError(error.id, error.what, where=self.settings.source, do=do) from error
+                raise self._told(error, data) from error
             finally:
                 session.close()
             facts = golden.write(made, home)

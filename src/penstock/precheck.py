@@ -1,44 +1,155 @@
 """Look at an untrusted model before any library builds something from it. Called by the only loader.
 
-What is refused here: a missing or empty file, a file that is no protobuf of a model or is cut off, one over the size
-limit, and external data that isn't a plain file inside the model's own folder with the length it claims.
+The bytes are walked first, within limits on size, nodes, messages and nesting; only then are they parsed. After that
+come declared sizes, external data (:mod:`penstock.analysis.external_data`), names, functions and domains
+(:mod:`penstock.analysis.structure`). Nothing of the model is run, and no file outside its folder is opened.
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from penstock.analysis import external_data, structure, wire
+from penstock.analysis.finding import Finding, refusal, shown
 from penstock.errors import InputError
+from penstock.settings import option
 
 if TYPE_CHECKING:
     import onnx
 
 MAX_MODEL_BYTES = 2 << 30  # protobuf's own limit
-_KEYS = {"location", "offset", "length", "checksum", "basepath"}
+MAX_RANK = 64
+MOST_OF_A_KIND = 20
+_NO_MODEL = "check that the file is whole, for example against its published SHA-256, or export it again"
+_TRUST = "raise the limit under [check] in penstock.toml if you trust the model"
+
+
+@dataclass(frozen=True, slots=True)
+class CheckSettings:
+    """How much a model file may ask for."""
+
+    max_nodes: int = option(1_000_000, "most nodes, functions expanded", minimum=1)
+    max_messages: int = option(10_000_000, "most protobuf messages in the file", minimum=1)
+    max_depth: int = option(100, "deepest nesting of protobuf messages", minimum=4)
+    max_subgraph_depth: int = option(16, "deepest nesting of If, Loop and Scan bodies", minimum=1)
+    max_tensor_bytes: int = option(1 << 36, "largest declared tensor, in bytes", minimum=1)
+    session_seconds: float = option(60.0, "longest that the first session of a model may take", minimum=0.1)
+    session_memory_bytes: int = option(4 << 30, "most resident memory of the first session", minimum=1 << 20)
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What the pre-check found in one file; ``figures``: size, nodes, messages, depths, tensors, declared bytes."""
+
+    file: str
+    findings: tuple[Finding, ...]
+    figures: dict[str, int]
+
+    @property
+    def refused(self) -> tuple[Finding, ...]:
+        """The findings for which the model is not opened."""
+        return tuple(finding for finding in self.findings if finding.severity == "refused")
+
+
+_SETTINGS: ContextVar[CheckSettings | None] = ContextVar("check settings", default=None)
+
+
+@contextlib.contextmanager
+def limits(held: CheckSettings) -> Iterator[None]:
+    """Let every check inside the block hold to these limits."""
+    token = _SETTINGS.set(held)
+    try:
+        yield
+    finally:
+        _SETTINGS.reset(token)
+
+
+def settings() -> CheckSettings:
+    """Return the limits in force."""
+    return _SETTINGS.get() or CheckSettings()
 
 
 def check(path: Path) -> None:
-    """Raise ``InputError`` for a file that is no sound ONNX model."""
+    """Raise ``InputError`` for a file that is no sound ONNX model, with the first reason."""
+    if refused := examine(path, settings()).refused:
+        first = refused[0]
+        raise InputError(first.id, first.what, where=first.where, do=first.do)
+
+
+def examine(path: Path, held: CheckSettings | None = None) -> Checked:
+    """Look the whole file through, within the limits ``held`` (default: those in force).
+
+    Raises ``InputError`` only where the file can't be read at all.
+    """
     import onnx
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf ships no types
 
+    held = held or settings()
     data = read(path)
+    figures = {"size_bytes": len(data)}
+    if found := _walk(data, path, held, figures):
+        return Checked(str(path), tuple(found), figures)
     model = onnx.ModelProto()
     try:
         model.ParseFromString(data)
-    except DecodeError as error:
-        do = "check that the file is whole, for example against its published SHA-256, or export it again"
+    except DecodeError:
         what = "this is no ONNX model, or it is cut off"
-        raise InputError("not-onnx", what, where=str(path), do=do) from error
+        return Checked(str(path), (refusal("not-onnx", what, str(path), _NO_MODEL),), figures)
+    del data
     if not model.HasField("graph") or not model.opset_import or not (model.graph.node or model.graph.output):
-        do = "check that the path names an .onnx file"
-        raise InputError("not-onnx", "this is no ONNX model: it has no graph or no opset", where=str(path), do=do)
-    for tensor in _all_tensors(model):
-        if tensor.data_location == tensor.EXTERNAL or tensor.external_data:
-            _check_external(tensor, path)
+        what = "this is no ONNX model: it has no graph or no opset"
+        return Checked(
+            str(path), (refusal("not-onnx", what, str(path), "check that the path names an .onnx file"),), figures
+        )
+    findings = [*_tensors(model, path, held, figures), *_declared(model, path, held)]
+    findings += structure.examine(model, str(path), held.max_nodes)
+    return Checked(str(path), tuple(_first_of_each(findings)), figures)
+
+
+def _first_of_each(findings: list[Finding]) -> Iterator[Finding]:
+    """Keep the first findings of a kind, and count the rest."""
+    count: dict[tuple[str, str], int] = {}
+    for finding in findings:
+        key = (finding.id, finding.severity)
+        count[key] = count.get(key, 0) + 1
+        if count[key] <= MOST_OF_A_KIND:
+            yield finding
+    for (id, severity), number in count.items():
+        if number > MOST_OF_A_KIND:
+            left = number - MOST_OF_A_KIND
+            yield Finding(id, "refused" if severity == "refused" else "note", f"{left:,} more of this kind", "")
+
+
+def _walk(data: bytes, path: Path, settings: CheckSettings, figures: dict[str, int]) -> list[Finding]:
+    """Hold what the bytes ask for against the limits, before anything is built from them."""
+    found = wire.extent(
+        data, max_nodes=settings.max_nodes, max_messages=settings.max_messages, max_depth=settings.max_depth
+    )
+    figures |= {"nodes": found.nodes, "messages": found.messages, "depth": found.depth}
+    figures["subgraph_depth"] = found.subgraph_depth
+    told = []
+    if found.nodes > settings.max_nodes:
+        what = f"it has more than {settings.max_nodes:,} nodes"
+        told.append(refusal("too-many-nodes", what, str(path), _TRUST))
+    if found.messages > settings.max_messages:
+        what = f"it has more than {settings.max_messages:,} protobuf messages"
+        told.append(refusal("too-many-messages", what, str(path), _TRUST))
+    if found.depth > settings.max_depth:
+        what = f"its protobuf messages nest deeper than {settings.max_depth}"
+        told.append(refusal("too-deep", what, str(path), "no exporter writes this; don't trust the file"))
+    elif found.subgraph_depth > settings.max_subgraph_depth:
+        what = (
+            f"its bodies (If, Loop, Scan) nest {found.subgraph_depth} deep, {settings.max_subgraph_depth} are allowed"
+        )
+        told.append(refusal("too-deep", what, str(path), _TRUST))
+    return told
 
 
 def read(path: Path) -> bytes:
@@ -60,6 +171,8 @@ def read(path: Path) -> bytes:
     except OSError as error:
         what = f"the file can't be read: {error.strerror}"
         raise InputError("unreadable-file", what, where=str(path), do="check its permissions") from error
+    except ValueError as error:  # a path with a zero byte
+        raise InputError("no-such-file", "there is no such file", where=repr(str(path)), do="check the path") from error
 
 
 def external_files(path: Path) -> list[Path]:
@@ -74,6 +187,82 @@ def external_files(path: Path) -> list[Path]:
         if location is not None:
             found[path.parent / location] = None
     return list(found)
+
+
+def linked_files(path: Path) -> list[tuple[Path, Path]]:
+    """List the external data that are links themselves: the link, and where a symbolic one leads (itself if hard)."""
+    found = []
+    for file in external_files(path):
+        parts = file.relative_to(path.parent).parts
+        inside = ".." not in parts and external_data.linked(path.parent, parts[:-1] or ("",)) is None
+        if inside and external_data.linked(path.parent, parts) is not None:
+            found.append((file, file.resolve()))
+    return found
+
+
+def _tensors(model: onnx.ModelProto, path: Path, settings: CheckSettings, figures: dict[str, int]) -> Iterator[Finding]:
+    """Yield what is wrong with tensors: where their data lies, how large they claim to be, whether it is there."""
+    tensors = _all_tensors(model)
+    figures |= {"tensors": len(tensors), "declared_bytes": 0}
+    for tensor in tensors:
+        where = f"{path}, tensor {shown(tensor.name)}"
+        if len(tensor.dims) > MAX_RANK:
+            what = f"it has {len(tensor.dims)} dimensions, {MAX_RANK} are allowed"
+            yield refusal("too-many-dims", what, where, "export the model again")
+            continue
+        needed = external_data.bytes_of(tensor)
+        figures["declared_bytes"] += needed or 0
+        if needed is not None and needed > settings.max_tensor_bytes:
+            what = f"it claims {needed:,} bytes, {settings.max_tensor_bytes:,} are allowed"
+            yield refusal("tensor-too-large", what, where, _TRUST)
+        elif tensor.data_location == tensor.EXTERNAL or tensor.external_data:
+            yield from external_data.examine(tensor, path)
+        elif problem := _misfit(tensor, needed):
+            yield refusal("bad-tensor", problem, where, "the file is damaged: export the model again")
+    for sparse in _all_sparse(model):
+        dense = math.prod(max(dim, 0) for dim in sparse.dims) * 8
+        if dense > settings.max_tensor_bytes or any(dim < 0 for dim in sparse.dims):
+            what = f"as a dense tensor it claims {dense:,} bytes, {settings.max_tensor_bytes:,} are allowed"
+            where = f"{path}, sparse tensor {shown(sparse.values.name)}"
+            yield refusal("tensor-too-large", what, where, _TRUST)
+
+
+def _misfit(tensor: onnx.TensorProto, needed: int | None) -> str:
+    """Tell how the data inside a tensor doesn't fit its shape and type; empty where it does."""
+    if any(dim < 0 for dim in tensor.dims):
+        return f"it has a negative dimension: {[*tensor.dims][:8]}"
+    count = math.prod(tensor.dims)
+    if tensor.data_type == tensor.STRING:
+        return "" if len(tensor.string_data) == count else f"it holds {len(tensor.string_data)} texts, not {count}"
+    if needed is None:
+        return f"its type {tensor.data_type} is not known"
+    if tensor.HasField("raw_data"):
+        held = len(tensor.raw_data)
+        return "" if held == needed else f"it holds {held} bytes, its shape and type need {needed}"
+    lengths = {
+        len(values)
+        for values in (
+            tensor.float_data, tensor.int32_data, tensor.int64_data, tensor.double_data, tensor.uint64_data
+        )
+        if len(values)
+    }  # fmt: skip
+    allowed = {count, needed, 2 * count}  # packed types have a value a byte, complex ones two values each
+    if (lengths or {0}) <= allowed:
+        return ""
+    return f"it holds {max(lengths, default=0)} values, its shape needs {count}"
+
+
+def _declared(model: onnx.ModelProto, path: Path, settings: CheckSettings) -> Iterator[Finding]:
+    """Yield inputs and outputs that claim to be larger than is allowed."""
+    for value in [*model.graph.input, *model.graph.output, *model.graph.value_info]:
+        shape = value.type.tensor_type.shape.dim if value.type.HasField("tensor_type") else []
+        where = f"{path}, value {shown(value.name)}"
+        if len(shape) > MAX_RANK:
+            what = f"it has {len(shape)} dimensions, {MAX_RANK} are allowed"
+            yield refusal("too-many-dims", what, where, "export the model again")
+        elif math.prod(dim.dim_value for dim in shape if dim.dim_value > 0) > settings.max_tensor_bytes:
+            what = f"it is declared with more than {settings.max_tensor_bytes:,} elements"
+            yield refusal("tensor-too-large", what, where, _TRUST)
 
 
 def _all_tensors(model: onnx.ModelProto) -> list[onnx.TensorProto]:
@@ -111,63 +300,13 @@ def _in_attributes(attributes: Iterable[onnx.AttributeProto]) -> list[onnx.Tenso
     return found
 
 
-def _check_external(tensor: onnx.TensorProto, model: Path) -> None:
-    entries = {entry.key: entry.value for entry in tensor.external_data}
-    where = f"{model}, tensor {tensor.name!r}"
-    do = "put the data file beside the model and export again"
-
-    def refuse(what: str) -> InputError:
-        return InputError("bad-external-data", what, where=where, do=do)
-
-    if len(entries) != len(tensor.external_data):
-        raise refuse("its external data gives a key twice")  # readers differ in which of the two they take
-    if unknown := sorted(set(entries) - _KEYS):
-        raise refuse(f"its external data has the unknown key {unknown[0]!r}")
-    location = entries.get("location", "")
-    if not location or "\0" in location:
-        raise refuse("its external data names no file")
-    parts = Path(location).parts
-    if not parts or Path(location).is_absolute() or ".." in parts or "\\" in location or ":" in parts[0]:
-        raise refuse(f"its external data lies outside the model's folder: {location!r}")
-    target = model.parent
-    for part in parts:
-        target = target / part
-        if target.is_symlink():
-            raise refuse(f"its external data goes through a symbolic link: {location!r}")
-    try:
-        info = target.lstat()
-    except OSError as error:
-        raise refuse(f"its external data is missing: {location!r}") from error
-    if not stat.S_ISREG(info.st_mode):
-        raise refuse(f"its external data is not a plain file: {location!r}")
-    if info.st_nlink > 1:
-        do = "replace the hard link by a copy of the file"
-        raise refuse(f"its external data is a hard link, which may lead outside the folder: {location!r}")
-    try:
-        offset, length = int(entries.get("offset", "0")), int(entries.get("length", "0"))
-    except ValueError as error:
-        raise refuse("the offset or length of its external data is not a number") from error
-    needed = _bytes_of(tensor)
-    if needed is not None and "length" in entries and length != needed:
-        raise refuse(f"its external data claims {length} bytes, its shape and type need {needed}")
-    length = length if needed is None else needed
-    if offset < 0 or length < 0 or offset + length > info.st_size:
-        raise refuse(f"its external data claims {offset}+{length} bytes of a file that has {info.st_size}")
-
-
-def _bytes_of(tensor: onnx.TensorProto) -> int | None:
-    """Return how many bytes a tensor's raw data has; ``None`` for types of less than a byte and unknown ones."""
-    import math
-
-    import onnx
-
-    if any(dim < 0 for dim in tensor.dims):
-        return None
-    try:
-        width = int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
-    except (KeyError, TypeError, ValueError):
-        return None
-    packed = ("INT4", "UINT4", "INT2", "UINT2", "FLOAT4E2M1", "STRING")
-    if onnx.TensorProto.DataType.Name(tensor.data_type) in packed:
-        return None
-    return int(math.prod(tensor.dims)) * width
+def _all_sparse(model: onnx.ModelProto) -> Iterator[onnx.SparseTensorProto]:
+    """Yield the sparse tensors of the main graph and of attributes anywhere."""
+    yield from model.graph.sparse_initializer
+    for nodes in [model.graph.node, *(function.node for function in model.functions)]:
+        for node in structure.all_nodes(nodes):
+            for attribute in node.attribute:
+                yield from [attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []
+                yield from attribute.sparse_tensors
+                for body in [attribute.g, *attribute.graphs]:
+                    yield from body.sparse_initializer

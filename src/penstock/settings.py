@@ -24,6 +24,7 @@ T = TypeVar("T")
 
 # section of the file → the dataclass that holds it; each lives with the stage that it is for
 SECTIONS: dict[str, str] = {
+    "check": "penstock.precheck:CheckSettings",
     "data": "penstock.data:DataSettings",
     "export": "penstock.stages.export:ExportSettings",
     "optimize": "penstock.stages.optimize:OptimizeSettings",

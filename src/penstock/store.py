@@ -178,6 +178,19 @@ class Made:
     reads: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """One entry of the cache: its key, its size, and when it was last used (seconds since the epoch)."""
+
+    key: str
+    size_bytes: int
+    used_at: float
+
+
+IN_USE_S = 3600.0
+LEFTOVER_S = 86_400.0
+
+
 class Cache:
     """Content-addressed results of transforms, below one root folder."""
 
@@ -206,6 +219,8 @@ class Cache:
         for name, digest in entry.reads.items():
             if not Path(name).is_file() or file_digest(Path(name)) != digest:
                 return None
+        with contextlib.suppress(OSError):
+            os.utime(folder / "entry.json")  # the time of its last use, which pruning goes by
         return entry
 
     def put(self, key: str, make: Callable[[Path], Made]) -> CacheEntry:
@@ -213,6 +228,7 @@ class Cache:
 
         Whatever ``make`` raises goes through, and nothing is kept.
         """
+        self._drop_leftovers(time.time())
         with scratch(self.root / "scratch") as work:
             files = work / "files"
             files.mkdir()
@@ -235,6 +251,45 @@ class Cache:
                 else:
                     work.mkdir()  # the scratch folder's own clean-up expects it
         return entry
+
+    def entries(self) -> list[Kept]:
+        """List what is kept, the least recently used first."""
+        found = []
+        for folder in self.root.glob("transforms/*/*"):
+            with contextlib.suppress(OSError):  # another process may prune at this moment
+                size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+                found.append(Kept(folder.name, size, (folder / "entry.json").stat().st_mtime))
+        return sorted(found, key=lambda kept: (kept.used_at, kept.key))
+
+    def prune(self, *, older_than_s: float | None, max_bytes: int | None, dry_run: bool = False) -> list[Kept]:
+        """Remove entries, the least recently used first, and return them.
+
+        Those go that were not used for ``older_than_s`` seconds, then as many as it takes to hold ``max_bytes``. One
+        used within the last hour stays, whatever the size: a build that runs may be about to read it.
+        """
+        now = time.time()
+        entries = self.entries()
+        held = sum(kept.size_bytes for kept in entries)
+        gone = []
+        for kept in entries:
+            age = now - kept.used_at
+            stale = older_than_s is not None and age > older_than_s
+            surplus = max_bytes is not None and held > max_bytes
+            if age > IN_USE_S and (stale or surplus):
+                held -= kept.size_bytes
+                gone.append(kept)
+                if not dry_run:
+                    self._drop(self.folder(kept.key))
+        if not dry_run:
+            self._drop_leftovers(now)
+        return gone
+
+    def _drop_leftovers(self, now: float) -> None:
+        """Remove scratch folders that a killed process left; a day old, nobody works in them any more."""
+        for folder in [*self.root.glob("scratch/penstock-*"), *self.root.glob("dropped-*")]:
+            with contextlib.suppress(OSError):
+                if now - folder.stat().st_mtime > LEFTOVER_S:
+                    shutil.rmtree(folder, ignore_errors=True)
 
     def _drop(self, folder: Path) -> None:
         with contextlib.suppress(OSError):
@@ -277,6 +332,9 @@ class BuildFolder:
                     do="wait for it, or build into another folder with -o",
                 ) from error
             self._lock = lock
+        for part in self.root.rglob(".*.part"):  # of a build that was killed while it wrote; the lock says it is gone
+            with contextlib.suppress(OSError):
+                part.unlink()
         if not self.ledger_path.exists():
             self.cut_ledger(0)  # from here on the folder is known for a build's
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 # name → what it does; kept here so that --help imports nothing
 COMMANDS = {
     "build": "From a source to a verified, measured, chosen deployment.",
+    "check": "Look at an untrusted model without running anything of it.",
     "export": "Write the ONNX model of a source, proved against it.",
     "inspect": "Show what a model is made of and what it costs.",
     "optimize": "Rewrite the graph until no pass finds anything.",
@@ -29,6 +30,7 @@ COMMANDS = {
     "evaluate": "Measure accuracy on labelled data.",
     "bench": "Time models side by side.",
     "select": "Choose again from a finished build under other limits.",
+    "cache": "Show and prune the cache of transforms.",
     "list": "Show backends, passes, quantizers, frontends and data sets.",
     "zoo": "Reference networks: show them, train them.",
 }

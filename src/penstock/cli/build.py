@@ -26,7 +26,7 @@ Examples:
 @click.option("--backends", default=None, help="Backends to deploy on, comma-separated (default: all that can run).")
 @click.option("--seed", type=int, default=None, help="Seed of the data roles and of made-up inputs (default: 0).")
 @click.option("--cache", type=click.Path(file_okay=False), default=None, help="Cache folder (default: PENSTOCK_CACHE).")
-@sections("data", "export", "optimize", "quantize", "verify", "evaluate", "bench", "select")
+@sections("check", "data", "export", "optimize", "quantize", "verify", "evaluate", "bench", "select")
 @config
 @common
 def command(

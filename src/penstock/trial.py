@@ -1,0 +1,118 @@
+"""Trial: the first session of an unknown model, in a process of its own with limits on time and memory.
+
+A model that loops for ever or asks for more memory than there is ends here as a message, before the same model is
+loaded in this process. Only models that come as files are tried: a user's own module runs in the user's own framework.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from penstock import precheck, store, worker
+from penstock.errors import InputError
+from penstock.jsonable import Json
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from penstock.backends import Session
+
+SIZES = (64, 8, 512, 1, 128, 256)  # tried in this order for every dynamic axis but the batch
+MOST_TRIES = 300
+
+
+def run(model: Path, feeds: Mapping[str, np.ndarray], where: str) -> dict[str, Json]:
+    """Load the model with the runtime's optimizations off and run ``feeds`` once; return seconds and peak memory.
+
+    Raises ``WorkerTimeout``, ``WorkerMemory`` or ``WorkerCrash`` where it had to be stopped or died, ``InputError``
+    where the runtime refuses the model or fails on the inputs; ``where`` is what the user called the model.
+    """
+    from penstock.golden import pack
+
+    held = precheck.settings()
+    names = list(feeds)
+    with store.scratch() as work:
+        store.write_bytes(work / "feeds.npz", pack({str(i): feeds[name] for i, name in enumerate(names)}))
+        argument: Json = {"model": str(model.resolve()), "feeds": str(work / "feeds.npz"), "names": [*names]}
+        try:
+            answer = worker.call(
+                "penstock.trial:serve", argument,
+                timeout_s=held.session_seconds, memory_bytes=held.session_memory_bytes,
+            )  # fmt: skip
+        except InputError as error:
+            raise type(error)(error.id, error.what, where=where, do=_cure(error)) from error
+    return cast("dict[str, Json]", answer)
+
+
+def _cure(error: InputError) -> str:
+    if isinstance(error, worker.WorkerTimeout):
+        return "suspect a loop without an end; if the model is only slow, raise [check] session_seconds"
+    if isinstance(error, worker.WorkerMemory):
+        return "suspect a few bytes that ask for gigabytes; if the model is only large, raise session_memory_bytes"
+    return error.do
+
+
+def find_sizes(model: Path, seed: int) -> dict[str, int]:
+    """Try sizes for the dynamic axes of made-up inputs, in a process of its own; return the first that the model runs.
+
+    Empty where none of them does, or where there is nothing to choose.
+    """
+    held = precheck.settings()
+    argument: Json = {"model": str(model.resolve()), "seed": seed}
+    try:
+        answer = worker.call(
+            "penstock.trial:serve_sizes", argument,
+            timeout_s=held.session_seconds, memory_bytes=held.session_memory_bytes,
+        )  # fmt: skip
+    except InputError:
+        return {}
+    return {name: int(cast(int, size)) for name, size in cast("dict[str, Json]", answer).items()}
+
+
+def _open(model: str) -> Session:
+    from penstock import registry
+    from penstock.backends import Backend, Loadable
+    from penstock.deployment import Deployment
+
+    plain = Deployment("trial", "", "", "fp32", "onnxruntime", options={"optimization": "disabled"})
+    return cast(Backend, registry.load("backends", "onnxruntime")).load(Loadable(Path(model)), plain)
+
+
+def serve(argument: Json) -> dict[str, Json]:
+    """Run the model once: the worker's side of :func:`run`."""
+    import numpy as np
+
+    asked = cast("dict[str, Json]", argument)
+    names = cast("list[str]", asked["names"])
+    with np.load(str(asked["feeds"]), allow_pickle=False) as data:
+        feeds = {name: data[str(i)] for i, name in enumerate(names)}
+    began = time.perf_counter()
+    session = _open(str(asked["model"]))
+    session.run(feeds)
+    session.close()
+    return {"seconds": time.perf_counter() - began, "peak_bytes": worker.memory()["peak"]}
+
+
+def serve_sizes(argument: Json) -> dict[str, int]:
+    """Try sizes until the model runs: the worker's side of :func:`find_sizes`."""
+    from penstock import graph, inputs
+
+    asked = cast("dict[str, Json]", argument)
+    loaded = graph.load(Path(str(asked["model"])))
+    signature, bounds = graph.signature(loaded), inputs.integer_bounds(loaded)
+    axes = inputs.free_axes(signature)
+    batch = signature.fixed_batch or 1
+    session = _open(str(asked["model"]))
+    for chosen in itertools.islice(itertools.product(dict.fromkeys((*SIZES, batch)), repeat=len(axes)), MOST_TRIES):
+        sizes = dict(zip(axes, chosen, strict=True))
+        feeds = inputs.seeded(signature, batch=batch, seed=int(cast(int, asked["seed"])), sizes=sizes, bounds=bounds)
+        try:
+            session.run(feeds)
+        except InputError:
+            continue
+        return sizes
+    return {}
