@@ -147,12 +147,18 @@ def test_each_command_explains_itself(name: str) -> None:
             assert parameter.help, f"{parameter.name} has no help"
 
 
+def leaves(name: str) -> list[click.Command]:
+    """Return a command, or the commands of a group."""
+    command: click.Command = importlib.import_module(f"penstock.cli.{name}").command
+    return [*command.commands.values()] if isinstance(command, click.Group) else [command]
+
+
 @pytest.mark.parametrize("name", [name for name in cli.COMMANDS if name != "zoo"])
 def test_each_command_has_the_common_options(name: str) -> None:
-    command: click.Command = importlib.import_module(f"penstock.cli.{name}").command
-    flags = {flag for parameter in command.params for flag in parameter.opts}
-    assert {"--json", "--quiet", "--verbose"} <= flags
-    assert all("_" not in flag for flag in flags if flag.startswith("--")), "flags are written with dashes"
+    for command in leaves(name):
+        flags = {flag for parameter in command.params for flag in parameter.opts}
+        assert {"--json", "--quiet", "--verbose"} <= flags
+        assert all("_" not in flag for flag in flags if flag.startswith("--")), "flags are written with dashes"
 
 
 @pytest.mark.parametrize("name", [name for name in cli.COMMANDS if name != "zoo"])
@@ -160,7 +166,8 @@ def test_the_options_of_the_examples_exist(name: str) -> None:
     import shlex
 
     command: click.Command = importlib.import_module(f"penstock.cli.{name}").command
-    flags = {flag for parameter in command.params for flag in (*parameter.opts, *parameter.secondary_opts)}
+    commands = leaves(name)
+    flags = {flag for c in commands for parameter in c.params for flag in (*parameter.opts, *parameter.secondary_opts)}
     for line in (command.epilog or "").splitlines():
         if line.strip().startswith("penstock "):
             used = {word for word in shlex.split(line.split(" > ")[0]) if word.startswith("-")}
