@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from penstock import precheck
+from penstock import precheck, source_lines
 from penstock.errors import InputError
 from penstock.signature import Dim, Signature, TensorSpec
 
@@ -78,7 +78,7 @@ def precision(model: ir.Model) -> Precision:
     import onnx_ir as ir
 
     quantized = {"QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "QuantizeLinear", "DequantizeLinear"}
-    if any(node.op_type in quantized for node in _all_nodes(model)):
+    if any(node.op_type in quantized for node in all_nodes(model)):
         return "int8"
     kinds = {value.dtype for value in model.graph.initializers.values()} & {ir.DataType.FLOAT, ir.DataType.FLOAT16}
     return "fp16" if kinds == {ir.DataType.FLOAT16} else "fp32"
@@ -88,9 +88,9 @@ def tidy(model: ir.Model) -> None:
     """Bring a model into the form that we ship: no exporter's traces, no unused opset imports, stable order.
 
     Exporters leave stack traces with absolute paths in the metadata: they would name the user's folders and make two
-    builds of the same source differ.
+    builds of the same source differ. A node keeps its line of source code (see ``source_lines``).
     """
-    used = {""} | {node.domain for node in _all_nodes(model)} | {key[0] for key in model.functions}
+    used = {""} | {node.domain for node in all_nodes(model)} | {key[0] for key in model.functions}
     for domain in [d for d in model.opset_imports if d not in used]:
         del model.opset_imports[domain]
     model.metadata_props.clear()
@@ -100,8 +100,11 @@ def tidy(model: ir.Model) -> None:
     for function in model.functions.values():
         function.metadata_props.clear()
         function.doc_string = None
-    for node in _all_nodes(model):
+    for node in all_nodes(model):
+        place = source_lines.line_of(node)
         node.metadata_props.clear()
+        if place:
+            node.metadata_props[source_lines.KEY] = place
         node.doc_string = None
         for value in node.outputs:
             value.metadata_props.clear()
@@ -111,7 +114,8 @@ def tidy(model: ir.Model) -> None:
         value.doc_string = None
 
 
-def _all_nodes(model: ir.Model) -> list[ir.Node]:
+def all_nodes(model: ir.Model) -> list[ir.Node]:
+    """List the nodes of the graph, of the subgraphs in it and of the functions."""
     nodes = list(model.graph.all_nodes())
     for function in model.functions.values():
         nodes.extend(function.all_nodes())

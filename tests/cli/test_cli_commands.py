@@ -188,7 +188,7 @@ def test_export_of_a_module_whose_code_prints(here: Path, capsys: pytest.Capture
     )
     (here / "penstock.toml").write_text("input = ['x:float32[batch,4]']\n[export]\nexporter = 'torchscript'\n")
     assert run(["export", "cli_net.py:Net", "-o", "net.onnx", "--json"]) == 0
-    assert result(capsys, "export")["facts"]["proved_at_batch"] == [1, 2, 3, 7]  # type: ignore[index]
+    assert result(capsys, "export")["facts"]["proved_at"] == [{"batch": n} for n in (1, 2, 3, 7)]  # type: ignore[index]
 
 
 def test_warnings_do_not_hide_in_results(model: Path, capsys: pytest.CaptureFixture[str]) -> None:

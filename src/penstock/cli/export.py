@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import click
 
@@ -48,7 +48,9 @@ def command(
     click.echo(f"opset   {done.facts.get('opset', 'as it was')}")
     differences = done.measured.get("relative_difference", {})
     if isinstance(differences, dict):
-        for batch, figure in differences.items():
-            click.echo(f"batch {batch}: {figure:.2g} relative difference to the source")
+        for sizes, figure in differences.items():
+            click.echo(f"proved  {sizes}: {figure:.2g} relative difference to the source")
+    for dim in cast("list[str]", done.facts.get("not_varied", [])):
+        click.echo(f"note    {dim} was not varied: the module takes no other size than the example's")
     click.echo(f"wrote   {output}")
     return 0

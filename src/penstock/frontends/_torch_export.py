@@ -6,25 +6,24 @@ import contextlib
 import inspect
 import io
 import logging
+import os
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.jit._trace import TracerWarning
 
-from penstock import graph, inputs, registry, user_code
-from penstock.backends import Backend, Loadable
-from penstock.deployment import Deployment
+from penstock import graph, inputs, source_lines, user_code
 from penstock.errors import GateError, InputError, UsageError
 from penstock.frontends import Exported
+from penstock.frontends._torch_errors import explained, is_scripted, need_exporter, warnings_are_errors
+from penstock.frontends._torch_lines import of_node
+from penstock.frontends._torch_proof import Plan, need_free, prove, read_probes, run_module, tensors
 from penstock.frontends._torch_source import Loaded
 from penstock.frontends.torch import flat
 from penstock.jsonable import Json
-from penstock.metrics import compare
 from penstock.signature import Signature, TensorSpec, parse_input
 from penstock.stages.export import ExportSettings
 
@@ -32,50 +31,77 @@ from penstock.stages.export import ExportSettings
 LOWEST_NATIVE = {"dynamo": 18, "torchscript": 13}
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    names: tuple[str, ...]
-    example: dict[str, np.ndarray]  # by input name, in the order of forward's parameters
-    dynamic: dict[str, dict[int, str]]  # input → axis → name of the dimension
-
-
 def run(loaded: Loaded, settings: ExportSettings, example: Mapping[str, np.ndarray] | None, into: Path) -> Exported:
     """Export, tidy, prove, and write ``into``. Raises ``InputError``, or ``GateError`` when the proof fails."""
+    exporter = need_exporter(loaded.program is not None, is_scripted(loaded.module), settings.exporter)
     plan = _plan(loaded, settings, example)
+    probes = read_probes(settings.probe, plan)
     output_names = _output_names(loaded.module, plan)
-    opset = settings.opset or LOWEST_NATIVE[settings.exporter]
-    write = {"dynamo": _dynamo, "torchscript": _torchscript}[settings.exporter]
-    with _quiet(), _exporter_errors(settings.exporter):
+    opset = settings.opset or LOWEST_NATIVE[exporter]
+    write = {"dynamo": _dynamo, "torchscript": _torchscript}[exporter]
+    with _quiet(), explained(exporter, loaded.home, lambda: _recapture(loaded.module, plan)):
         data = write(loaded, plan, output_names, opset, settings.raw)
     model = _parse(data)
     written = model.opset_imports.get("", 0)
     if written != opset:
-        lowest = LOWEST_NATIVE[settings.exporter]
+        lowest = LOWEST_NATIVE[exporter]
         do = f"pin {lowest} or higher, or use --exporter torchscript, which writes 13 and higher by itself"
         raise InputError("opset-not-honoured", f"opset {opset} was asked for, the exporter wrote {written}", do=do)
+    _name_dims(model, plan)
+    for node in graph.all_nodes(model):
+        if place := of_node(node, loaded.home):
+            node.metadata_props[source_lines.KEY] = place
+    source_lines.inherit(graph.all_nodes(model), {})
     graph.tidy(model)
     graph.save(model, into)
     signature = graph.signature(graph.load(into))
     if dropped := sorted(set(plan.names) - {spec.name for spec in signature.inputs}):
         what = f"the exporter left out the input {dropped[0]!r}: nothing in the module's forward depends on it"
         raise InputError("input-dropped", what, do="take it out of forward, or use --exporter dynamo, which keeps it")
-    proof = _prove(loaded.module, plan, into, signature, settings)
+    need_free(signature, plan, loaded.home)
+    proof = prove(
+        loaded.module, plan, into, signature, settings.batches, settings.tolerance, probes, loaded.home, exporter
+    )
     facts: dict[str, Json] = {
-        "exporter": settings.exporter,
+        "exporter": exporter,
         "opset": written,
         "raw": settings.raw,
         "dynamic": {name: {str(a): d for a, d in axes.items()} for name, axes in plan.dynamic.items()},
-        "proved_at_batch": [int(batch) for batch in proof],
+        "proved_at": [dict(sizes) for sizes in proof.sizes],
+        "probes": proof.probes,
+        "not_varied": list(proof.fixed),
         "tolerance": settings.tolerance,
     }
-    measured: dict[str, Json] = {"relative_difference": {str(batch): figure for batch, figure in proof.items()}}
+    measured: dict[str, Json] = {"relative_difference": dict(proof.differences)}
     reads = dict(loaded.reads)
-    if settings.example:
-        reads |= user_code.files([user_code.module(settings.example, "the example function")])
+    for spec, what in [
+        (settings.example, "the example function"),
+        *((p, "the probe function") for p in settings.probe),
+    ]:
+        if spec:
+            reads |= user_code.files([user_code.module(spec, what)])
     return Exported(signature, facts, measured, reads)
 
 
-def _plan(loaded: Loaded, settings: ExportSettings, data: Mapping[str, np.ndarray] | None) -> _Plan:
+def _name_dims(model: Any, plan: Plan) -> None:
+    """Give the symbols that the exporter made up the names that the user gave."""
+    import onnx_ir as ir
+
+    named: dict[str, str] = {}
+    for value in model.graph.inputs:
+        for axis, dim in plan.dynamic.get(value.name, {}).items():
+            there = value.shape[axis] if value.shape is not None else None
+            if isinstance(there, ir.SymbolicDim) and there.value:
+                named[there.value] = dim
+    values = [*model.graph.inputs, *model.graph.outputs]
+    values += [output for node in graph.all_nodes(model) for output in node.outputs]
+    for value in values:
+        if value.shape is not None:
+            dims = [d.value if isinstance(d, ir.SymbolicDim) else d for d in value.shape]
+            value.shape = ir.Shape([named.get(d, d) if isinstance(d, str) else d for d in dims])
+
+
+def _plan(loaded: Loaded, settings: ExportSettings, data: Mapping[str, np.ndarray] | None) -> Plan:
     """Decide example inputs, names and dynamic axes, from --input, --example, the source or the data."""
     sizes: dict[str, int] = {}
     specs: list[TensorSpec] = []
@@ -87,8 +113,10 @@ def _plan(loaded: Loaded, settings: ExportSettings, data: Mapping[str, np.ndarra
         specs = _forward_order(loaded, specs)
         example = inputs.seeded(Signature(tuple(specs), ()), batch=2, seed=0, sizes=sizes)
         dynamic = {s.name: {a: d for a, d in enumerate(s.shape or ()) if isinstance(d, str)} for s in specs}
-        return _Plan(tuple(example), example, {n: ({} if settings.static else axes) for n, axes in dynamic.items()})
+        return Plan(tuple(example), example, {n: ({} if settings.static else axes) for n, axes in dynamic.items()})
     arrays = _example_arrays(loaded, settings, data)
+    if loaded.program is not None:
+        return _program_plan(loaded.program, arrays, settings)
     names = _names(loaded, arrays)
     example = (
         {name: arrays[name] for name in names}
@@ -96,9 +124,31 @@ def _plan(loaded: Loaded, settings: ExportSettings, data: Mapping[str, np.ndarra
         else dict(zip(names, arrays.values(), strict=True))
     )
     if settings.static:
-        return _Plan(tuple(names), example, {name: {} for name in names})
+        return Plan(tuple(names), example, {name: {} for name in names})
     example = {n: a if a.ndim == 0 or len(a) > 1 else np.repeat(a, 2, axis=0) for n, a in example.items()}
-    return _Plan(tuple(names), example, {n: {0: "batch"} if a.ndim else {} for n, a in example.items()})
+    return Plan(tuple(names), example, {n: {0: "batch"} if a.ndim else {} for n, a in example.items()})
+
+
+def _program_plan(program: Any, arrays: Mapping[str, np.ndarray], settings: ExportSettings) -> Plan:
+    """Read names and dynamic axes out of an exported program: what it fixed stays fixed."""
+    names = [str(name) for name in program.graph_signature.user_inputs]
+    example = dict(zip(names, arrays.values(), strict=False))
+    dims: dict[str, str] = {}
+    dynamic: dict[str, dict[int, str]] = {}
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name in example:
+            shape = getattr(node.meta.get("val"), "shape", ())
+            dynamic[node.name] = {
+                axis: dims.setdefault(str(size), f"{node.name}_{axis}" if axis else "batch")
+                for axis, size in enumerate(shape)
+                if not isinstance(size, int)
+            }
+    first = next(iter(example), "")
+    if not settings.static and example[first].ndim and 0 not in dynamic.get(first, {}):
+        what = f"the program was exported with a fixed batch of {example[first].shape[0]}"
+        do = "export it with dynamic_shapes and an example of 2 or more; or give --static if that is meant"
+        raise GateError("baked-in-size", what, where=f"the input {first!r}", do=do)
+    return Plan(tuple(example), example, dynamic)
 
 
 def _forward_order(loaded: Loaded, specs: list[TensorSpec]) -> list[TensorSpec]:
@@ -139,8 +189,6 @@ def _names(loaded: Loaded, arrays: Mapping[str, np.ndarray]) -> list[str]:
     if all(name and not name.isdigit() for name in arrays):
         named = [TensorSpec(name, "", None) for name in arrays]
         return [spec.name for spec in _forward_order(loaded, named)]
-    if loaded.program is not None:
-        return [str(name) for name in loaded.program.graph_signature.user_inputs][: len(arrays)]
     parameters = list(inspect.signature(loaded.module.forward).parameters)
     if len(arrays) > len(parameters):
         what = f"the example has {len(arrays)} inputs, the module's forward takes {len(parameters)}"
@@ -148,21 +196,8 @@ def _names(loaded: Loaded, arrays: Mapping[str, np.ndarray]) -> list[str]:
     return parameters[: len(arrays)]
 
 
-def _tensors(feeds: Mapping[str, np.ndarray]) -> tuple[torch.Tensor, ...]:
-    return tuple(torch.from_numpy(np.ascontiguousarray(array)) for array in feeds.values())
-
-
-def _run_module(module: torch.nn.Module, feeds: Mapping[str, np.ndarray]) -> Any:
-    def forward() -> Any:
-        with torch.no_grad():
-            return module(*_tensors(feeds))
-
-    shapes = ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in feeds.items())
-    return user_code.call(forward, f"the module fails on {shapes}", type(module).__name__)
-
-
-def _output_names(module: torch.nn.Module, plan: _Plan) -> list[str]:
-    outputs = _run_module(module, plan.example)
+def _output_names(module: torch.nn.Module, plan: Plan) -> list[str]:
+    outputs = run_module(module, plan.example)
     tensors = flat(outputs)
     if not tensors:
         raise InputError("no-output", "the module returns no tensor", where=type(module).__name__)
@@ -171,18 +206,20 @@ def _output_names(module: torch.nn.Module, plan: _Plan) -> list[str]:
     return ["output"] if len(tensors) == 1 else [f"output_{i}" for i in range(len(tensors))]
 
 
-def _dynamo(loaded: Loaded, plan: _Plan, outputs: list[str], opset: int, raw: bool) -> bytes:
+def _dynamo(loaded: Loaded, plan: Plan, outputs: list[str], opset: int, raw: bool) -> bytes:
     dims: dict[str, Any] = {}
     for axes in plan.dynamic.values():
         for name in axes.values():
             dims.setdefault(name, torch.export.Dim(name))
     shapes = tuple({axis: dims[name] for axis, name in plan.dynamic[key].items()} for key in plan.names)
+    captured = loaded.program
+    if captured is None:
+        captured = _capture(loaded.module, tensors(plan.example), shapes)
     program = torch.onnx.export(
-        loaded.program if loaded.program is not None else loaded.module,
-        () if loaded.program is not None else _tensors(plan.example),
+        captured,
+        (),
         dynamo=True,
         opset_version=opset,
-        dynamic_shapes=None if loaded.program is not None else shapes,
         input_names=list(plan.names),
         output_names=outputs,
         optimize=not raw,
@@ -194,18 +231,42 @@ def _dynamo(loaded: Loaded, plan: _Plan, outputs: list[str], opset: int, raw: bo
     return data
 
 
-def _torchscript(loaded: Loaded, plan: _Plan, outputs: list[str], opset: int, raw: bool) -> bytes:
-    if loaded.program is not None:
-        raise UsageError("wrong-exporter", "an exported program goes through dynamo", do="leave --exporter out")
+def _capture(module: torch.nn.Module, example: tuple[torch.Tensor, ...], shapes: Any) -> torch.export.ExportedProgram:
+    """Capture the module; in strict mode where the other fails without having lost or fixed anything.
+
+    Control flow is captured in strict mode too where that works, as only there its bodies keep their source lines.
+    """
+    try:
+        captured = torch.export.export(module, example, dynamic_shapes=shapes, strict=False)
+    except Exception as error:
+        if any(mark in str(error) for mark in ("Constraints violated", "data-dependent")):
+            raise
+        try:
+            return torch.export.export(module, example, dynamic_shapes=shapes, strict=True)
+        except Exception:
+            raise error from None
+    if any(isinstance(part, torch.fx.GraphModule) for part in captured.graph_module.children()):
+        with contextlib.suppress(Exception):  # the capture at hand is right, only less telling
+            return torch.export.export(module, example, dynamic_shapes=shapes, strict=True)
+    return captured
+
+
+def _recapture(module: torch.nn.Module, plan: Plan) -> torch.export.ExportedProgram:
+    """Capture with every size left to torch, for a message: what it fixes now is what it complained of."""
+    auto = torch.export.Dim.AUTO
+    shapes = tuple(dict.fromkeys(plan.dynamic[name], auto) for name in plan.names)
+    return torch.export.export(module, tensors(plan.example), dynamic_shapes=shapes, strict=False)
+
+
+def _torchscript(loaded: Loaded, plan: Plan, outputs: list[str], opset: int, raw: bool) -> bytes:
     buffer = io.BytesIO()
     axes: dict[str, dict[int, str]] = {name: dict(plan.dynamic[name]) for name in plan.names}
     if any("batch" in named.values() for named in axes.values()):
         axes |= {name: {0: "batch"} for name in outputs}
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", TracerWarning)  # it tells that the trace lost a branch or a size
+    with warnings_are_errors(loaded.home), _deaf():
         torch.onnx.export(
             loaded.module,
-            _tensors(plan.example),
+            tensors(plan.example),
             buffer,  # type: ignore[arg-type]  # a buffer is accepted
             dynamo=False,
             opset_version=opset,
@@ -214,6 +275,7 @@ def _torchscript(loaded: Loaded, plan: _Plan, outputs: list[str], opset: int, ra
             dynamic_axes=axes,
             do_constant_folding=not raw,
             training=torch.onnx.TrainingMode.PRESERVE if raw else torch.onnx.TrainingMode.EVAL,
+            verbose=True,  # it leaves each node's stack in the model, and prints the graph, which nobody sees
         )
     return buffer.getvalue()
 
@@ -225,85 +287,18 @@ def _parse(data: bytes) -> Any:
     return ir.from_proto(onnx.ModelProto.FromString(data))
 
 
-def _prove(
-    module: torch.nn.Module, plan: _Plan, path: Path, signature: Signature, settings: ExportSettings
-) -> dict[int, float]:
-    """Run module and export at every batch size; return the largest relative difference at each."""
-    backend: Backend = registry.load("backends", "onnxruntime")  # type: ignore[assignment]  # the registry is untyped
-    # the graph as written, without the runtime's own rewrites
-    deployment = Deployment("export", "fp32", "", "fp32", "onnxruntime", options={"optimization": "disabled"})
-    session = backend.load(Loadable(path), deployment)
-    moving = any(0 in axes for axes in plan.dynamic.values())
-    worst: dict[int, float] = {}
-    for first, second in zip(
-        flat(_run_module(module, plan.example)), flat(_run_module(module, plan.example)), strict=True
-    ):
-        if not torch.equal(torch.nan_to_num(first.float()), torch.nan_to_num(second.float())):
-            what = "the module gives another output for the same input: it draws random numbers or keeps a state"
-            do = "take the randomness out of forward; dropout and the like are off in eval mode"
-            raise GateError("not-deterministic", what, where=type(module).__name__, do=do)
-    names = [spec.name for spec in signature.inputs]
-    for batch in settings.batches if moving else (len(next(iter(plan.example.values()))),):
-        feeds = inputs.resize_batch(plan.example, batch) if moving else plan.example
-        want = flat(_run_module(module, feeds))
-        renamed = dict(
-            zip(names, (a for n, a in feeds.items() if n in names or len(names) == len(feeds)), strict=False)
-        )
-        try:
-            got = session.run(renamed)
-        except InputError as error:
-            what = f"the exported model can't run a batch of {batch}: {error.what}"
-            do = "a size is baked in: take sizes from the input's shape with tensor methods, not from the example"
-            raise GateError("export-differs", what, where=type(module).__name__, do=do) from error
-        for spec, ours, theirs in zip(signature.outputs, got, want, strict=True):
-            difference = compare(ours, theirs.detach().numpy(), logits=False)
-            figure = difference.relative
-            if figure is None:  # integers and booleans have no tolerance
-                figure = 0.0 if difference.equal else float("inf")
-            if difference.reason or not figure <= settings.tolerance:
-                told = difference.reason or f"{figure:.2g} relative"
-                other = "torchscript" if settings.exporter == "dynamo" else "dynamo"
-                what = f"at batch {batch} the output {spec.name!r} differs from the module's: {told}"
-                do = f"the limit is {settings.tolerance:g}; try --exporter {other}"
-                raise GateError("export-differs", what, where=type(module).__name__, do=do)
-            worst[batch] = max(worst.get(batch, 0.0), figure)
-    session.close()
-    return worst
-
-
 @contextlib.contextmanager
-def _exporter_errors(exporter: str) -> Iterator[None]:
-    """Turn what the exporter raises into one message; a tracer's warning is an error here."""
+def _deaf() -> Iterator[None]:
+    """Send what C++ code writes to standard output nowhere: the exporter prints the whole graph where it is verbose."""
+    kept = os.dup(1)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
+        os.dup2(nowhere, 1)
         yield
-    except (InputError, UsageError):
-        raise
-    except Exception as error:  # exporters raise dozens of types
-        raise _told(exporter, error) from error
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and all that led to it, the outermost first."""
-    seen: set[int] = set()
-    current: BaseException | None = error
-    while current is not None and id(current) not in seen:
-        seen.add(id(current))
-        yield current
-        current = current.__cause__ or current.__context__
-
-
-def _told(exporter: str, error: Exception) -> InputError:
-    links = list(_chain(error))
-    for link in links:
-        if isinstance(link, TracerWarning):
-            do = "write a branch with torch.where or torch.cond, and take sizes with tensor methods"
-            return InputError("trace-lost-something", f"tracing would lose something: {graph.first_line(link)}", do=do)
-    what = f"the {exporter} exporter can't export this module: {graph.first_line(links[-1])}"
-    other = "torchscript" if exporter == "dynamo" else "dynamo"
-    do = f"try --exporter {other}; -v shows the whole report"
-    if any("data-dependent" in str(link).lower() or "DataDependent" in type(link).__name__ for link in links):
-        do = "a branch or a size depends on the data: write it with torch.where or torch.cond"
-    return InputError("export-failed", what, do=do)
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
 
 
 @contextlib.contextmanager

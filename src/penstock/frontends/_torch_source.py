@@ -17,6 +17,7 @@ import torch
 from penstock import user_code
 from penstock.errors import InputError
 from penstock.frontends import Source
+from penstock.frontends._torch_lines import Home
 from penstock.graph import first_line
 from penstock.store import file_digest
 
@@ -33,6 +34,7 @@ class Loaded:
     example_inputs: Any  # tensors in order, a function that returns them, or None
     input_specs: tuple[str, ...]  # for a zoo network, whose signature is known
     reads: Mapping[str, str]
+    home: Home  # where the user's code lies
 
 
 def load(source: Source) -> Loaded:
@@ -53,7 +55,7 @@ def load(source: Source) -> Loaded:
         if source.weights:
             do = "leave --weights out: an exported program carries its own"
             raise InputError("weights-do-not-fit", "an exported program takes no weights", where=source.spec, do=do)
-        return Loaded(module, program, example, (), reads)
+        return Loaded(module, program, example, (), reads, Home(path.resolve().parent))
     head, _, name = source.spec.rpartition(":")
     if head == "zoo":
         from penstock import zoo
@@ -62,17 +64,28 @@ def load(source: Source) -> Loaded:
         weights = zoo.WEIGHTS / zoo.trained(name).weights
         reads[str(weights.resolve())] = file_digest(weights)
         specs = ("x:float32[batch,3,32,32]",)
+        lines = Home(zoo.WEIGHTS.parent.parent, "zoo")
     else:
         home = _import_file(Path(head)) if head.endswith(".py") else _import_package(head)
         _BROUGHT_IN.setdefault(head, set()).update(set(sys.modules) - before)
         reads.update(user_code.files([home, *(sys.modules[name] for name in _BROUGHT_IN[head] if name in sys.modules)]))
         module = _build(home, name, source.spec)
         example = getattr(module, "example_inputs", None) or getattr(home, "example_inputs", None)
+        lines = _lines_of(home, head)
     if source.weights:
         path = Path(source.weights)
         _load_weights(module, path)
         reads[str(path.resolve())] = file_digest(path)
-    return Loaded(module.eval(), program, example, specs, reads)
+    return Loaded(module.eval(), program, example, specs, reads, lines)
+
+
+def _lines_of(home: ModuleType, head: str) -> Home:
+    """Return the folder that lines of source code are told relative to: the file's own, or that of the package."""
+    path = Path(home.__file__ or ".").resolve()
+    if head.endswith(".py"):
+        return Home(path.parent)
+    depth = head.count(".") + (path.name == "__init__.py")
+    return Home(path.parents[depth], head.partition(".")[0])
 
 
 def _import_file(path: Path) -> ModuleType:

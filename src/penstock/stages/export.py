@@ -21,12 +21,16 @@ if TYPE_CHECKING:
 class ExportSettings:
     """How a source becomes ONNX."""
 
-    exporter: str = option("dynamo", "exporter for PyTorch", choices=("dynamo", "torchscript"))
+    exporter: str = option(
+        "auto", "exporter for PyTorch; auto: dynamo, and torchscript for what is scripted",
+        choices=("auto", "dynamo", "torchscript"),
+    )  # fmt: skip
     opset: int | None = option(
         None, "opset to write (default: the lowest that the exporter writes natively)", minimum=13
     )
     input: tuple[str, ...] = option((), "input signature, once per input: 'x:float32[batch,3,height=64,64]'")
     example: str = option("", "module:function that returns example inputs")
+    probe: tuple[str, ...] = option((), "module:function that returns inputs which take another branch; repeatable")
     static: bool = option(False, "fix all sizes to the example's instead of a dynamic batch")
     raw: bool = option(False, "leave the graph as traced: BatchNorm stays visible")
     batches: tuple[int, ...] = option(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from penstock import graph, registry
+from penstock import graph, registry, source_lines
 from penstock.errors import InputError, MissingError, PenstockError
 from penstock.jsonable import Json, to_json
 from penstock.passes import Declined, Pass
@@ -139,8 +139,11 @@ def _apply(model: ir.Model, name: str, rewrite: Pass, number: int, sound: Soundn
     undone = ""
     changes: tuple[str, ...] = ()
     declined: tuple[Declined, ...] = ()
+    known = source_lines.lines(graph.all_nodes(candidate))
     try:
         result = rewrite.run(candidate)
+        if known and result.modified:
+            source_lines.inherit(graph.all_nodes(candidate), known)
         changes, declined = result.changes, result.declined
         if result.modified:
             undone = sound.complaint(candidate)

@@ -1,0 +1,81 @@
+"""Which line of the user's code a node comes from: read out of the exporters' stack traces. Imports torch."""
+
+from __future__ import annotations
+
+import re
+import sysconfig
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+import penstock
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+STACK = "pkg.torch.onnx.stack_trace"  # where dynamo's exporter leaves a node's stack, the outermost frame first
+PYTHON = re.compile(r'File "(?P<file>[^"\n]+)", line (?P<line>\d+)')
+TRACED = re.compile(r"^(?P<file>[^\n<>]+?)\((?P<line>\d+)\): ", re.M)  # TorchScript's, the innermost frame first
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """Where the user's code lies; lines are told relative to ``root``. ``package`` names an installed package in it."""
+
+    root: Path
+    package: str = ""
+
+    def place(self, file: str, line: int) -> str:
+        """Return ``file:line`` relative to the root, or an empty text for code that isn't the user's."""
+        path = Path(file)
+        if not path.is_absolute() or not path.is_relative_to(self.root):
+            return ""
+        inside = bool(self.package) and path.is_relative_to(self.root / self.package)
+        if not inside and any(path.is_relative_to(folder) for folder in _libraries()):
+            return ""
+        return f"{path.relative_to(self.root).as_posix()}:{line}"
+
+    def innermost(self, frames: Iterator[tuple[str, int]]) -> str:
+        """Return the first place that is the user's, of frames from the innermost outwards."""
+        return next((place for file, line in frames if (place := self.place(file, line))), "")
+
+    def text(self, place: str) -> str:
+        """Return ``file:line: the text of that line``."""
+        name, _, line = place.rpartition(":")
+        try:
+            rows = (self.root / name).read_text(encoding="utf-8").splitlines()
+            return f"{place}: {rows[int(line) - 1].strip()}"
+        except (OSError, ValueError, IndexError):
+            return place
+
+
+def _libraries() -> list[Path]:
+    names = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
+    return [Path(torch.__file__).parent, Path(penstock.__file__).parent, *(Path(name) for name in names)]
+
+
+def of_stack(text: str, home: Home) -> str:
+    """Find the innermost frame of the user's in a stack trace of dynamo's or of TorchScript's, as ``file:line``."""
+    traced = [(match["file"], int(match["line"])) for match in TRACED.finditer(text)]
+    python = [(match["file"], int(match["line"])) for match in PYTHON.finditer(text)]
+    return home.innermost(iter([*traced, *reversed(python)]))
+
+
+def of_error(error: BaseException, home: Home) -> str:
+    """Find the innermost frame of the user's where an exception was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return home.innermost((frame.filename, frame.lineno or 0) for frame in reversed(frames))
+
+
+def here(home: Home) -> str:
+    """Find the innermost frame of the user's on the stack of the moment."""
+    return home.innermost((frame.filename, frame.lineno or 0) for frame in reversed(traceback.extract_stack()))
+
+
+def of_node(node: ir.Node, home: Home) -> str:
+    """Find the line that a node of a fresh export comes from."""
+    return of_stack(node.metadata_props.get(STACK) or node.doc_string or "", home)
