@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from penstock.passes import PassResult, Phase
 from penstock.passes._library import run_library_pass
+from penstock.passes._rules import indexed
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -32,7 +33,7 @@ def _apply(model: ir.Model) -> None:
     from onnxscript.rewriter import pattern
 
     rules = [rule for rule in rewriter._DEFAULT_REWRITE_RULES if not (rule.name or "").startswith("FuseBatchNorm")]
-    pattern.RewriteRuleSet(rules).apply_to_model(model)
+    pattern.RewriteRuleSet(indexed(rules)).apply_to_model(model)
     # rules name new values without looking at names already taken, and leave the nodes they bypassed; order matters,
     # because NameFixPass gives names to absent optional outputs, and RemoveUnusedNodesPass takes them away again
     ir.passes.Sequential(common.NameFixPass(), common.RemoveUnusedNodesPass())(model)
