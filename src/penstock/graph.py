@@ -19,9 +19,12 @@ def load(path: Path) -> ir.Model:
     """Load a model that the pre-check lets through; external data stays on disk. Raises ``InputError``."""
     import onnx_ir as ir
 
+    from penstock.passes._library import quiet
+
     precheck.check(path)
     try:
-        model = ir.load(path)
+        with quiet():
+            model = ir.load(path)
     except Exception as error:  # a parser meets arbitrary bytes: whatever it raises is about the file
         raise InputError(
             "unreadable-model",

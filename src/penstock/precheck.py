@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import mmap
 import stat
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
@@ -35,8 +36,8 @@ _TRUST = "raise the limit under [check] in penstock.toml if you trust the model"
 class CheckSettings:
     """How much a model file may ask for."""
 
-    max_nodes: int = option(1_000_000, "most nodes, functions expanded", minimum=1)
-    max_messages: int = option(10_000_000, "most protobuf messages in the file", minimum=1)
+    max_nodes: int = option(200_000, "most nodes, functions expanded", minimum=1)
+    max_messages: int = option(2_000_000, "most protobuf messages in the file", minimum=1)
     max_depth: int = option(100, "deepest nesting of protobuf messages", minimum=4)
     max_subgraph_depth: int = option(16, "deepest nesting of If, Loop and Scan bodies", minimum=1)
     max_tensor_bytes: int = option(1 << 36, "largest declared tensor, in bytes", minimum=1)
@@ -92,17 +93,20 @@ def examine(path: Path, held: CheckSettings | None = None) -> Checked:
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf ships no types
 
     held = held or settings()
-    data = read(path)
-    figures = {"size_bytes": len(data)}
-    if found := _walk(data, path, held, figures):
+    figures: dict[str, int] = {}
+    with _mapped(path) as data:  # only what the walk looks at comes into memory
+        figures["size_bytes"] = len(data)
+        whole, found = _walk(data, path, held, figures)
+    if found:
         return Checked(str(path), tuple(found), figures)
     model = onnx.ModelProto()
     try:
-        model.ParseFromString(data)
+        if not whole:
+            raise DecodeError
+        model.ParseFromString(read(path))
     except DecodeError:
         what = "this is no ONNX model, or it is cut off"
         return Checked(str(path), (refusal("not-onnx", what, str(path), _NO_MODEL),), figures)
-    del data
     if not model.HasField("graph") or not model.opset_import or not (model.graph.node or model.graph.output):
         what = "this is no ONNX model: it has no graph or no opset"
         return Checked(
@@ -127,8 +131,13 @@ def _first_of_each(findings: list[Finding]) -> Iterator[Finding]:
             yield Finding(id, "refused" if severity == "refused" else "note", f"{left:,} more of this kind", "")
 
 
-def _walk(data: bytes, path: Path, settings: CheckSettings, figures: dict[str, int]) -> list[Finding]:
-    """Hold what the bytes ask for against the limits, before anything is built from them."""
+def _walk(
+    data: mmap.mmap | bytes, path: Path, settings: CheckSettings, figures: dict[str, int]
+) -> tuple[bool, list[Finding]]:
+    """Tell whether the bytes are protobuf to their end, and hold what they ask for against the limits.
+
+    Nothing has been built from them so far.
+    """
     found = wire.extent(
         data, max_nodes=settings.max_nodes, max_messages=settings.max_messages, max_depth=settings.max_depth
     )
@@ -149,11 +158,35 @@ def _walk(data: bytes, path: Path, settings: CheckSettings, figures: dict[str, i
             f"its bodies (If, Loop, Scan) nest {found.subgraph_depth} deep, {settings.max_subgraph_depth} are allowed"
         )
         told.append(refusal("too-deep", what, str(path), _TRUST))
-    return told
+    return found.whole, told
+
+
+@contextlib.contextmanager
+def _mapped(path: Path) -> Iterator[mmap.mmap | bytes]:
+    """Map a model's main file into memory, or read it where the file system can't map it."""
+    _plain(path)
+    try:
+        with path.open("rb") as file:
+            view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError):
+        yield read(path)
+        return
+    with view:
+        yield view
 
 
 def read(path: Path) -> bytes:
     """Read a model's main file within the size limit."""
+    _plain(path)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        what = f"the file can't be read: {error.strerror}"
+        raise InputError("unreadable-file", what, where=str(path), do="check its permissions") from error
+
+
+def _plain(path: Path) -> None:
+    """Raise ``InputError`` unless the path leads to a plain file within the size limit."""
     try:
         info = path.stat()
         if stat.S_ISDIR(info.st_mode):
@@ -165,7 +198,6 @@ def read(path: Path) -> bytes:
         if info.st_size > MAX_MODEL_BYTES:
             do = "save the weights as external data beside it"
             raise InputError("model-too-large", f"the file has {info.st_size} bytes", where=str(path), do=do)
-        return path.read_bytes()
     except FileNotFoundError as error:
         raise InputError("no-such-file", "there is no such file", where=str(path), do="check the path") from error
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Hostile files: one function each, made from a seed into a folder. Some are refused, with an id; some are odd but sound.
+"""Hostile files: one function each, made into a folder. Some are refused, with an id; some are odd but sound.
 
 ``attack("id", …)`` names the ids of which one is expected; none means that the file may be opened, or refused.
 """
@@ -87,6 +87,14 @@ def function(name: str, nodes: list[onnx.NodeProto]) -> onnx.FunctionProto:
     return helper.make_function("own", name, ["a"], ["b"], nodes, imports)
 
 
+def wrapped(data: bytes, number: int) -> bytes:
+    size, length = len(data), b""
+    while size >= 0x80:
+        length += bytes([size & 0x7F | 0x80])
+        size >>= 7
+    return bytes([number << 3 | 2]) + length + bytes([size]) + data
+
+
 # -- functions and bodies ----------------------------------------------------------------------------------------------
 
 
@@ -149,33 +157,25 @@ def _nested(levels: int) -> onnx.ModelProto:
 
 @attack()
 def branches_that_double(folder: Path) -> Path:
-    return save(_nested(13), folder)
+    return save(_nested(10), folder)
 
 
 @attack("too-deep")
 def bodies_too_deep(folder: Path) -> Path:
     inner = body([node("Identity", ["x"], ["o0"])], ["o0"])
-    for i in range(1, 40):
+    for i in range(1, 24):
         inner = body([node("Own", [], [f"o{i}"], domain="own", only=inner)], [f"o{i}"])
     return save(model([node("Own", ["x"], ["y"], domain="own", only=inner)]), folder)
-
-
-def _wrap(data: bytes, number: int) -> bytes:
-    size, length = len(data), b""
-    while size >= 0x80:
-        length += bytes([size & 0x7F | 0x80])
-        size >>= 7
-    return bytes([number << 3 | 2]) + length + bytes([size]) + data
 
 
 @attack("too-deep", "not-onnx")
 def protobuf_a_thousand_deep(folder: Path) -> Path:
     data = b""
     for _ in range(20_000):
-        data = _wrap(_wrap(_wrap(data, 6), 5), 1)  # graph ← attribute ← node
+        data = wrapped(wrapped(wrapped(data, 6), 5), 1)  # graph ← attribute ← node
         if len(data) > 1 << 20:
             break
-    (folder / "m.onnx").write_bytes(_wrap(data, 7))
+    (folder / "m.onnx").write_bytes(wrapped(data, 7))
     return folder / "m.onnx"
 
 
@@ -183,8 +183,8 @@ def protobuf_a_thousand_deep(folder: Path) -> Path:
 def types_ten_thousand_deep(folder: Path) -> Path:
     data = b""
     for _ in range(10_000):
-        data = _wrap(_wrap(data, 1), 4)  # sequence of sequence of …
-    (folder / "m.onnx").write_bytes(_wrap(_wrap(_wrap(data, 2), 11), 7))
+        data = wrapped(wrapped(data, 1), 4)  # sequence of sequence of …
+    (folder / "m.onnx").write_bytes(wrapped(wrapped(wrapped(data, 2), 11), 7))
     return folder / "m.onnx"
 
 
@@ -254,7 +254,7 @@ def opset_zero(folder: Path) -> Path:
     return _opset(0, folder)
 
 
-@attack()
+@attack("bad-opset")
 def opset_negative(folder: Path) -> Path:
     return _opset(-7, folder)
 
@@ -264,7 +264,7 @@ def opset_of_the_future(folder: Path) -> Path:
     return _opset(999, folder)
 
 
-@attack()
+@attack("bad-opset")
 def opset_at_the_end_of_numbers(folder: Path) -> Path:
     return _opset(2**63 - 1, folder)
 
@@ -285,7 +285,7 @@ def ir_version_negative(folder: Path) -> Path:
 
 @attack()
 def unknown_fields(folder: Path) -> Path:
-    (folder / "m.onnx").write_bytes(identity().SerializeToString() + _wrap(b"novel" * 1000, 15) + b"\xf8\x7f\x01")
+    (folder / "m.onnx").write_bytes(identity().SerializeToString() + wrapped(b"novel" * 1000, 15) + b"\xf8\x7f\x01")
     return folder / "m.onnx"
 
 
@@ -308,7 +308,6 @@ def a_kind_of_value_that_is_none(folder: Path) -> Path:
 @attack()
 def attributes_of_the_wrong_type(folder: Path) -> Path:
     made = model([node("Conv", ["x", "x"], ["y"], pads="all", strides=[2**62, -(2**62)], kernel_shape=[-1])])
-    made.graph.node[0].attribute[0].type = 999
     return save(made, folder)
 
 

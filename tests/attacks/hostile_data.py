@@ -1,4 +1,4 @@
-"""Hostile files: bytes that are no model, tensors that lie, external data that leads elsewhere, folding that explodes."""
+"""Hostile files: bytes that are no model, tensors that lie, external data elsewhere, folding that explodes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from hostile import _wrap, attack, body, identity, model, node, save, tensor, value, with_weight
+from hostile import attack, body, identity, model, node, save, tensor, value, with_weight, wrapped
 from onnx import TensorProto, helper
 
 F = TensorProto.FLOAT
@@ -81,23 +81,23 @@ def memory_of_the_process(folder: Path) -> Path:
 
 @attack("too-many-nodes")
 def a_million_empty_nodes(folder: Path) -> Path:
-    return raw(folder, _wrap(b"\x0a\x00" * 1_000_001, 7))
+    return raw(folder, wrapped(b"\x0a\x00" * 1_000_001, 7))
 
 
 @attack("too-many-nodes", "too-many-messages")
 def a_million_real_nodes(folder: Path) -> Path:
-    nodes = b"".join(_wrap(node("Relu", [f"v{i}"], [f"v{i + 1}"]).SerializeToString(), 1) for i in range(1_000_000))
-    return raw(folder, _wrap(nodes, 7) + b"\x42\x02\x10\x11")
+    nodes = b"".join(wrapped(node("Relu", [f"v{i}"], [f"v{i + 1}"]).SerializeToString(), 1) for i in range(1_000_000))
+    return raw(folder, wrapped(nodes, 7) + b"\x42\x02\x10\x11")
 
 
 @attack("too-many-messages")
 def ten_million_empty_names(folder: Path) -> Path:
-    return raw(folder, _wrap(_wrap(b"\x0a\x00" * 10_000_001, 1), 7))
+    return raw(folder, wrapped(wrapped(b"\x0a\x00" * 10_000_001, 1), 7))
 
 
 @attack("too-many-messages")
 def ten_million_inputs(folder: Path) -> Path:
-    return raw(folder, _wrap(b"\x5a\x00" * 10_000_001, 7))
+    return raw(folder, wrapped(b"\x5a\x00" * 10_000_001, 7))
 
 
 @attack("too-many-messages", "not-onnx")
@@ -106,7 +106,7 @@ def ten_million_functions(folder: Path) -> Path:
 
 
 @attack(opened=True)
-def twenty_thousand_readers_of_one_value(folder: Path) -> Path:
+def many_readers_of_one_value(folder: Path) -> Path:
     """Rules that look at pairs take their square."""
     nodes = [node("Slice", ["x", "a", "b"], [f"s{i}"]) for i in range(1500)]
     held = [tensor(np.array([v], np.int64), n) for n, v in (("a", 0), ("b", 1))]
@@ -142,7 +142,7 @@ def weight(refused: tuple[str, ...], name: str, dims: list[int], kind: int = F, 
 
 weight(("bad-tensor",), "negative_dims", [-1, -4])
 weight(("tensor-too-large",), "dims_beyond_any_number", [2**62, 2**62, 2**62])
-weight(("bad-tensor",), "dims_whose_product_wraps_to_one", [2**32 + 1, 4294967295, 0, 3])
+weight(("bad-tensor",), "dims_whose_productwrappeds_to_one", [2**32 + 1, 4294967295, 0, 3])
 weight(("tensor-too-large", "bad-tensor"), "a_terabyte_in_four_bytes", [2**38])
 weight(("too-many-dims",), "ten_thousand_dims", [1] * 10_000)
 weight(("bad-tensor",), "bytes_that_are_too_few", [1000])
@@ -321,7 +321,8 @@ bomb("bomb_that_doubles",
 bomb("bomb_that_squares",
      [node("Mul", [f"v{i}", f"v{i}"], [f"v{i + 1}"]) for i in range(30)] + [node("Range", ["z", "v30", "o"], ["y"])],
      {"v0": np.int64(3), "z": np.int64(0), "o": np.int64(1)}, kind=I)  # fmt: skip
-bomb("bomb_sequence", [node("SplitToSequence", ["v"], ["s"], keepdims=1), node("ConcatFromSequence", ["s"], ["y"], axis=0)],
+bomb("bomb_sequence",
+     [node("SplitToSequence", ["v"], ["s"], keepdims=1), node("ConcatFromSequence", ["s"], ["y"], axis=0)],
      {"v": np.ones(8000, np.float32)})  # fmt: skip
 bomb("bomb_window", [node("HannWindow", ["n"], ["big"]), SUM], {"n": np.int64(10**11)})
 bomb("bomb_power_of_ints", [node("Pow", ["v", "e"], ["y"])], {"v": ints(2), "e": ints(10**12)}, kind=I)

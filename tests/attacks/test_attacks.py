@@ -1,4 +1,4 @@
-"""Every hostile file ends within 10 s and 1 GB in a result or in one clear message; no text of it reaches a terminal raw."""
+"""Every hostile file ends within 10 s and 1 GB in a result or one clear message; no text of it steers a terminal."""
 
 import json
 import re
@@ -30,7 +30,7 @@ def harmless(ended: Ended) -> None:
     assert ended.peak_bytes <= RESIDENT_BYTES, f"{ended.peak_bytes / 1e6:.0f} MB: {told}"
     assert "Traceback" not in ended.text and "internal error" not in ended.text, told
     assert "CANARY" not in ended.text, told
-    assert len(ended.text) <= MOST_TEXT, f"{len(ended.text)} characters: {told}"
+    assert len(ended.text) <= MOST_TEXT or "--json" in ended.arguments, f"{len(ended.text)} characters: {told}"
     raw = {letter for letter in ended.text if letter != "\n" and unicodedata.category(letter) in ("Cc", "Cf", "Cs")}
     assert not raw, f"control characters {raw}: {told}"
     if ended.code == 2 and "--json" not in ended.arguments and ended.arguments[0] != "check":

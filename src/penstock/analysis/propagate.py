@@ -7,6 +7,7 @@ inputs are all known is computed by onnx's reference implementation; any other n
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import TYPE_CHECKING
 
@@ -70,20 +71,25 @@ class _State:
 
 def _visit(graph: ir.Graph, state: _State) -> None:
     for node in graph:
-        if node.domain == "" and node.op_type == "If":
-            _visit_if(node, state)
-            continue
-        for attribute in node.attributes.values():
-            if not attribute.is_ref() and attribute.type.name == "GRAPH":
-                _visit(attribute.as_graph(), state)
-        if node.op_type == "Constant" and node.domain == "":
-            if (tensor := state.number(node.outputs[0])) is not None:
-                state.shapes[node.outputs[0]] = tensor.shape
-            continue
-        if any(value.name and (value not in state.shapes or value.dtype is None) for value in node.outputs):
-            _infer(node, state)
-        if node.domain == "" and node.op_type in _COMPUTED:
-            _compute(node, state)
+        with contextlib.suppress(Exception):  # a node of a damaged file may make no sense: then its shapes stay unknown
+            _visit_node(node, state)
+
+
+def _visit_node(node: ir.Node, state: _State) -> None:
+    if node.domain == "" and node.op_type == "If":
+        _visit_if(node, state)
+        return
+    for attribute in node.attributes.values():
+        if not attribute.is_ref() and attribute.type.name == "GRAPH":
+            _visit(attribute.as_graph(), state)
+    if node.op_type == "Constant" and node.domain == "":
+        if (tensor := state.number(node.outputs[0])) is not None:
+            state.shapes[node.outputs[0]] = tensor.shape
+        return
+    if any(value.name and (value not in state.shapes or value.dtype is None) for value in node.outputs):
+        _infer(node, state)
+    if node.domain == "" and node.op_type in _COMPUTED:
+        _compute(node, state)
 
 
 def _visit_if(node: ir.Node, state: _State) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from penstock import guard
 from penstock.analysis.propagate import propagate
 from penstock.analysis.weightless import weightless
 from penstock.graph import first_line
@@ -93,7 +94,10 @@ def _run(model: ir.Model) -> tuple[dict[ir.Value, Shape], str]:
     import onnx
 
     try:
-        proto = onnx.shape_inference.infer_shapes(weightless(model), strict_mode=False, data_prop=True)
+        bare = weightless(model)
+        bare.ClearField("functions")  # what isn't inlined is not looked into: it may stand for millions of nodes
+        with guard.limited_memory():  # it makes up an entry for every element of a one-dimensional value
+            proto = onnx.shape_inference.infer_shapes(bare, strict_mode=False, data_prop=True)
     except Exception as error:  # C++ exceptions of several types, about graphs of any kind
         return {}, f"shape inference failed: {first_line(error)}"
     known: dict[ir.Value, Shape] = {}

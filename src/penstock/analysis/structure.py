@@ -63,6 +63,9 @@ def _opsets(model: onnx.ModelProto, file: str) -> Iterator[Finding]:
         versions.setdefault(_domain(entry.domain), set()).add(entry.version)
         count[_domain(entry.domain)] = count.get(_domain(entry.domain), 0) + 1
     for domain, found in versions.items():
+        if beyond := [version for version in found if not 0 <= version < 1 << 31]:
+            what = f"the opset of {shown(domain or 'ai.onnx')} has the version {beyond[0]}, which can't be one"
+            yield refusal("bad-opset", what, file, _EXPORT)
         told = f"the opset of {shown(domain or 'ai.onnx')} is declared"
         if len(found) > 1:
             what = f"{told} with different versions: {', '.join(map(str, sorted(found)))}"

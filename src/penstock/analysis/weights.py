@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
@@ -35,7 +36,9 @@ def constants(model: ir.Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:
                 yield value, value.const_value
     for node in (*model.graph.all_nodes(), *(n for f in model.functions.values() for n in f.all_nodes())):
         if node.op_type == "Constant" and node.domain == "" and not any(a.is_ref() for a in node.attributes.values()):
-            tensor = convenience.get_const_tensor(node.outputs[0])
+            tensor = None
+            with contextlib.suppress(ValueError):  # a Constant without a value
+                tensor = convenience.get_const_tensor(node.outputs[0])
             if tensor is not None:
                 yield node.outputs[0], tensor
 

@@ -6,6 +6,7 @@ could still fill the memory. The walk follows the fields of onnx.proto that hold
 
 from __future__ import annotations
 
+import mmap
 from dataclasses import dataclass
 
 # message → field number → message that the field holds; "" for a text or bytes that is only counted
@@ -40,11 +41,15 @@ class Extent:
     whole: bool
 
 
-def extent(data: bytes, *, max_nodes: int, max_messages: int, max_depth: int) -> Extent:
+def extent(data: bytes | mmap.mmap, *, max_nodes: int, max_messages: int, max_depth: int) -> Extent:
     """Walk the bytes of a ``ModelProto`` as far as the limits allow."""
-    view = memoryview(data)
+    with memoryview(data) as view:
+        return _extent(view, max_nodes, max_messages, max_depth)
+
+
+def _extent(view: memoryview, max_nodes: int, max_messages: int, max_depth: int) -> Extent:
     nodes = messages = deepest = deepest_graph = 0
-    stack: list[tuple[str, int, int, int, int]] = [("Model", 0, len(data), 1, 0)]
+    stack: list[tuple[str, int, int, int, int]] = [("Model", 0, len(view), 1, 0)]
     while stack:
         kind, position, end, depth, graphs = stack.pop()
         deepest, deepest_graph = max(deepest, depth), max(deepest_graph, graphs)
@@ -53,7 +58,7 @@ def extent(data: bytes, *, max_nodes: int, max_messages: int, max_depth: int) ->
         inner = _FIELDS[kind]
         while position < end:
             tag, position = _varint(view, position, end)
-            width = tag & 7
+            width = tag & 7 if tag >> 3 else 7  # there is no field 0
             if width == 2:
                 length, position = _varint(view, position, end)
                 if length < 0 or position + length > end:

@@ -36,6 +36,9 @@ COMMANDS = {
 }
 
 
+MOST_TEXT = 1000  # characters of a line of an error, which may quote a file
+
+
 class LazyGroup(click.Group):
     """A group that knows its commands' names and help lines without importing them."""
 
@@ -140,7 +143,9 @@ def _tell(error: PenstockError, arguments: list[str]) -> None:
     if "--json" in arguments:
         click.echo(json.dumps({"schema": 1, "error": error.to_json()}, indent=2))
         return
-    first, *rest = error.lines()
+    from penstock.cli._console import printable
+
+    first, *rest = (printable(line, limit=MOST_TEXT) for line in error.lines())
     click.echo(click.style("error: ", fg="red", bold=True) + first, err=True)
     for line in rest:
         click.echo(line, err=True)

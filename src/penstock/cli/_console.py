@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
+import unicodedata
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,13 +19,38 @@ if TYPE_CHECKING:
     from rich.status import Status
 
 SCHEMA = 1
+_RAW = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}  # categories of characters that steer a terminal or can't be shown
 
 
 def stdout() -> Console:
     """Return the console for results; wide enough for tables when it isn't a terminal."""
     from rich.console import Console
+    from rich.text import Text
 
-    return Console(width=None if sys.stdout.isatty() else 120, highlight=False, markup=False)
+    class Printable(Console):
+        """A console that no text of a model's can take over."""
+
+        def render_str(self, text: str, **options: Any) -> Text:
+            return super().render_str(printable(text, "\n"), **options)
+
+    return Printable(width=None if sys.stdout.isatty() else 120, highlight=False, markup=False)
+
+
+def printable(text: str, keep: str = "", limit: int = 0) -> str:
+    """Return a text with its control and formatting characters written out, and cut at ``limit`` characters if not 0.
+
+    Names from a file may hold terminal sequences, or turn the direction of the line around.
+    """
+    cut = f"{text[: limit - 1]}…" if limit and len(text) > limit else text
+    if cut.isascii() and cut.isprintable():
+        return cut
+    return "".join(
+        letter if letter in keep or unicodedata.category(letter) not in _RAW else _written(letter) for letter in cut
+    )
+
+
+def _written(letter: str) -> str:
+    return letter.encode("ascii", "backslashreplace").decode() if ord(letter) > 126 else f"\\x{ord(letter):02x}"
 
 
 def emit(command: str, value: object) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from penstock.cli._console import printable
 from penstock.stages.inspect import Inspection, Layer
 
 if TYPE_CHECKING:
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 
 MOST_LAYERS = 60  # a longer model shows its costliest layers only, in the file's order
 MOST_UNKNOWN = 8
+MOST_TEXT = 400  # characters of a cell
 
 
 def show(inspection: Inspection, console: Console) -> None:
@@ -20,11 +22,11 @@ def show(inspection: Inspection, console: Console) -> None:
         console.print(table)
         console.print()
     for entry in inspection.unknown[:MOST_UNKNOWN]:
-        console.print(f"unknown cost: {entry.op} {entry.node}: {entry.reason}", markup=False, highlight=False)
+        console.print(_cell(f"unknown cost: {entry.op} {entry.node}: {entry.reason}"), markup=False, highlight=False)
     if len(inspection.unknown) > MOST_UNKNOWN:
         console.print(f"… {len(inspection.unknown) - MOST_UNKNOWN} more of unknown cost")
     for note in inspection.notes:
-        console.print(f"note: {note}", markup=False, highlight=False)
+        console.print(_cell(f"note: {note}"), markup=False, highlight=False)
 
 
 def count(number: int | None) -> str:
@@ -48,8 +50,8 @@ def size(number: int | None) -> str:
 
 
 def _cell(text: str) -> str:
-
-    return text
+    """Return a text from the file fit for a table: on one line, and short."""
+    return printable(text, limit=MOST_TEXT)
 
 
 def _table(title: str, *columns: tuple[str, bool]) -> Table:

@@ -47,11 +47,15 @@ def command(
     last = max((record.round for record in done.passes), default=0)
     for record in done.passes:
         if record.undone:
-            click.echo(f"{record.name}: taken back in round {record.round}: {record.undone}")
+            click.echo(_text(f"{record.name}: taken back in round {record.round}: {record.undone}"))
         if record.round == last:
             for place in record.declined[:10]:
-                click.echo(f"{record.name}: not at {place.node}: {place.reason}")
+                click.echo(_text(f"{record.name}: not at {place.node}: {place.reason}"))
     state = "a fixpoint" if done.settled else "no fixpoint yet: raise --max-rounds"
     click.echo(f"{done.nodes_before} → {done.nodes_after} nodes after {done.rounds} rounds, {state}")
     click.echo(f"wrote {output}")
     return 0
+
+
+def _text(line: str) -> str:
+    return _console.printable(line, limit=400)  # nodes are called by names from the file

@@ -61,12 +61,15 @@ def _overridable_hidden(model: ir.Model) -> Iterator[None]:
 def inventory(model: ir.Model) -> dict[tuple[str, str], str]:
     """List what a model is made of, as (kind, name) → wiring: nodes, initializers, inputs, functions, opset imports."""
     found: dict[tuple[str, str], str] = {}
+    count: dict[tuple[str, str], int] = {}
     for node in (*model.graph.all_nodes(), *(n for f in model.functions.values() for n in f.all_nodes())):
         inputs = ", ".join("" if value is None else str(value.name) for value in node.inputs)
         names = [value.name for value in node.outputs if value.name]
         label = names[0] if names else str(node.name)
-        while (node.op_type, label) in found:  # branches may use the same names
-            label += "'"
+        first = (node.op_type, label)
+        if first in found:  # branches may use the same names
+            count[first] = count.get(first, 0) + 1
+            label += "'" if count[first] == 1 else f"'{count[first]}"
         found[node.op_type, label] = f"{inputs} ({', '.join(sorted(node.attributes))}; {', '.join(names)})"
     for graph in model.graphs():
         found |= {("initializer", name): "" for name in graph.initializers}

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from penstock import graph
+from penstock import graph, guard
 from penstock.analysis.weightless import weightless
 from penstock.errors import InputError
 from penstock.passes._library import expanded_size, quiet
@@ -16,6 +16,7 @@ from penstock.signature import Signature
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+INLINED_NODES = 10_000  # functions that stand for more are checked by their bodies alone
 FULL_CHECK_NODES = 50_000  # above this many nodes after inlining, the checker's shape inference may not end
 
 
@@ -39,7 +40,8 @@ class Soundness:
         if complaint:
             do = "run the model's exporter again, or skip optimize; an unsorted graph or an unknown operator are usual"
             raise InputError("invalid-model", f"onnx.checker refuses it: {complaint}", where=where, do=do)
-        full = not _checker(model, full=True)
+        looked_into = not model.functions or expanded_size(model, INLINED_NODES) < INLINED_NODES
+        full = looked_into and not _checker(model, full=True)
         return cls(graph.signature(model), dict(model.opset_imports), frozenset(_domains(model)), full)
 
     def complaint(self, model: ir.Model) -> str:
@@ -101,7 +103,7 @@ def _checker(model: ir.Model, *, full: bool) -> str:
     import onnx
 
     try:
-        with quiet():
+        with quiet(), guard.limited_memory():
             onnx.checker.check_model(weightless(model), full_check=full)
     except Exception as error:  # the checker, protobuf and onnx-ir each raise types of their own
         return graph.first_line(error)

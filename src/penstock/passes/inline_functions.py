@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 PHASE: Phase = "clean"
 AFTER: tuple[str, ...] = ()
-MAX_NODES = 50_000
+MAX_NODES = 10_000
 
 
 def run(model: ir.Model) -> PassResult:

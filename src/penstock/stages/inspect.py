@@ -8,18 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from penstock import graph, precheck
+from penstock import graph, guard, precheck
 from penstock.analysis.cost import cost
 from penstock.analysis.memory import Peak, constant_values, peak, value_bytes
 from penstock.analysis.shapes import DynamicDim, Shape, fix_inputs, infer
 from penstock.analysis.weights import constants, origin, role
+from penstock.errors import InputError, PenstockError
 from penstock.passes._library import expanded_size, node_label, quiet
 from penstock.signature import Signature
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-MAX_NODES = 50_000  # functions that stand for more nodes than this are not looked into
+MAX_NODES = 10_000  # functions that stand for more nodes than this are not looked into
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +114,18 @@ def inspect(model_path: Path, sizes: Mapping[str, int] | None = None) -> Inspect
     ``sizes`` gives dynamic dimensions a size for the figures, by name; the others count as 1. Nodes and operators are
     those of the file; layers, costs and memory are those after inlining its functions.
     """
+    with guard.rare_collection():
+        try:
+            return _inspect(model_path, sizes or {})
+        except PenstockError:
+            raise
+        except Exception as error:  # the libraries raise what they like about a damaged graph
+            what = f"the model can't be inspected: {graph.first_line(error)}"
+            do = "check it with onnx.checker, or export it again"
+            raise InputError("unreadable-model", what, where=str(model_path), do=do) from error
+
+
+def _inspect(model_path: Path, sizes: Mapping[str, int]) -> Inspection:
     model = graph.load(model_path)
     uses = Counter((node.domain, node.op_type) for node in _all_nodes(model))
     notes: list[str] = []
@@ -120,7 +133,7 @@ def inspect(model_path: Path, sizes: Mapping[str, int] | None = None) -> Inspect
     held = list(constants(flat))
     roles = {value: role(value, tensor) for value, tensor in held}
     sized = {value: tensor.size for value, tensor in held}
-    dynamic = fix_inputs(flat, sizes or {})
+    dynamic = fix_inputs(flat, sizes)
     shapes, problem = infer(flat, dynamic)
     if problem:
         notes.append(problem)
@@ -233,5 +246,5 @@ def _since(op: str, domain: str, opsets: Mapping[str, int]) -> int | None:
 
     try:
         return onnx.defs.get_schema(op, opsets.get(domain, 1), "" if domain == "ai.onnx" else domain).since_version
-    except onnx.defs.SchemaError:
+    except (onnx.defs.SchemaError, TypeError):  # the latter: a version beyond C's int
         return None

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from penstock import graph, registry, source_lines
+from penstock import graph, guard, registry, source_lines
 from penstock.errors import InputError, MissingError, PenstockError
 from penstock.jsonable import Json, to_json
 from penstock.passes import Declined, Pass
@@ -23,7 +20,6 @@ if TYPE_CHECKING:
 
 MAIN = "model.onnx"  # the file that the stage writes
 IN_MEMORY_BYTES = 1 << 30  # external weights up to here are read in first
-COLLECT_EVERY = 50_000  # objects made between two runs of the garbage collector
 EXAMPLES = 5  # changes that a record spells out
 
 
@@ -83,21 +79,8 @@ def optimize(model_path: Path, settings: OptimizeSettings, into: Path) -> Optimi
     outputs or an opset, brings in a domain that the model didn't use, or leaves a model that is less sound than before.
     Raises ``InputError`` for a model that can't be read or is invalid, ``UsageError`` for an unknown pass.
     """
-    with _rare_collection():
+    with guard.rare_collection():
         return _optimize(model_path, settings, into)
-
-
-@contextlib.contextmanager
-def _rare_collection() -> Iterator[None]:
-    # every pass works on a new graph of small objects; at the usual threshold the collector walks all of them again
-    # for every 700 that are made, which is half of the time of a large model
-    before = gc.get_threshold()
-    if before[0]:  # 0: the collector is off
-        gc.set_threshold(max(before[0], COLLECT_EVERY), *before[1:])
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
 
 
 def _optimize(model_path: Path, settings: OptimizeSettings, into: Path) -> Optimized:
@@ -163,13 +146,16 @@ def _load(settings: OptimizeSettings) -> tuple[list[tuple[str, Pass]], tuple[Dec
 
 def _apply(model: ir.Model, name: str, rewrite: Pass, number: int, sound: Soundness) -> tuple[ir.Model, PassRecord]:
     before = _count(model)
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    weights = sum(tensor.nbytes for tensor in tensors if tensor is not None)
     candidate = model.clone()
     undone = ""
     changes: tuple[str, ...] = ()
     declined: tuple[Declined, ...] = ()
     known = source_lines.lines(graph.all_nodes(candidate))
     try:
-        result = rewrite.run(candidate)
+        with guard.limited_memory(guard.EXTRA_BYTES + 4 * weights):
+            result = rewrite.run(candidate)
         if known and result.modified:
             source_lines.inherit(graph.all_nodes(candidate), known)
         changes, declined = result.changes, result.declined
