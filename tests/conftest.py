@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 from pathlib import Path
 from types import ModuleType
 
@@ -18,14 +19,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Leave out what this machine lacks the data or the packages for; say so, or fail if that was asked for."""
     absent = {
         "shared": "" if (SHARED / "models").is_dir() else f"no shared data at {SHARED}",
+        "strace": "" if shutil.which("strace") else "strace is not installed",
         "torch": "" if importlib.util.find_spec("torch") else "torch is not installed",
     }
     for marker, reason in absent.items():
         out = [item for item in items if reason and item.get_closest_marker(marker)]
         if not out:
             continue
-        if marker == "shared" and os.environ.get("PENSTOCK_REQUIRE_SHARED") == "1":
-            raise pytest.UsageError(f"{len(out)} tests need the shared data, and PENSTOCK_REQUIRE_SHARED=1: {reason}")
+        if marker in ("shared", "strace") and os.environ.get("PENSTOCK_REQUIRE_SHARED") == "1":
+            raise pytest.UsageError(f"{len(out)} tests can't run, and PENSTOCK_REQUIRE_SHARED=1: {reason}")
         config.hook.pytest_deselected(items=out)
         items[:] = [item for item in items if item not in out]
         _LEFT_OUT[f"{marker} ({reason})"] = len(out)

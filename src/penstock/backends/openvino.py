@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,9 @@ from penstock.variant import Format
 
 if TYPE_CHECKING:
     import numpy as np
+
+# importing OpenVINO reports to its makers over the network when this package is there; without it, it takes a stub
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None is how Python marks what is not there
 
 ROLE: Role = "candidate"
 FORMATS: tuple[Format, ...] = ("onnx",)
