@@ -50,16 +50,22 @@ class BuildSettings:
         }
 
 
-def lock_text(settings: BuildSettings, opset: Json, tools: Mapping[str, str]) -> str:
-    """Return the text of ``penstock.lock.toml``: the settings as resolved, the opset as written, the tools' versions.
+def lock_text(
+    settings: BuildSettings, export: Mapping[str, Json], tools: Mapping[str, str], base: str, read: Mapping[str, str]
+) -> str:
+    """Return the text of ``penstock.lock.toml``: the settings as resolved, the inputs, the tools' versions.
 
-    ``opset`` is ``None`` for a model that came as a file and keeps its own.
+    ``export`` says with which opset and exporter the model was written; ``base`` is the way from the lock file to the
+    folder that relative paths count from, ``read`` the digests of the files that the export read, by name.
     """
     import tomli_w
 
     table: dict[str, Any] = settings.to_toml()
-    if opset is not None:
-        table["export"]["opset"] = opset
+    if export.get("opset") is not None:
+        table["export"]["opset"] = export["opset"]
+    if export.get("exporter") in ("dynamo", "torchscript"):
+        table["export"]["exporter"] = export["exporter"]
+    table["inputs"] = {"base": base, "read": dict(read)}
     table["tools"] = dict(tools)
     return "# The settings of this build as resolved, with the versions of its tools.\n" + tomli_w.dumps(table)
 

@@ -10,7 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from penstock import datasets, golden, graph, machine, measures, precheck, registry, store, transforms, trial
+from penstock import (
+    datasets,
+    golden,
+    graph,
+    machine,
+    measures,
+    precheck,
+    registry,
+    reproduction,
+    store,
+    transforms,
+    trial,
+)
 from penstock.backends import Backend, Loadable
 from penstock.build_feeds import for_build
 from penstock.build_settings import BuildSettings, lock_text
@@ -53,6 +65,7 @@ class BuildResult:
     ladder: Ladder
     notes: tuple[str, ...]
     resumed: tuple[str, ...]
+    reads: Mapping[str, str]  # absolute path → SHA-256 of what the export read
 
 
 def build(
@@ -119,8 +132,8 @@ class _Build:
         self._bench(passed, data)
         chosen = self._select()
         self.journal.close()
-        self._write_lock(exported.facts.get("opset"))
-        return self._result(chosen)
+        self._write_lock(exported)
+        return self._result(chosen, exported)
 
     def _open_data(self) -> Dataset | None:
         spec = self.settings.data.data or _default_data(self.settings.source)
@@ -338,12 +351,14 @@ class _Build:
         self.progress.end(found.chosen or "none fits")
         return found
 
-    def _write_lock(self, opset: Json) -> None:
+    def _write_lock(self, exported: Transformed) -> None:
         names = ("penstock", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "openvino", "torch", "numpy")
-        text = lock_text(self.settings, opset, transforms.versions(*names))
+        base = reproduction.base_of(self.folder.root)
+        read = reproduction.names_of(exported.reads)
+        text = lock_text(self.settings, exported.facts, transforms.versions(*names), base, read)
         store.write_bytes(self.folder.root / "penstock.lock.toml", text.encode())
 
-    def _result(self, chosen: Selection) -> BuildResult:
+    def _result(self, chosen: Selection, exported: Transformed) -> BuildResult:
         from penstock.ladder import of_build
 
         entries = self.journal.entries
@@ -363,6 +378,7 @@ class _Build:
             of_build(table, chosen.chosen, self.settings.seed),
             tuple(notes),
             tuple(self.journal.resumed),
+            dict(exported.reads),
         )
 
 

@@ -30,6 +30,7 @@ COMMANDS = {
     "evaluate": "Measure accuracy on labelled data.",
     "bench": "Time models side by side.",
     "select": "Choose again from a finished build under other limits.",
+    "diff": "Tell how two builds differ, and why.",
     "cache": "Show and prune the cache of transforms.",
     "list": "Show backends, passes, quantizers, frontends and data sets.",
     "zoo": "Reference networks: show them, train them.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ Examples:
   penstock build model.onnx -o out
   penstock build zoo:cifar10 --data cifar-10-batches-bin -o out --max-drop 0.5
   penstock build net.py:Net --weights net.safetensors --input 'x:float32[batch,3,32,32]' -o out --json
+  penstock build out/penstock.lock.toml -o again
+  penstock build model.onnx --seed 3 --print-python > build.py
 """
 
 
@@ -26,41 +29,57 @@ Examples:
 @click.option("--backends", default=None, help="Backends to deploy on, comma-separated (default: all that can run).")
 @click.option("--seed", type=int, default=None, help="Seed of the data roles and of made-up inputs (default: 0).")
 @click.option("--cache", type=click.Path(file_okay=False), default=None, help="Cache folder (default: PENSTOCK_CACHE).")
+@click.option("--print-python", is_flag=True, help="Print a script that makes the same build, and build nothing.")
 @sections("check", "data", "export", "optimize", "quantize", "verify", "evaluate", "bench", "select")
 @config
 @common
 def command(
     source: str | None, output: str, weights: str | None, backends: str | None, seed: int | None, cache: str | None,
-    config: str | None, as_json: bool, quiet: bool, verbose: bool, **values: Any,
+    print_python: bool, config: str | None, as_json: bool, quiet: bool, verbose: bool, **values: Any,
 ) -> int:  # fmt: skip
     """From a source to a verified, measured, chosen deployment.
 
-    SOURCE is model.onnx, file.py:Class, package.module:factory, program.pt2 or zoo:NAME. Settings come from flags,
+    SOURCE is model.onnx, file.py:Class, package.module:factory, program.pt2, zoo:NAME, or the penstock.lock.toml of
+    an earlier build, which is built again. Settings come from flags,
     the environment (PENSTOCK_SECTION_FIELD), penstock.toml, and defaults, in this order.
     """
-    from penstock import settings
+    from penstock import reproduction, settings
     from penstock.build_settings import resolve
     from penstock.pipeline import build
 
+    lock = None
+    if source and source.endswith(reproduction.SUFFIX):
+        lock, config, source = reproduction.read_lock(Path(source)), source, None
     top: dict[str, Any] = {"source": source, "weights": weights, "seed": seed}
     top["backends"] = tuple(settings.split(backends)) if backends else None
     flags = given(values) | {"": {key: value for key, value in top.items() if value is not None}}
     file = Path(config) if config else settings.find_file(Path.cwd())
     resolved = resolve(flags, file=file)
-    with _console.progress(quiet) as progress:
-        result = build(resolved, Path(output), cache=Path(cache) if cache else None, progress=progress)
+    if print_python:
+        click.echo(reproduction.as_python(resolved, output), nl=False)
+        return 0
+    folder, kept = Path(output).resolve() if lock else Path(output), Path(cache).resolve() if cache else None
+    home = contextlib.chdir(lock.base) if lock and lock.base.is_dir() else contextlib.nullcontext()
+    with home, _console.progress(quiet) as progress:
+        result = build(resolved, folder, cache=kept, progress=progress)
+    notes = [*result.notes]
+    if lock:
+        notes += [f"since the lock was written, {told}" for told in reproduction.other_tools(lock)]
+        notes += [
+            f"the inputs differ from the lock's: {told}" for told in reproduction.changed_files(lock, result.reads)
+        ]
     if as_json:
         shown = {
             "folder": str(result.folder), "chosen": result.chosen, "nearest_miss": result.nearest_miss,
             "deployments": _tables.result_json(result.rows, result.chosen), "ladder": result.ladder,
-            "notes": result.notes, "resumed": result.resumed,
+            "notes": notes, "resumed": result.resumed,
         }  # fmt: skip
         _console.emit("build", shown)
     else:
         console = _console.stdout()
         _tables.show_rows(console, result.rows, result.chosen)
         _tables.show_ladder(console, result.ladder)
-        for note in result.notes:
+        for note in notes:
             console.print(f"note      {note}")
         if result.chosen:
             variant = next(r.deployment.variant for r in result.rows if r.deployment.name == result.chosen)

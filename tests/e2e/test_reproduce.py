@@ -1,0 +1,214 @@
+"""Building again from a lock or a script gives the same models; `penstock diff` tells what differs and why."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import onnx
+import pytest
+
+from penstock import store
+from penstock.cli import run
+
+FAST = ["--bench-seconds", "0.05", "--no-footprint", "--min-rounds", "3", "--warmup-calls", "3", "-q"]
+FAST += ["--backends", "onnxruntime"]
+NET = """
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc = torch.nn.Linear(6, 3)
+
+    def forward(self, x):
+        return torch.relu(self.fc(x))
+"""
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: ModuleType) -> Path:
+    folder = tmp_path / "work"
+    folder.mkdir()
+    tiny.save(tiny.mlp(), folder / "m.onnx")
+    rng = np.random.default_rng(0)
+    np.savez(folder / "d.npz", x=rng.normal(size=(300, 6)).astype(np.float32), y=rng.integers(0, 3, 300))
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def build(*arguments: str) -> None:
+    assert run(["build", *arguments, *FAST]) == 0
+
+
+def models(folder: Path) -> tuple[store.ModelFile, ...]:
+    return store.list_files(folder / "models")
+
+
+def told(capsys: pytest.CaptureFixture[str], a: str, b: str, code: int) -> dict:
+    capsys.readouterr()
+    assert run(["diff", a, b, "--json"]) == code
+    return json.loads(capsys.readouterr().out)["result"]
+
+
+def test_a_lock_builds_it_again_from_any_folder(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build("m.onnx", "--data", "d.npz", "--seed", "3", "-o", "out")
+    monkeypatch.chdir(tmp_path)
+    build("work/out/penstock.lock.toml", "-o", "again")
+    assert models(home / "out") == models(tmp_path / "again")
+    locks = [(folder / "penstock.lock.toml").read_text() for folder in (home / "out", tmp_path / "again")]
+    assert locks[0].replace('base = ".."', "") == locks[1].replace('base = "../work"', "")
+    found = told(capsys, "work/out", "again", 0)
+    assert found["same_models"] and found["causes"] == [] and Path.cwd() == tmp_path
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("exporter", ["auto", "torchscript"])
+def test_a_lock_of_a_module(exporter: str, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (home / f"lock_net_{exporter}.py").write_text(NET)
+    build(f"lock_net_{exporter}.py:Net", "--input", "x:float32[batch,6]", "--exporter", exporter, "-o", "out")
+    lock = (home / "out" / "penstock.lock.toml").read_text()
+    assert f'exporter = "{"dynamo" if exporter == "auto" else exporter}"' in lock and "opset = 1" in lock
+    monkeypatch.chdir(tmp_path)
+    build("work/out/penstock.lock.toml", "-o", "again")
+    assert models(home / "out") == models(tmp_path / "again")
+
+
+def test_what_changed_since_is_told(home: Path, tiny: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    build("m.onnx", "-o", "out")
+    lock = home / "out" / "penstock.lock.toml"
+    lock.write_text(lock.read_text().replace('onnxruntime = "', 'onnxruntime = "0.'))
+    model = onnx.load("m.onnx")
+    model.producer_name = "another"
+    onnx.save(model, "m.onnx")
+    build(str(lock), "-o", "again")
+    shown = capsys.readouterr().out
+    assert "m.onnx has changed since" in " ".join(shown.split())
+    assert "since the lock was written, onnxruntime was 0." in " ".join(shown.split())
+
+
+def test_flags_override_a_lock(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    build("m.onnx", "-o", "out")
+    build("out/penstock.lock.toml", "--seed", "9", "-o", "again")
+    found = told(capsys, "out", "again", 1)
+    assert {"kind": "setting", "name": "seed", "a": 0, "b": 9} in found["causes"]
+
+
+@pytest.mark.parametrize(
+    ("text", "id"),
+    [("not toml [", "bad-settings-file"), ("inputs = 3", "bad-settings-file"), ("", "no-source"),
+     (None, "no-such-file"),
+     ('source = "m.onnx"\n[export]\nopsett = 3', "unknown-setting")],
+)  # fmt: skip
+def test_a_bad_lock(text: str | None, id: str, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if text is not None:
+        Path("x.lock.toml").write_text(text)
+    assert run(["build", "x.lock.toml", "-o", "out", "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["error"]["id"] == id
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["m.onnx --seed 3 --data d.npz --calibrate-samples 32 --exclude fc1 --bench-seconds 0.01",
+     "'odd \"name\".onnx' --no-quantize --bench-seconds 0.01"],
+)  # fmt: skip
+def test_the_printed_script_gives_the_same_models(
+    arguments: str, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path('odd "name".onnx').write_bytes(Path("m.onnx").read_bytes())
+    words = [*shlex.split(arguments), *FAST[2:]]
+    if "--exclude" in words:  # a node that the model has
+        words[words.index("--exclude") + 1] = onnx.load("m.onnx").graph.node[0].name
+    capsys.readouterr()
+    assert run(["build", *words, "-o", "scripted", "--print-python"]) == 0
+    script = capsys.readouterr().out
+    assert not Path("scripted").exists(), "printing builds nothing"
+    Path("script.py").write_text(script)
+    assert run(["build", *words, "-o", "out"]) == 0
+    done = subprocess.run([sys.executable, "script.py"], capture_output=True, text=True, check=False, env=os.environ)
+    assert done.returncode == 0, done.stderr
+    assert models(home / "scripted") == models(home / "out")
+    assert "chosen" in done.stdout
+    assert "warmup_calls=3" in script and "calls_per_round" not in script, "only what isn't at its default"
+
+
+def test_equal_builds_differ_in_nothing(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    build("m.onnx", "-o", "a", "--data", "d.npz")
+    build("m.onnx", "-o", "b", "--data", "d.npz", "--cache", "other")
+    found = told(capsys, "a", "b", 0)
+    assert found["causes"] == [] and found["same_models"]
+    assert [one for one in found["followed"] if one["kind"] != "latency"] == []
+    assert run(["diff", "a", "b"]) == 0
+    assert "the same models, byte for byte" in capsys.readouterr().out
+
+
+def test_a_setting_that_changes_one_variant(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    build("m.onnx", "-o", "a", "--data", "d.npz")
+    build("m.onnx", "-o", "b", "--data", "d.npz", "--per-tensor")
+    found = told(capsys, "a", "b", 1)
+    assert [(c["kind"], c["name"]) for c in found["causes"]] == [("setting", "quantize.per_channel")]
+    changed = {one["name"]: one["why"] for one in found["followed"] if one["kind"] == "variant"}
+    assert changed == {"int8": "settings: per_channel"}
+
+
+def test_an_input_that_changes_all(home: Path, tiny: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    build("m.onnx", "-o", "a")
+    model = onnx.load("m.onnx")
+    weight = onnx.numpy_helper.to_array(model.graph.initializer[0]) * np.float32(1.5)
+    model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(weight, model.graph.initializer[0].name))
+    onnx.save(model, "m.onnx")
+    build("m.onnx", "-o", "b")
+    found = told(capsys, "a", "b", 1)
+    assert [(c["kind"], c["name"]) for c in found["causes"]] == [("input", "m.onnx")]
+    why = {one["name"]: one["why"] for one in found["followed"] if one["kind"] == "variant"}
+    assert why["fp32"] == "inputs: m.onnx" and why["int8"] == "it is made of fp32, which differs"
+    assert {"golden"} <= {one["kind"] for one in found["followed"]}
+
+
+def test_a_variant_that_one_build_lacks(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    build("m.onnx", "-o", "a")
+    build("m.onnx", "-o", "b", "--no-quantize")
+    followed = told(capsys, "a", "b", 1)["followed"]
+    assert {"kind": "variant", "name": "int8", "what": "only in A",
+            "why": "the settings ask for it in one build alone"} in followed  # fmt: skip
+
+
+def test_bytes_without_a_cause_are_told_as_such(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    build("m.onnx", "-o", "a")
+    build("m.onnx", "-o", "b")
+    path = Path("b/ledger.jsonl")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines:
+        if line["kind"] == "variant" and line["body"]["name"] == "int8":
+            line["body"]["digest"] = "0" * 64
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    followed = told(capsys, "a", "b", 1)["followed"]
+    assert "no cause was found in inputs, settings, tools or machine" in [one["why"] for one in followed]
+
+
+def test_what_is_no_build(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    build("m.onnx", "-o", "a")
+    lines = Path("a/ledger.jsonl").read_text().splitlines(keepends=True)
+    Path("half").mkdir()
+    at = next(i for i, line in enumerate(lines) if '"step": "golden"' in line)
+    Path("half/ledger.jsonl").write_text("".join(lines[: at + 1]))
+    Path("broken").mkdir()
+    Path("broken/ledger.jsonl").write_text("nonsense\n")
+    capsys.readouterr()
+    for other, id in {
+        "m.onnx": "no-build",
+        "nowhere": "no-build",
+        "half": "unfinished-build",
+        "broken": "bad-ledger",
+    }.items():
+        assert run(["diff", "a", other, "--json"]) == 2
+        error = json.loads(capsys.readouterr().out)["error"]
+        assert error["id"] == id and error["do"]
