@@ -11,7 +11,7 @@ EPILOG = """\b
 Examples:
   penstock diff out-monday out-friday
   penstock diff out-laptop out-server --json
-  penstock diff before after && echo "the same models, chosen alike"
+  penstock diff before after -q
 
 Exit code 0: the same models and the same choice. 1: something else came out. Measured times alone don't count.
 """
