@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from penstock import datasets, feeds, golden, graph, inputs, pipeline, registry, store
+from penstock import datasets, feeds, golden, graph, inputs, pipeline, registry, store, trial
 from penstock.backends import Backend, Loadable, Session
 from penstock.build_settings import BuildSettings
 from penstock.data import DataSettings
@@ -137,6 +137,7 @@ def quantize(
     """
     settings = settings or QuantizeSettings()
     roles = role_feeds(Path(model), data or DataSettings(), seed)
+    trial.survive(Path(model), roles.golden.first(1), str(model))
     with store.scratch() as work:
         made = work / Path(output).name
         batches = (batch for _, batch in roles.calibrate.batches(settings.calibration_batch, whole=True))
@@ -191,6 +192,7 @@ def verify(
     if len(signature.outputs) != len(gold.output_names):
         what = f"the model has {len(signature.outputs)} outputs, the source {len(gold.output_names)}"
         raise InputError("signatures-differ", what, where=str(path), do=f"compare models of one source ({against})")
+    trial.survive(path, gold.feeds[0], str(path))
     session = runnable.open()
     try:
         return verify_stage.verify(session, gold, runnable.deployment.precision, settings or VerifySettings())
@@ -202,6 +204,7 @@ def _golden(against: str, weights: str, roles: RoleFeeds, signature: Signature) 
     name, _ = export_stage.frontend(Source(against, weights))
     names = [spec.name for spec in signature.outputs]
     if name == "onnx":
+        trial.survive(Path(against), roles.golden.first(1), against)
         other = graph.signature(graph.load(Path(against)))
         if [spec.name for spec in other.inputs] != [spec.name for spec in signature.inputs]:
             what = "the two models have other inputs"
@@ -290,6 +293,7 @@ def evaluate(
             raise UsageError("no-metric", what, do="name a measure with --metric module:function")
         if roles.evaluate is None:
             raise UsageError("no-labels", f"{data.data} has no labels to evaluate on", do="give labelled data")
+        trial.survive(runnable.model.path, roles.golden.first(1), str(runnable.model.path))
         progress.begin("evaluate", runnable.deployment.name)
         with _opened(runnable) as session:
             score = evaluate_stage.evaluate(session, roles.evaluate, settings, progress, runnable.deployment.name)
@@ -316,6 +320,8 @@ def bench(
         what = "the models take different inputs, so they can't be timed on the same ones"
         raise InputError("signatures-differ", what, do="time models of one source together")
     roles = role_feeds(Path(models[0]), data or DataSettings(), seed)
+    for model in models:
+        trial.survive(Path(model), roles.golden.first(1), str(model))
     subjects = [Subject(r.deployment, r.model, r.dynamic_batch) for r in made]
     batch = roles.golden.first(settings.throughput_batch) if any(r.dynamic_batch for r in made) else None
     return bench_stage.bench(subjects, roles.golden.first(1), batch, settings, progress)

@@ -48,6 +48,19 @@ def run(model: Path, feeds: Mapping[str, np.ndarray], where: str) -> dict[str, J
     return cast("dict[str, Json]", answer)
 
 
+def survive(model: Path, feeds: Mapping[str, np.ndarray], where: str) -> None:
+    """Raise ``WorkerTimeout``, ``WorkerMemory`` or ``WorkerCrash`` where one run of the model doesn't end well.
+
+    A model that the trial's runtime refuses is left to the runtime that it is meant for.
+    """
+    try:
+        run(model, feeds, where)
+    except (worker.WorkerTimeout, worker.WorkerMemory, worker.WorkerCrash):
+        raise
+    except InputError:
+        return
+
+
 def _cure(error: InputError) -> str:
     if isinstance(error, worker.WorkerTimeout):
         return "suspect a loop without an end; if the model is only slow, raise [check] session_seconds"

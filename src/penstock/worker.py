@@ -21,9 +21,9 @@ import traceback
 from collections import deque
 from typing import IO, cast
 
-from penstock import errors
+from penstock import errors, precheck
 from penstock.errors import InputError, PenstockError
-from penstock.jsonable import Json, to_json
+from penstock.jsonable import Json, from_json, to_json
 
 POLL_S = 0.01
 STDERR_LINES = 20
@@ -51,7 +51,9 @@ def call(target: str, argument: Json, *, timeout_s: float, memory_bytes: int | N
     and those it started are gone afterwards.
     """
     command = [sys.executable, "-P", "-m", "penstock.worker"]  # -P: a file in the current folder is no module of ours
-    request = json.dumps({"target": target, "argument": to_json(argument)}).encode()
+    request = json.dumps(
+        {"target": target, "argument": to_json(argument), "limits": to_json(precheck.settings())}
+    ).encode()
     answer: list[bytes] = []
     last_lines: deque[str] = deque(maxlen=STDERR_LINES)
     threads: list[threading.Thread] = []
@@ -185,7 +187,8 @@ def main() -> None:
     reply: dict[str, Json]
     try:
         module, _, name = request["target"].partition(":")
-        result = getattr(importlib.import_module(module), name)(request["argument"])
+        with precheck.limits(from_json(precheck.CheckSettings, request["limits"])):
+            result = getattr(importlib.import_module(module), name)(request["argument"])
         reply = {"result": to_json(result)}
     except PenstockError as error:
         classes: list[Json] = [kind.__name__ for kind in type(error).__mro__]

@@ -9,7 +9,7 @@ import click
 
 from penstock.cli import _console
 from penstock.cli._options import common, config, given, sections
-from penstock.cli._settings import one
+from penstock.cli._settings import checking, one
 
 EPILOG = """\b
 Examples:
@@ -23,7 +23,7 @@ Examples:
 @click.argument("models", nargs=-1, required=True, type=click.Path())
 @click.option("--backends", default="onnxruntime", show_default=True, help="Backends, comma-separated.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the data roles and made-up inputs.")
-@sections("bench", "data")
+@sections("check", "bench", "data")
 @config
 @common
 def command(
@@ -45,7 +45,7 @@ def command(
 
     flags = given(values)
     asked, data = one("bench", BenchSettings, flags, config), one("data", DataSettings, flags, config)
-    with _console.progress(quiet) as progress:
+    with _console.progress(quiet) as progress, checking(flags, config):
         found = api.bench(models, asked, backends=settings.split(backends), data=data, progress=progress, seed=seed)
     if as_json:
         bare = tuple(replace(timing, samples_ns=np.zeros(0)) for timing in found.timings)

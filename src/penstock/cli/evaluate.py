@@ -9,7 +9,7 @@ import click
 
 from penstock.cli import _console
 from penstock.cli._options import common, config, given, sections
-from penstock.cli._settings import one
+from penstock.cli._settings import checking, one
 
 EPILOG = """\b
 Examples:
@@ -23,7 +23,7 @@ Examples:
 @click.argument("models", nargs=-1, required=True, type=click.Path())
 @click.option("--backend", default="onnxruntime", show_default=True, help="Backend to run the models on.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the data roles.")
-@sections("evaluate", "data")
+@sections("check", "evaluate", "data")
 @config
 @common
 def command(
@@ -39,7 +39,7 @@ def command(
 
     flags = given(values)
     settings, data = one("evaluate", EvaluateSettings, flags, config), one("data", DataSettings, flags, config)
-    with _console.progress(quiet) as progress:
+    with _console.progress(quiet) as progress, checking(flags, config):
         found = api.evaluate(models, data, settings, backend=backend, seed=seed, progress=progress)
     if as_json:
         shown = [replace(item, evaluation=replace(item.evaluation, scores=np.zeros(0))) for item in found]

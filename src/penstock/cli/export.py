@@ -8,7 +8,7 @@ import click
 
 from penstock.cli import _console
 from penstock.cli._options import common, config, given, sections
-from penstock.cli._settings import one
+from penstock.cli._settings import checking, one
 
 EPILOG = """\b
 Examples:
@@ -22,7 +22,7 @@ Examples:
 @click.argument("source")
 @click.option("-o", "--output", type=click.Path(dir_okay=False), required=True, help="The .onnx file to write.")
 @click.option("--weights", default="", help="Weights: .safetensors, or .pt with tensors only.")
-@sections("export", "data")
+@sections("check", "export", "data")
 @config
 @common
 def command(
@@ -35,7 +35,7 @@ def command(
 
     flags = given(values)
     settings, data = one("export", ExportSettings, flags, config), one("data", DataSettings, flags, config)
-    with _console.progress(quiet) as progress:
+    with _console.progress(quiet) as progress, checking(flags, config):
         progress.begin("export", source)
         done = api.export(source, output, settings, weights=weights, data=data)
         progress.end(output)

@@ -8,7 +8,7 @@ import click
 
 from penstock.cli import _console
 from penstock.cli._options import common, config, given, sections
-from penstock.cli._settings import one
+from penstock.cli._settings import checking, one
 
 EPILOG = """\b
 Examples:
@@ -21,7 +21,7 @@ Examples:
 @click.command(epilog=EPILOG)
 @click.argument("model", type=click.Path())
 @click.option("-o", "--output", type=click.Path(dir_okay=False), required=True, help="The .onnx file to write.")
-@sections("optimize")
+@sections("check", "optimize")
 @config
 @common
 def command(
@@ -31,8 +31,9 @@ def command(
     from penstock import api
     from penstock.stages.optimize import OptimizeSettings
 
-    settings = one("optimize", OptimizeSettings, given(values), config)
-    with _console.progress(quiet) as progress:
+    flags = given(values)
+    settings = one("optimize", OptimizeSettings, flags, config)
+    with _console.progress(quiet) as progress, checking(flags, config):
         progress.begin("optimize", model)
         done = api.optimize(model, output, settings)
         progress.end(f"{done.nodes_before} → {done.nodes_after} nodes")

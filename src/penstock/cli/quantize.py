@@ -8,7 +8,7 @@ import click
 
 from penstock.cli import _console
 from penstock.cli._options import common, config, given, sections
-from penstock.cli._settings import one
+from penstock.cli._settings import checking, one
 
 EPILOG = """\b
 Examples:
@@ -22,7 +22,7 @@ Examples:
 @click.argument("model", type=click.Path())
 @click.option("-o", "--output", type=click.Path(dir_okay=False), required=True, help="The .onnx file to write.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the data roles and made-up inputs.")
-@sections("quantize", "data")
+@sections("check", "quantize", "data")
 @config
 @common
 def command(
@@ -35,7 +35,7 @@ def command(
 
     flags = given(values)
     settings, data = one("quantize", QuantizeSettings, flags, config), one("data", DataSettings, flags, config)
-    with _console.progress(quiet) as progress:
+    with _console.progress(quiet) as progress, checking(flags, config):
         progress.begin("quantize", model)
         done = api.quantize(model, output, settings, data=data, seed=seed)
         progress.end(output)

@@ -8,7 +8,7 @@ import click
 
 from penstock.cli import _console
 from penstock.cli._options import common, config, given, sections
-from penstock.cli._settings import one
+from penstock.cli._settings import checking, one
 
 EPILOG = """\b
 Examples:
@@ -24,7 +24,7 @@ Examples:
 @click.option("--weights", default="", help="Weights of a PyTorch source.")
 @click.option("--backend", default="onnxruntime", show_default=True, help="Backend to run MODEL on.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the data roles and made-up inputs.")
-@sections("verify", "data")
+@sections("check", "verify", "data")
 @config
 @common
 def command(
@@ -38,7 +38,7 @@ def command(
 
     flags = given(values)
     settings, data = one("verify", VerifySettings, flags, config), one("data", DataSettings, flags, config)
-    with _console.progress(quiet) as progress:
+    with _console.progress(quiet) as progress, checking(flags, config):
         progress.begin("verify", model)
         found = api.verify(model, against, settings, backend=backend, data=data, weights=weights, seed=seed)
         progress.end(f"{found.samples} samples")
