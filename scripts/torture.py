@@ -220,13 +220,13 @@ def torture(kills: int, seed: int, say: Callable[[str], None] = print) -> list[s
             for name in ("replace", "rename", "fsync"):
                 setattr(os, name, counted(getattr(os, name)))
             store.BuildFolder.append = counted(store.BuildFolder.append)  # type: ignore[method-assign]
-            pipeline.build(settings(model), Path(home) / "calm", cache=Path(home) / "calm-cache")
+            pipeline.build(settings(model), Path(home) / "calm" / "out", cache=Path(home) / "calm-cache")
             writes.write_text(str(number))
 
         if in_child(count) != 0:
             return ["the undisturbed build failed"]
         seconds = time.monotonic() - began
-        want, number = state(Path(home) / "calm"), int(writes.read_text())
+        want, number = state(Path(home) / "calm" / "out"), int(writes.read_text())
         say(f"an undisturbed build makes {number} writes in {seconds:.1f} s; seed {seed}")
         done = trials = 0
         while done < kills:

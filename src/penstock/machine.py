@@ -131,12 +131,17 @@ def _cpuinfo(root: Path) -> dict[str, str]:
     return found
 
 
-def _flags(root: Path) -> tuple[str, ...]:
+def all_flags(root: Path = ROOT) -> tuple[str, ...]:
+    """Return all that the CPU says it can, as Linux calls it."""
     info = _cpuinfo(root)
     present = set((info.get("flags") or info.get("features") or "").split())
     if "asimd" in present:  # what Linux calls NEON on 64-bit Arm
         present.add("neon")
-    return tuple(sorted(flag for flag in present if flag in RELEVANT or flag.startswith("amx_")))
+    return tuple(sorted(present))
+
+
+def _flags(root: Path) -> tuple[str, ...]:
+    return tuple(flag for flag in all_flags(root) if flag in RELEVANT or flag.startswith("amx_"))
 
 
 def _cpu_model(root: Path) -> str | None:

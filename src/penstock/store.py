@@ -106,6 +106,11 @@ def copy_file(source: Path, target: Path) -> None:
             raise
 
 
+def scratch_home() -> Path:
+    """Return the system's temporary folder, where scratch folders are made."""
+    return Path(tempfile.gettempdir())
+
+
 @contextlib.contextmanager
 def scratch(parent: Path | None = None) -> Iterator[Path]:
     """Give a folder of one's own that is gone afterwards, below ``parent`` or the system's temporary folder."""

@@ -32,6 +32,7 @@ COMMANDS = {
     "select": "Choose again from a finished build under other limits.",
     "diff": "Tell how two builds differ, and why.",
     "cache": "Show and prune the cache of transforms.",
+    "doctor": "Tell what this machine has, and what is missing.",
     "list": "Show backends, passes, quantizers, frontends and data sets.",
     "zoo": "Reference networks: show them, train them.",
 }

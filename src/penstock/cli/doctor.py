@@ -1,0 +1,86 @@
+"""penstock doctor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from penstock.cli import _console
+from penstock.cli._options import common, config
+
+EPILOG = """\b
+Examples:
+  penstock doctor
+  penstock doctor --config penstock.toml
+  penstock doctor net.py:Net --backends onnxruntime,openvino --json
+
+Exit code 3: the settings that were given can't run here.
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.argument("source", required=False)
+@click.option("--backends", default=None, help="Backends that must run here, comma-separated.")
+@click.option("--data", default=None, help="The data set that must open here.")
+@config
+@common
+def command(
+    source: str | None, backends: str | None, data: str | None, config: str | None, as_json: bool, quiet: bool,
+    verbose: bool,
+) -> int:  # fmt: skip
+    """Tell what this machine has for the work: CPU, limits, runtimes, clashes, and the lines that mend them.
+
+    With SOURCE, --backends, --data or a settings file: tell what of these can't run here.
+    """
+    from penstock import doctor, settings
+
+    file = Path(config) if config else settings.find_file(Path.cwd())
+    table: dict[str, Any] = settings.read_file(file) if file else {}
+    wanted = settings.split(backends) if backends else [str(name) for name in table.get("backends", ())]
+    held = {"source": source or table.get("source", ""), "data": data or table.get("data", {}).get("data", "")}
+    with _console.progress(quiet) as progress:
+        progress.begin("doctor", "each runtime in a process of its own")
+        report = doctor.examine()
+        progress.end(f"{len(report.runtimes)} runtimes")
+    blocked = doctor.check_settings(str(held["source"]), wanted, str(held["data"]))
+    if as_json:
+        _console.emit("doctor", {"report": report, "python": doctor.python(), "blocked": blocked})
+        return 3 if blocked else 0
+    click.echo(f"python     {doctor.python()}")
+    for name, value in report.host.items():
+        click.echo(f"{name.replace('_', ' '):<20}{_shown(name, value)}")
+    click.echo("cpu features")
+    for feature in report.features:
+        click.echo(f"  {feature.name:<10}{'yes' if feature.present else 'no':<5}{feature.good_for}")
+    click.echo("free space")
+    for place, free in report.space.items():
+        click.echo(f"  {_shown('bytes', free):<12}{place}")
+    click.echo(f"runtimes{'':<8}{'version':<12}{'opset up to':<13}IR up to")
+    for runtime in report.runtimes:
+        told = ", ".join(f"{key}: {_plain(value)}" for key, value in runtime.detail.items())
+        figures = f"{runtime.version or '–':<12}{runtime.opset or '–':<13}{runtime.ir or '–'}"
+        click.echo(f"  {runtime.name:<14}{runtime.problem or figures}")
+        if told:
+            click.echo(f"  {'':<14}{told}")
+    click.echo("telemetry")
+    for name, state in report.telemetry.items():
+        click.echo(f"  {name:<14}{state}")
+    for trouble in [*report.troubles, *blocked]:
+        click.echo(f"{trouble.level:<9}{trouble.what}\n         do: {trouble.do}")
+    if not report.troubles and not blocked:
+        click.echo("nothing clashes, nothing is missing")
+    if blocked:
+        click.echo("these settings can't run here")
+    return 3 if blocked else 0
+
+
+def _shown(name: str, value: object) -> str:
+    if name.endswith("bytes") and isinstance(value, int):
+        return f"{value / 1e9:.1f} GB"
+    return "unknown" if value is None else str(value)
+
+
+def _plain(value: object) -> str:
+    return ", ".join(str(item) for item in value) if isinstance(value, list) else str(value)
