@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
-from penstock import registry
+from penstock import graph, registry
 from penstock.backends import Backend, Loadable, Session
 from penstock.deployment import Deployment
-from penstock.errors import PenstockError
+from penstock.errors import InputError, PenstockError
 from penstock.jsonable import Json, to_json
 from penstock.ledger import Append
 from penstock.record import Record
@@ -19,6 +20,8 @@ from penstock.stages.verify import VerifySettings, verify
 from penstock.verdict import Outcome, Verdict
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from penstock.feeds import Feeds, RoleFeeds
     from penstock.golden import Golden
     from penstock.progress import Progress
@@ -36,8 +39,44 @@ class Runnable:
 
     def open(self) -> Session:
         """Load it. Raises ``InputError`` or ``MissingError``."""
-        backend = cast(Backend, registry.load("backends", self.deployment.backend))
-        return backend.load(self.model, self.deployment)
+        name = self.deployment.backend
+        backend = cast(Backend, registry.load("backends", name))
+        if name not in registry.origins("backends"):
+            return backend.load(self.model, self.deployment)
+        with _explained(name, "load"):
+            return _ThirdParty(backend.load(self.model, self.deployment), name)
+
+
+@contextlib.contextmanager
+def _explained(backend: str, verb: str) -> Iterator[None]:
+    """Turn whatever a third party's backend raises into an ``InputError``, which is about this deployment alone."""
+    try:
+        yield
+    except PenstockError:
+        raise
+    except Exception as error:
+        what = f"the backend {backend!r} can't {verb} the model: {graph.first_line(error)}"
+        id = "runtime-refuses" if verb == "load" else "run-failed"
+        raise InputError(id, what, do="run this model on another backend, or update the plug-in") from error
+
+
+class _ThirdParty:
+    """A session of a third party's backend, which may raise anything."""
+
+    def __init__(self, session: Session, backend: str) -> None:
+        self._session, self._backend = session, backend
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        with _explained(self._backend, "run"):
+            return self._session.run(feeds)
+
+    def actual(self) -> Mapping[str, Json]:
+        with _explained(self._backend, "describe"):
+            return self._session.actual()
+
+    def close(self) -> None:
+        with _explained(self._backend, "close"):
+            self._session.close()
 
 
 def measured_json(value: object) -> dict[str, Json]:

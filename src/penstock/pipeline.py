@@ -96,7 +96,11 @@ def _check(settings: BuildSettings) -> None:
         raise UsageError("no-metric", "--max-drop needs an accuracy, and there is no data to measure it on", do=do)
     for name in settings.backends:
         backend = cast(Backend, registry.load("backends", name))
-        if problem := backend.available():
+        try:
+            problem = backend.available()
+        except Exception as error:  # a third party's: asked for by name, it can't be left out
+            problem = graph.first_line(error)
+        if problem:
             raise MissingError("backend-missing", f"the backend {name!r} can't run here", do=problem)
 
 

@@ -31,7 +31,8 @@ def plug(monkeypatch: pytest.MonkeyPatch, kind: str, *entries: Entry) -> None:
 
 @pytest.mark.parametrize("kind", registry.KINDS)
 def test_names_are_the_files(kind: registry.Kind) -> None:
-    files = {path.stem.replace("_", "-") for path in (HOME / kind).glob("*.py") if not path.stem.startswith("_")}
+    folder = HOME / ("cli" if kind == "commands" else kind)
+    files = {path.stem.replace("_", "-") for path in folder.glob("*.py") if not path.stem.startswith("_")}
     assert registry.names(kind) == sorted(files)
 
 
@@ -59,6 +60,7 @@ def test_the_kind_is_named_in_plain_english(kind: registry.Kind, singular: str) 
 
 def test_a_third_party_plug_in_is_found_beside_the_built_in(monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = ModuleType("theirs", "Runs on theirs.\n\nMore.")
+    vars(theirs).update(ROLE="candidate", FORMATS=("onnx",), available=lambda: "", facts=dict, load=None)
     plug(monkeypatch, "backends", Entry("theirs", theirs))
     assert "theirs" in registry.names("backends") and "onnxruntime" in registry.names("backends")
     assert registry.load("backends", "theirs") is theirs
@@ -88,7 +90,11 @@ def test_one_whose_available_fails_is_listed_too(monkeypatch: pytest.MonkeyPatch
     def available() -> str:
         raise error
 
-    plug(monkeypatch, "backends", Entry("broken", SimpleNamespace(available=available)))
+    plug(
+        monkeypatch,
+        "backends",
+        Entry("broken", SimpleNamespace(available=available, ROLE="", FORMATS=(), facts=dict, load=None)),
+    )
     listed = {plugin.name: plugin for plugin in registry.describe("backends")}
     assert listed["broken"].problem and listed["onnxruntime"].problem == ""
 

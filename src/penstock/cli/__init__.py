@@ -46,12 +46,18 @@ class LazyGroup(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names in the order of a build."""
-        return [*COMMANDS]  # not list(…): the command `list` is a module of this package and takes that name
+        # not list(…): the command `list` is a module of this package and takes that name
+        return [*COMMANDS, *_third_party()]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import one command."""
         if cmd_name not in COMMANDS:
-            return None
+            if cmd_name not in _third_party():
+                return None
+            from penstock import registry
+
+            found: click.Command = registry.load("commands", cmd_name)  # type: ignore[assignment]  # it has looked
+            return found
         command: click.Command = importlib.import_module(f"penstock.cli.{cmd_name}").command
         return command
 
@@ -61,9 +67,10 @@ class LazyGroup(click.Group):
         """Find the command; for an unknown one offer the nearest name."""
         import difflib
 
-        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            near = difflib.get_close_matches(args[0], COMMANDS, 1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"Commands: {', '.join(COMMANDS)}."
+        if args and args[0] not in COMMANDS and not args[0].startswith("-") and args[0] not in _third_party():
+            known = self.list_commands(ctx)
+            near = difflib.get_close_matches(args[0], known, 1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"Commands: {', '.join(known)}."
             raise click.UsageError(f"There is no command {args[0]!r}. {hint}", ctx)
         return super().resolve_command(ctx, args)
 
@@ -71,6 +78,16 @@ class LazyGroup(click.Group):
         """Write the list of commands from the table alone."""
         with formatter.section("Commands"):
             formatter.write_dl([*COMMANDS.items()])
+        if theirs := _third_party():
+            with formatter.section("Commands of plug-ins"):
+                formatter.write_dl([(name, f"from {origin}") for name, origin in theirs.items()])
+
+
+def _third_party() -> dict[str, str]:
+    """Map the commands of plug-ins to where they come from; nothing of theirs is imported."""
+    from penstock import registry
+
+    return registry.origins("commands")
 
 
 @click.group(

@@ -13,14 +13,17 @@ Examples:
   penstock list backends
   penstock list passes --json
 """
-KINDS = ("frontends", "passes", "quantizers", "backends", "datasets", "targets")
+KINDS = ("frontends", "passes", "quantizers", "backends", "datasets", "targets", "commands")
 
 
 @click.command(epilog=EPILOG)
 @click.argument("kind", required=False, type=click.Choice(KINDS))
 @common
 def command(kind: str | None, as_json: bool, quiet: bool, verbose: bool) -> int:
-    """Show what is there of each KIND, where it comes from, and what doesn't run here and why."""
+    """Show what is there of each KIND, where it comes from, and what doesn't run here and why.
+
+    What isn't built in is shown with the package that brings it and its version.
+    """
     from penstock import registry
 
     kinds = [k for k in registry.KINDS if kind is None or k == kind]

@@ -18,12 +18,12 @@ def find(spec: str, settings: DataSettings, progress: Progress = SILENT) -> Data
     Raises ``InputError`` where no source reads it or something is wrong with it, ``MissingError`` for an absent extra.
     """
     understood = []
-    for name in registry.names("datasets"):
+    for name in registry.claimants("datasets"):
         try:
             source = cast(DatasetSource, registry.load("datasets", name))
         except MissingError:
             continue  # a broken plug-in of somebody else's; `penstock list` tells what is wrong with it
-        if source.claims(spec):
+        if _claims(source, spec):
             dataset = source.open(spec, settings, progress)
             return replace(dataset, preprocessing=_overridden(dataset, settings, spec))
         understood.append(f"{name}: {(source.__doc__ or '').strip().splitlines()[0]}")
@@ -31,6 +31,13 @@ def find(spec: str, settings: DataSettings, progress: Progress = SILENT) -> Data
     if "/" in spec and ":" not in spec and not Path(spec).expanduser().exists():
         what = f"there is no file or folder {spec!r}"
     raise InputError("unknown-data", what, where="--data", do="\n         ".join(["these are read:", *understood]))
+
+
+def _claims(source: DatasetSource, spec: str) -> bool:
+    try:
+        return bool(source.claims(spec))
+    except Exception:  # a third party's fault breaks no other source
+        return False
 
 
 def _overridden(dataset: Dataset, settings: DataSettings, where: str) -> Preprocessing:

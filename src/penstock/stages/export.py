@@ -41,17 +41,24 @@ class ExportSettings:
 
 def frontend(source: Source) -> tuple[str, Frontend]:
     """Find the frontend that reads ``source``; return its name too. Raises ``UsageError``."""
-    for name in registry.names("frontends"):
+    for name in registry.claimants("frontends"):
         try:
             candidate = cast("Frontend", registry.load("frontends", name))
         except MissingError:
             continue  # a broken plug-in of somebody else's; `penstock list` tells what is wrong with it
-        if candidate.claims(source.spec):
+        if _claims(candidate, source.spec):
             return name, candidate
     do = "give model.onnx, file.py:Class, package.module:factory, program.pt2 or zoo:cifar10"
     if not Path(source.spec).exists() and ":" not in source.spec:
         raise UsageError("no-such-file", f"there is no file {source.spec!r}", do=do)
     raise UsageError("unknown-source", f"no frontend reads {source.spec!r}", do=do)
+
+
+def _claims(candidate: Frontend, spec: str) -> bool:
+    try:
+        return bool(candidate.claims(spec))
+    except Exception:  # a third party's fault; `penstock list` is where it belongs
+        return False
 
 
 def export(

@@ -30,7 +30,7 @@ def place(
                 continue  # a broken plug-in, listed by `penstock list`
             # the oracle holds for the float model; of an int8 one it knows no runtime's rounding
             vain = backend.ROLE == "oracle" and variant.precision not in ("fp32", "fp16")
-            if vain or variant.format not in backend.FORMATS or backend.available():
+            if vain or variant.format not in backend.FORMATS or not _runs_here(backend):
                 continue
             plain = Deployment(
                 f"{variant.name}@{name}", variant.name, variant.digest, variant.precision, name, role=backend.ROLE
@@ -50,3 +50,10 @@ def reference(variants: Sequence[tuple[Variant, Loadable]]) -> tuple[Runnable, s
     options = {"optimization": "disabled"}
     plain = Deployment("source", variant.name, variant.digest, variant.precision, "onnxruntime", options=options)
     return Runnable(plain, model, True), "ONNX Runtime with its optimizations off"
+
+
+def _runs_here(backend: Backend) -> bool:
+    try:
+        return not backend.available()
+    except Exception:  # a third party's fault; `penstock list` tells it
+        return False

@@ -1,0 +1,156 @@
+"""A third party's package that brings one plug-in of every kind, used in a whole build; broken ones break nothing."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from penstock import registry
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "tests" / "plugin_package" / "toy_penstock.py"
+ENTRIES = {
+    "frontends": "toy = toy_penstock:frontend",
+    "passes": "eliminate-negations = toy_penstock:eliminate",
+    "quantizers": "toy = toy_penstock:quantizer",
+    "backends": "toy = toy_penstock:backend",
+    "datasets": "toy = toy_penstock:dataset",
+    "targets": "toy-board = toy_penstock:target",
+    "commands": "toy-hello = toy_penstock:command",
+}
+FAST = ["--bench-seconds", "0.05", "--no-footprint", "--min-rounds", "3", "--warmup-calls", "3", "-q", "--json"]
+
+
+def install(home: Path, name: str, entries: dict[str, str], files: dict[str, str]) -> None:
+    """Put a distribution where Python finds it, as an installer would."""
+    folder = home / f"{name.replace('-', '_')}-2.5.dist-info"
+    folder.mkdir(parents=True)
+    (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 2.5\n")
+    (folder / "entry_points.txt").write_text("".join(f"[penstock.{kind}]\n{line}\n" for kind, line in entries.items()))
+    for file, text in files.items():
+        (home / file).write_text(text)
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    home = tmp_path / "site"
+    install(home, "toy-penstock", ENTRIES, {"toy_penstock.py": PACKAGE.read_text()})
+    return home
+
+
+def penstock(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    code = "import sys; from penstock.cli import main; main(sys.argv[1:])"
+    environ = os.environ | {"PYTHONPATH": str(site)}
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=site.parent, env=environ, capture_output=True, text=True,
+        check=False, timeout=300,
+    )  # fmt: skip
+
+
+def result(done: subprocess.CompletedProcess[str], code: int = 0) -> dict:
+    assert done.returncode == code, done.stdout + done.stderr
+    return json.loads(done.stdout)["result"]
+
+
+def test_all_seven_kinds_are_listed_with_their_origin(site: Path) -> None:
+    assert set(ENTRIES) == set(registry.KINDS)
+    shown = result(penstock(site, "list", "--json"))
+    for kind, line in ENTRIES.items():
+        name = line.partition(" = ")[0]
+        (mine,) = [plugin for plugin in shown[kind] if plugin["name"] == name]
+        assert mine["origin"] == "toy-penstock 2.5" and mine["summary"] and mine["problem"] == "", mine
+        assert any(p["origin"] == "built in" for p in shown[kind]) or kind == "targets"
+    assert "[toy-penstock 2.5]" in penstock(site, "list", "backends").stdout
+
+
+def test_a_build_uses_them(site: Path) -> None:
+    source = ["build", "toy:5", "--data", "toy-data:300", "--quantizer", "toy", "--backends", "toy,onnxruntime"]
+    shown = result(penstock(site, *source, "-o", "out", *FAST))
+    rows = {row["deployment"]["name"]: row for row in shown["deployments"]}
+    assert {"fp32@toy", "slim@toy", "int8@toy", "fp32@onnxruntime"} <= set(rows) and shown["chosen"]
+    verdicts = [v for v in rows["fp32@toy"]["verdicts"] if v["gate"] == "verify"]
+    assert verdicts and all(v["measured"]["passed"] for v in verdicts)
+    records = site.parent / "out" / "records"
+    assert json.loads((records / "export" / "fp32.json").read_text())["facts"]["negations"] == 5
+    assert json.loads((records / "quantize" / "int8.json").read_text())["facts"]["toy"] is True
+    passes = json.loads((records / "optimize" / "slim.json").read_text())["facts"]["passes"]
+    assert sum(p["changes"] for p in passes if p["name"] == "eliminate-negations") == 2, "five negations become one"
+    again = result(penstock(site, *source, "-o", "other", *FAST))
+    assert again["resumed"] == []
+    # its code is a part of the cache's keys: when it changes, what it made is made anew
+    (site / "toy_penstock.py").write_text(PACKAGE.read_text().replace('"toy": True', '"toy": False'))
+    result(penstock(site, *source, "-o", "third", *FAST))
+    changed = json.loads((site.parent / "third" / "records" / "quantize" / "int8.json").read_text())
+    assert changed["facts"]["toy"] is False
+
+
+def test_their_command_runs_and_is_in_the_help(site: Path) -> None:
+    shown = penstock(site, "--help").stdout
+    assert "Commands of plug-ins" in shown and re.search(r"toy-hello +from toy-penstock 2.5", shown)
+    done = penstock(site, "toy-hello", "world")
+    assert (done.returncode, done.stdout) == (0, "hello world\n")
+    assert penstock(site, "toy-hello").returncode == 2
+    assert "Did you mean 'toy-hello'" in penstock(site, "toy-helo").stderr
+
+
+def test_what_is_wrong_with_their_input_is_told_in_their_words(site: Path) -> None:
+    done = penstock(site, "build", "toy:many", "-o", "out", "-q")
+    assert done.returncode == 2 and "'many' is no number" in done.stderr and "Traceback" not in done.stderr
+
+
+BROKEN = """
+from types import SimpleNamespace
+
+def fail(*arguments, **named):
+    raise RuntimeError("the licence has run out")
+
+backend = SimpleNamespace(__doc__="Fails.", ROLE="candidate", FORMATS=("onnx",), available=fail, facts=fail, load=fail)
+frontend = SimpleNamespace(__doc__="Claims badly.", claims=fail, tools=fail, export=fail)
+dataset = SimpleNamespace(__doc__="Claims badly.", claims=fail, open=fail)
+half = SimpleNamespace(__doc__="Lacks all.")
+"""
+BROKEN_ENTRIES = {
+    "frontends": "aaa = broken_penstock:frontend",
+    "datasets": "aaa = broken_penstock:dataset",
+    "backends": "onnxruntime = broken_penstock:backend\nfailing = broken_penstock:backend",
+    "passes": "half = broken_penstock:half",
+    "quantizers": "gone = broken_penstock:not_there",
+    "targets": "exits = exits_penstock:target",
+    "commands": "absent = no_such_module:command\nbuild = broken_penstock:half",
+}
+
+
+def test_broken_ones_are_listed_and_break_nothing(site: Path) -> None:
+    files = {"broken_penstock.py": BROKEN, "exits_penstock.py": "raise SystemExit(9)\n"}
+    install(site, "broken-penstock", BROKEN_ENTRIES, files)
+    shown = result(penstock(site, "list", "--json"))
+    problems = {
+        (kind, p["name"], p["origin"]): p["problem"] for kind, found in shown.items() for p in found if p["problem"]
+    }
+    theirs = "broken-penstock 2.5"
+    assert "licence" in problems["backends", "failing", theirs]
+    assert "the name is taken: 'onnxruntime' is built in" in problems["backends", "onnxruntime", theirs]
+    assert "it has no PHASE, AFTER, run" in problems["passes", "half", theirs]
+    assert problems["quantizers", "gone", theirs] and problems["targets", "exits", theirs]
+    assert "no_such_module" in problems["commands", "absent", theirs]
+    assert "is taken" in problems["commands", "build", theirs]
+    assert not any(name == "aaa" for _, name, _ in problems), "their protocol is whole; what they do shows in use"
+    assert {origin for _, _, origin in problems} == {theirs}
+    assert "absent" in penstock(site, "--help").stdout
+    done = penstock(site, "absent")
+    assert done.returncode == 3 and "no_such_module" in done.stderr and "Traceback" not in done.stderr
+    built = result(
+        penstock(site, "build", "toy:2", "--data", "toy-data:300", "-o", "out", "--backends", "onnxruntime", *FAST)
+    )
+    assert built["chosen"]
+    done = penstock(site, "build", "toy:2", "-o", "other", "--backends", "failing", *FAST)
+    assert done.returncode in (2, 3) and "licence" in done.stdout and "Traceback" not in done.stderr
+
+
+def test_the_page_names_every_kind() -> None:
+    page = (ROOT / "docs" / "writing-a-plug-in.md").read_text()
+    assert set(re.findall(r'"penstock\.(\w+)"\]', page)) == set(registry.KINDS)
