@@ -14,6 +14,7 @@ from penstock import (
     datasets,
     golden,
     graph,
+    history,
     machine,
     measures,
     precheck,
@@ -76,17 +77,22 @@ def build(
     Raises ``UsageError``, ``InputError``, ``StoreError`` or ``MissingError`` for what the user has to mend; a build in
     which nothing fits the limits is a result whose ``chosen`` is empty.
     """
-    _check(settings)
+    check(settings)
     folder = BuildFolder(output)
     folder.open()
+    clock = history.Clock(progress)
+    kept = Cache(cache or store.default_cache())
     try:
         with precheck.limits(settings.check):
-            return _Build(settings, folder, Cache(cache or store.default_cache()), progress).run()
+            result = Build(settings, folder, kept, clock, Journal(folder)).run()
     finally:
         folder.close()
+    taken = {name: seconds for name, seconds in clock.seconds.items() if name not in result.resumed}
+    history.remember(kept.root, transforms.source_name(Source(settings.source, settings.weights)), taken)
+    return result
 
 
-def _check(settings: BuildSettings) -> None:
+def check(settings: BuildSettings) -> None:
     """Refuse early what would be refused late."""
     export.frontend(Source(settings.source))
     transforms.need_file(settings.source)
@@ -108,15 +114,18 @@ def _default_data(source: str) -> str:
     return "digits" if source == "zoo:digits" else ""
 
 
-class _Build:
+class Build:
     """One build while it runs."""
 
-    def __init__(self, settings: BuildSettings, folder: BuildFolder, cache: Cache, progress: Progress) -> None:
+    def __init__(
+        self, settings: BuildSettings, folder: BuildFolder, cache: Cache, progress: Progress, journal: Journal
+    ) -> None:
         self.settings = settings
         self.folder = folder
         self.cache = cache
         self.progress = progress
-        self.journal = Journal(folder)
+        self.journal = journal
+        self.transformed: dict[str, bool] = {}  # step → whether it came from the cache
         self.source = Source(settings.source, settings.weights)
         self.variants: list[tuple[Variant, Loadable]] = []
         self.notes: list[str] = []
@@ -136,7 +145,7 @@ class _Build:
         self._bench(passed, data)
         chosen = self._select()
         self.journal.close()
-        self._write_lock(exported)
+        self.write_lock(exported)
         return self._result(chosen, exported)
 
     def _open_data(self) -> Dataset | None:
@@ -175,6 +184,7 @@ class _Build:
     def _adopt(self, done: Transformed, step: str) -> Variant:
         """Take a transform's result into the build folder and the ledger, with its inspection."""
         variant = done.variant
+        self.transformed[step] = done.cached
         home = self.folder.adopt(variant.name, done.folder, variant.files)
 
         def run(append: Append) -> None:
@@ -240,6 +250,7 @@ class _Build:
         before, after = done.facts["nodes_before"], done.facts["nodes_after"]
         changes = sum(int(record["changes"]) for record in cast("list[dict[str, int]]", done.facts["passes"]))
         if done.variant.digest == exported.variant.digest or not changes:
+            self.transformed["optimize"] = done.cached
             run = Record("optimize", "slim", {}, done.facts, done.measured)
             self.journal.step("optimize", done.facts, lambda append: append(run))
             self.progress.end(f"nothing to do: {before} nodes{_cached(done)}")
@@ -355,7 +366,8 @@ class _Build:
         self.progress.end(found.chosen or "none fits")
         return found
 
-    def _write_lock(self, exported: Transformed) -> None:
+    def write_lock(self, exported: Transformed) -> None:
+        """Leave the settings as resolved, with the inputs and the versions of the tools."""
         names = ("penstock", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "openvino", "torch", "numpy")
         base = reproduction.base_of(self.folder.root)
         read = reproduction.names_of(exported.reads)

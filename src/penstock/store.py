@@ -90,6 +90,20 @@ def write_json(path: Path, value: object) -> None:
     write_bytes(path, (dumps(value, indent=2) + "\n").encode())
 
 
+def append_line(path: Path, text: str, longest: int) -> None:
+    """Add a line to a file that nothing depends on; cut it to its newer half beyond ``longest`` bytes.
+
+    What goes wrong is let be. Lines of two processes don't mix: each is one write.
+    """
+    with contextlib.suppress(OSError, StoreError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and path.stat().st_size > longest:
+            lines = path.read_bytes().splitlines(keepends=True)
+            write_bytes(path, b"".join(lines[len(lines) // 2 :]))
+        with path.open("ab", buffering=0) as file:
+            file.write(text.encode() + b"\n")
+
+
 def copy_file(source: Path, target: Path) -> None:
     """Copy a file's bytes, whole or not at all."""
     with explained(target):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # name → what it does; kept here so that --help imports nothing
 COMMANDS = {
+    "init": "Write a commented settings file for a model.",
     "build": "From a source to a verified, measured, chosen deployment.",
     "check": "Look at an untrusted model without running anything of it.",
     "export": "Write the ONNX model of a source, proved against it.",
@@ -34,6 +35,8 @@ COMMANDS = {
     "cache": "Show and prune the cache of transforms.",
     "doctor": "Tell what this machine has, and what is missing.",
     "list": "Show backends, passes, quantizers, frontends and data sets.",
+    "schema": "Print the JSON Schema of the settings file.",
+    "completion": "Print the script that lets a shell complete.",
     "zoo": "Reference networks: show them, train them.",
 }
 
@@ -165,6 +168,7 @@ def _tell(error: PenstockError, arguments: list[str]) -> None:
     from penstock.cli._console import printable
 
     first, *rest = (printable(line, limit=MOST_TEXT) for line in error.lines())
-    click.echo(click.style("error: ", fg="red", bold=True) + first, err=True)
+    plain = bool(os.environ.get("NO_COLOR"))
+    click.echo(("error: " if plain else click.style("error: ", fg="red", bold=True)) + first, err=True)
     for line in rest:
         click.echo(line, err=True)

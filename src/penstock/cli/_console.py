@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 import unicodedata
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -33,7 +34,13 @@ def stdout() -> Console:
         def render_str(self, text: str, **options: Any) -> Text:
             return super().render_str(printable(text, "\n"), **options)
 
-    return Printable(width=None if sys.stdout.isatty() else 120, highlight=False, markup=False)
+    width = None if sys.stdout.isatty() else 120
+    return Printable(width=width, highlight=False, markup=False, color_system=_colours())
+
+
+def _colours() -> Literal["auto"] | None:
+    """Return what a console is told of colours: none, nor other styles, where ``NO_COLOR`` is set to anything."""
+    return None if os.environ.get("NO_COLOR") else "auto"
 
 
 def printable(text: str, keep: str = "", limit: int = 0) -> str:
@@ -104,7 +111,7 @@ class _Live(_Lines):
         super().__init__()
         from rich.console import Console
 
-        self._console = Console(stderr=True, highlight=False)
+        self._console = Console(stderr=True, highlight=False, color_system=_colours())
         self._status: Status | None = None
         self._heard = 0.0
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from penstock import settings
 from penstock.settings import Field
+
+if TYPE_CHECKING:
+    from penstock.registry import Kind
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -35,7 +38,32 @@ def _option(field: Field) -> Callable[[F], F]:
     metavar = {int: "N", float: "X", str: "TEXT"}[field.kind]
     if field.choices:
         metavar = "|".join(choice for choice in field.choices if choice)
-    return click.option(field.flag, target, default=None, multiple=field.many, help=text, metavar=metavar)
+    return click.option(
+        field.flag, target, default=None, multiple=field.many, help=text, metavar=metavar, shell_complete=_values(field)
+    )
+
+
+def _values(field: Field) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+    """Offer a shell the values of a field: its choices, or the names that the registry has for it."""
+
+    def offer(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+        known = [choice for choice in field.choices if choice]
+        kinds: dict[str, Kind] = {"quantizer": "quantizers", "passes": "passes", "skip": "passes"}
+        if field.name in kinds:
+            from penstock import registry
+
+            known = registry.names(kinds[field.name])
+        return [value for value in known if value.startswith(incomplete)]
+
+    return offer
+
+
+def backend_names(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Offer a shell the names of the backends, after a comma too."""
+    from penstock import registry
+
+    before, comma, last = incomplete.rpartition(",")
+    return [f"{before}{comma}{name}" for name in registry.names("backends") if name.startswith(last)]
 
 
 def _default(field: Field) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from penstock.cli import _console
-from penstock.cli._options import common, config
+from penstock.cli._options import backend_names, common, config
 
 EPILOG = """\b
 Examples:
@@ -22,7 +22,9 @@ Exit code 3: the settings that were given can't run here.
 
 @click.command(epilog=EPILOG)
 @click.argument("source", required=False)
-@click.option("--backends", default=None, help="Backends that must run here, comma-separated.")
+@click.option(
+    "--backends", default=None, shell_complete=backend_names, help="Backends that must run here, comma-separated."
+)
 @click.option("--data", default=None, help="The data set that must open here.")
 @config
 @common

@@ -1,0 +1,310 @@
+"""Everyday comfort: the plan of a build, a first settings file, the schema, completion, colours, quiet and loud."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+from types import ModuleType
+
+import jsonschema
+import numpy as np
+import pytest
+
+from penstock import cli, history, settings, starting
+from penstock.cli import run
+from penstock.schema import schema
+
+ROOT = Path(__file__).parents[2]
+FAST = ["--bench-seconds", "0.05", "--no-footprint", "--min-rounds", "3", "--warmup-calls", "3", "-q"]
+FAST += ["--backends", "onnxruntime"]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: ModuleType) -> Path:
+    monkeypatch.chdir(tmp_path)
+    tiny.save(tiny.mlp(), tmp_path / "m.onnx")
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "d.npz", x=rng.normal(size=(300, 6)).astype(np.float32), y=rng.integers(0, 3, 300))
+    return tmp_path
+
+
+def plan(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[dict[str, str], dict]:
+    capsys.readouterr()
+    assert run(["build", *arguments, *FAST, "--dry-run", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["result"]["plan"]
+    return {step["name"]: step["state"] for step in found["steps"]}, found
+
+
+# --- the plan
+
+
+def test_a_plan_before_the_first_build_writes_nothing(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    states, found = plan(capsys, "m.onnx", "-o", "out")
+    assert set(states.values()) == {"will run"} and found["seconds"] is None
+    assert not Path("out").exists() and not list(Path(os.environ["PENSTOCK_CACHE"]).rglob("*"))
+    assert run(["build", "m.onnx", "-o", "out", *FAST, "--dry-run"]) == 0
+    assert "no estimate yet" in capsys.readouterr().out
+
+
+def test_a_plan_agrees_with_the_build(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["m.onnx", "--data", "d.npz", "-o", "out"]
+    assert run(["build", *words, *FAST]) == 0
+    before = {path: path.stat().st_mtime_ns for path in Path("out").rglob("*")}
+    states, found = plan(capsys, *words)
+    assert set(states.values()) == {"done"} and found["changed"] == []
+    states, found = plan(capsys, *words, "--per-tensor")
+    done = {name for name, state in states.items() if state == "done"}
+    assert done == {"export", "trial", "optimize"} and found["changed"] == ["quantize.per_channel"]
+    assert found["seconds"] is not None and found["seconds"] > 0
+    assert {path: path.stat().st_mtime_ns for path in Path("out").rglob("*")} == before
+    other, found = plan(capsys, *words[:-1], "new")
+    assert {name for name, state in other.items() if state == "cached"} == {"export", "optimize", "quantize"}
+    assert other["bench"] == "will run" and not Path("new").exists()
+    assert run(["build", *words, "--per-tensor", *FAST, "--json"]) == 0
+    assert done <= set(json.loads(capsys.readouterr().out)["result"]["resumed"]) <= done | {"place"}
+
+
+def test_what_a_build_would_refuse_its_plan_refuses(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("bad.onnx").write_bytes(b"nonsense")
+    for words in (["absent.onnx"], ["m.onnx", "--data", "absent.npz"], ["m.onnx", "--max-drop", "1"]):
+        assert run(["build", *words, "-o", "out", *FAST, "--dry-run"]) == 2
+    assert not Path("out").exists()
+
+
+def test_estimates_are_of_this_source_and_damage_is_passed_over(home: Path) -> None:
+    cache = home / "cache"
+    history.remember(cache, "m.onnx", {"export": 2.0, "bench": 3.0, "place": 0.0})
+    history.remember(cache, "other.onnx", {"export": 50.0})
+    with (cache / history.NAME).open("ab") as file:
+        file.write(b'{"source": "m.onnx", "machine"\n\xff\xfe\n[]\n')
+    history.remember(cache, "m.onnx", {"export": 1.0})
+    assert history.recall(cache, "m.onnx") == {"export": 1.0, "bench": 3.0}
+    assert history.recall(home / "nowhere", "m.onnx") == {}
+
+
+def test_the_history_stays_small(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "LONGEST", 2000)
+    for number in range(100):
+        history.remember(home / "cache", "m.onnx", {"export": float(number + 1)})
+    assert (home / "cache" / history.NAME).stat().st_size < 2500
+    assert history.recall(home / "cache", "m.onnx") == {"export": 100.0}
+
+
+# --- a first settings file
+
+
+def test_init_then_build(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["init", "m.onnx", "--data", "d.npz", "--yes"]) == 0
+    text = Path("penstock.toml").read_text()
+    assert "input   x:float32" in text and 'source = "m.onnx"' in text
+    table = tomllib.loads(text)
+    assert table["data"] == {"data": "d.npz"} and table["select"] == {"objective": "latency", "max_drop": 1.0}
+    for section in settings.SECTIONS:
+        for field in settings.fields(section):
+            assert re.search(rf"^(# )?{field.name} = ", text, re.M), field.name
+            assert f"# {field.help}" in text
+    uncommented = re.sub(r"^# (\w+ = (?!\"\"$).*)$", r"\1", text.replace("# weights", "#weights"), flags=re.M)
+    jsonschema.validate(tomllib.loads(uncommented), schema())
+    assert run(["build", "-o", "out", *FAST, "--dry-run"]) == 0
+    assert run(["build", "-o", "out", *FAST]) in (0, 1)
+    assert Path("out/penstock.lock.toml").is_file()
+
+
+def test_init_overwrites_nothing(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("penstock.toml").write_text("mine")
+    assert run(["init", "m.onnx", "--yes"]) == 2
+    assert Path("penstock.toml").read_text() == "mine" and "--force" in capsys.readouterr().err
+    assert run(["init", "m.onnx", "--yes", "--force"]) == 0
+    assert "mine" not in Path("penstock.toml").read_text()
+
+
+def test_init_finds_modules_without_running_the_file(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("net.py").write_text(
+        "raise SystemExit('never run')\nimport torch\nfrom torch import nn\nclass Block(nn.Module): pass\n"
+        "class Other: pass\nclass Net(Block): pass\n"
+    )
+    assert starting.modules(Path("net.py")) == ["Block", "Net"]
+    assert run(["init", "net.py", "--yes", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["result"]["source"] == "net.py:Net"
+    (home / "cifar-10-batches-bin").mkdir()
+    assert run(["init", "net.py:Net", "--yes", "--force", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["result"]["data"] == "cifar-10-batches-bin"
+
+
+@pytest.mark.parametrize(
+    ("source", "text", "id"),
+    [("absent.onnx", None, "no-such-file"), ("absent.py", None, "no-such-file"), ("n.py", "x = (", "not-python"),
+     ("n.py", "x = 1", "no-such-name"), ("bad.onnx", "nonsense", "not-onnx"), (None, None, "no-source")],
+)  # fmt: skip
+def test_init_refuses_what_is_no_model(
+    source: str | None, text: str | None, id: str, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("m.onnx").unlink()
+    if text is not None and source is not None:
+        Path(source).write_text(text)
+    assert run(["init", *([source] if source else []), "--yes", "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["error"]["id"] == id
+    assert not Path("penstock.toml").exists()
+
+
+def test_init_asks_three_questions_on_a_terminal(home: Path) -> None:
+    import pty
+
+    code = "import sys; from penstock.cli import main; main(sys.argv[1:])"
+    for answers, exit_code in ((b"m.onnx\nd.npz\nsize\n", 0), (b"m.onnx\n\x03", 130)):
+        Path("penstock.toml").unlink(missing_ok=True)
+        pid, terminal = pty.fork()
+        if pid == 0:
+            os.execv(sys.executable, [sys.executable, "-c", code, "init"])
+        time.sleep(0.2)
+        shown = b""
+        for line in re.findall(rb"[^\n\x03]*\n|\x03", answers):
+            while not shown.rstrip().endswith(b":"):
+                shown += os.read(terminal, 1000)
+            shown = b""
+            os.write(terminal, line)
+        try:
+            while os.read(terminal, 1000):
+                pass
+        except OSError:
+            pass
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == exit_code
+        os.close(terminal)
+        assert Path("penstock.toml").exists() == (exit_code == 0)
+        if exit_code == 0:
+            table = tomllib.loads(Path("penstock.toml").read_text())
+            assert table["select"]["objective"] == "size" and table["data"]["data"] == "d.npz"
+
+
+# --- the schema
+
+
+def test_the_schema_holds_for_what_there_is(home: Path) -> None:
+    jsonschema.Draft202012Validator.check_schema(schema())
+    assert run(["build", "m.onnx", "-o", "out", *FAST]) == 0
+    for path in (ROOT / "examples" / "penstock.toml", Path("out/penstock.lock.toml")):
+        jsonschema.validate(tomllib.loads(path.read_text()), schema())
+
+
+@pytest.mark.parametrize(
+    "table",
+    [{"sauce": "m.onnx"}, {"export": {"opsett": 17}}, {"export": {"opset": 3}}, {"export": {"exporter": "other"}},
+     {"seed": -1}, {"bench": {"threads": "many"}}, {"export": 3}],
+)  # fmt: skip
+def test_the_schema_refuses_what_the_settings_refuse(table: dict, home: Path) -> None:
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(table, schema())
+    import tomli_w
+
+    Path("penstock.toml").write_text(tomli_w.dumps({"source": "m.onnx"} | table))
+    assert run(["build", "-o", "out", *FAST, "--dry-run"]) == 2
+
+
+# --- completion
+
+
+def complete(line: str) -> list[str]:
+    words = line.split(" ")
+    environ = os.environ | {
+        "COMP_WORDS": line,
+        "COMP_CWORD": str(len(words) - 1),
+        "_PENSTOCK_COMPLETE": "bash_complete",
+    }
+    code = "import sys; from penstock.cli import main; sys.argv[0] = 'penstock'; main()"
+    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=False)
+    return [row.partition(",")[2] for row in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("penstock bui", ["build"]),
+        ("penstock build --dry", ["--dry-run"]),
+        ("penstock build --exporter ", ["auto", "dynamo", "torchscript"]),
+        ("penstock build --backends onnxruntime,op", ["onnxruntime,openvino"]),
+        ("penstock build --quantizer o", ["onnxruntime"]),
+        ("penstock cache ", ["dir", "info", "prune"]),
+    ],
+)
+def test_completion(line: str, offered: list[str]) -> None:
+    assert complete(line) == offered
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts_call_penstock(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["completion", shell]) == 0
+    assert f"_PENSTOCK_COMPLETE={shell}_complete" in capsys.readouterr().out
+
+
+# --- colours, quiet and loud
+
+
+def on_a_terminal(arguments: list[str], **environ: str) -> bytes:
+    """Run a command with a terminal for stdout and stderr; return all that it wrote."""
+    import pty
+
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.environ.update({"TERM": "xterm-256color"} | environ)
+        code = "import sys; from penstock.cli import main; main(sys.argv[1:])"
+        os.execv(sys.executable, [sys.executable, "-c", code, *arguments])
+    shown = b""
+    try:
+        while data := os.read(terminal, 1000):
+            shown += data
+    except OSError:
+        pass
+    os.waitpid(pid, 0)
+    os.close(terminal)
+    return shown
+
+
+COLOUR = re.compile(rb"\x1b\[[0-9;]*m")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["inspect", "absent.onnx"], ["inspect", "m.onnx"], ["optimize", "m.onnx", "-o", "o.onnx"]]
+)
+def test_no_color(arguments: list[str], home: Path) -> None:
+    assert not COLOUR.search(on_a_terminal(arguments, NO_COLOR="1"))
+
+
+def test_a_terminal_has_colours(home: Path) -> None:
+    assert COLOUR.search(on_a_terminal(["inspect", "absent.onnx"]))
+
+
+COMMANDS = {
+    "check": ["m.onnx"], "inspect": ["m.onnx"], "optimize": ["m.onnx", "-o", "o.onnx"],
+    "quantize": ["m.onnx", "--data", "d.npz", "-o", "q.onnx"], "list": [], "verify": ["m.onnx", "--against", "m.onnx"],
+    "bench": ["m.onnx", "--bench-seconds", "0.05", "--no-footprint"], "build": ["m.onnx", "-o", "out", *FAST[:-3]],
+    "export": ["m.onnx", "-o", "e.onnx"], "schema": [], "init": ["m.onnx", "-o", "i.toml"], "doctor": [],
+    "completion": ["bash"], "evaluate": ["m.onnx", "--data", "d.npz"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_where_there_is_no_terminal_nothing_is_coloured_and_quiet_is_quiet(name: str, home: Path) -> None:
+    code = "import sys; from penstock.cli import main; main(sys.argv[1:])"
+    environ = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "FORCE_COLOR")}
+    words = [sys.executable, "-c", code, name, *COMMANDS[name], "-q"]
+    done = subprocess.run(words, env=environ, capture_output=True, check=False, timeout=300)
+    assert done.returncode in (0, 1), done.stderr.decode()
+    assert b"\x1b" not in done.stdout + done.stderr
+    assert done.stderr == b"", "with -q only errors go to stderr"
+    assert done.stdout
+
+
+def test_every_command_was_asked() -> None:
+    asked = {*COMMANDS} | {"zoo", "cache", "select", "diff", "explain"}
+    assert asked >= {*cli.COMMANDS}
+
+
+def test_verbose_shows_the_whole_traceback(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["inspect", "absent.onnx"]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+    assert run(["inspect", "absent.onnx", "-v"]) == 2
+    assert "Traceback" in capsys.readouterr().err
