@@ -32,7 +32,7 @@ def test_there_are_commands_to_check() -> None:
 
 @pytest.mark.parametrize("line", commands())
 def test_a_documented_command_parses(line: str) -> None:
-    words = shlex.split(line.split(" > ")[0], comments=True)[1:]
+    words = shlex.split(re.split(r" >>? ", line)[0], comments=True)[1:]
     command: click.Command | None = cli.group
     context = click.Context(cli.group)
     while isinstance(command, click.Group) and words and not words[0].startswith("-"):
