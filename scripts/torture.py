@@ -72,6 +72,7 @@ def in_child(work: Callable[[], None]) -> int:
     """Run ``work`` in a fork; return its exit code, or the negative number of the signal that ended it."""
     pid = os.fork()
     if pid == 0:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a run in the background ignores it
         code = 0
         try:
             work()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from penstock import datasets, feeds, golden, graph, inputs, pipeline, registry, store, trial
+from penstock import custom_domains, datasets, feeds, golden, graph, inputs, pipeline, registry, store, trial
 from penstock.backends import Backend, Loadable, Session
 from penstock.build_settings import BuildSettings
 from penstock.data import DataSettings
@@ -211,7 +211,7 @@ def _golden(against: str, weights: str, roles: RoleFeeds, signature: Signature) 
             raise InputError("signatures-differ", what, where=against, do="compare models of one source")
         names = [spec.name for spec in other.outputs]
         plain = Deployment("source", "source", "", "fp32", "onnxruntime", options={"optimization": "disabled"})
-        reference, who = Runnable(plain, Loadable(Path(against)), True), "ONNX Runtime with its optimizations off"
+        reference, who = Runnable(plain, _loadable(Path(against)), True), "ONNX Runtime with its optimizations off"
     else:
         eager = Deployment("source", "source", "", "fp32", name)
         reference, who = Runnable(eager, Loadable(None, against, weights), True), "PyTorch"
@@ -234,7 +234,7 @@ def _runnable(path: Path, backend: str, threads: int, name: str, *, io_binding: 
         f"{name}@{backend}", name, store.file_digest(path), graph.precision(loaded), backend,
         threads=threads, io_binding=io_binding, role=chosen.ROLE,
     )  # fmt: skip
-    return Runnable(deployment, Loadable(path), graph.signature(loaded).fixed_batch is None)
+    return Runnable(deployment, _loadable(path), graph.signature(loaded).fixed_batch is None)
 
 
 def _named(models: Sequence[str | Path]) -> Iterator[tuple[str, Path]]:
@@ -256,6 +256,10 @@ def runnables(models: Sequence[str | Path], backends: Sequence[str], settings: B
         for backend in backends
     ]
     return made
+
+
+def _loadable(path: Path) -> Loadable:
+    return Loadable(path, libraries=custom_domains.libraries(path))
 
 
 @contextmanager

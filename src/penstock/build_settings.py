@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,12 +51,18 @@ class BuildSettings:
 
 
 def lock_text(
-    settings: BuildSettings, export: Mapping[str, Json], tools: Mapping[str, str], base: str, read: Mapping[str, str]
+    settings: BuildSettings,
+    export: Mapping[str, Json],
+    tools: Mapping[str, str],
+    base: str,
+    read: Mapping[str, str],
+    libraries: Sequence[Sequence[str]] = (),
 ) -> str:
     """Return the text of ``penstock.lock.toml``: the settings as resolved, the inputs, the tools' versions.
 
     ``export`` says with which opset and exporter the model was written; ``base`` is the way from the lock file to the
-    folder that relative paths count from, ``read`` the digests of the files that the export read, by name.
+    folder that relative paths count from, ``read`` the digests of the files that the export read, by name;
+    ``libraries`` are the domains of custom operators, each with the name and the SHA-256 of its library.
     """
     import tomli_w
 
@@ -67,6 +73,8 @@ def lock_text(
         table["export"]["exporter"] = export["exporter"]
     table["inputs"] = {"base": base, "read": dict(read)}
     table["tools"] = dict(tools)
+    if libraries:
+        table["libraries"] = {domain: sha256 for domain, _, sha256 in libraries if sha256}
     return "# The settings of this build as resolved, with the versions of its tools.\n" + tomli_w.dumps(table)
 
 

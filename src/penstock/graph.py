@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from penstock.variant import Precision
 
 
+KEPT_DOMAIN = "penstock.modules"  # of functions that the user asked to keep; no pass inlines them
+
+
 def load(path: Path) -> ir.Model:
     """Load a model that the pre-check lets through; external data stays on disk. Raises ``InputError``."""
     import onnx_ir as ir
@@ -48,6 +51,16 @@ def save(model: ir.Model, path: Path, *, inline_limit_bytes: int = 1 << 30) -> N
         # external tensors are read in first, because the result may lie in another folder
         ir.external_data.load_to_model(model)
         ir.save(model, path)
+
+
+def inline(model: ir.Model) -> bool:
+    """Replace calls of functions by their bodies, for what can't read them; tell whether there were any."""
+    from onnx_ir.passes.common import InlinePass
+
+    if not model.functions:
+        return False
+    InlinePass()(model)
+    return True
 
 
 def signature(model: ir.Model) -> Signature:

@@ -41,6 +41,10 @@ class Runnable:
         """Load it. Raises ``InputError`` or ``MissingError``."""
         name = self.deployment.backend
         backend = cast(Backend, registry.load("backends", name))
+        if self.model.libraries and not getattr(backend, "LOADS_LIBRARIES", False):
+            what = "this backend loads no library of custom operators, and the model has some"
+            do = "run it on onnxruntime"
+            raise InputError("runtime-refuses", what, where=self.deployment.name, do=do)
         if name not in registry.origins("backends"):
             return backend.load(self.model, self.deployment)
         with _explained(name, "load"):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from penstock import (
+    custom_domains,
     datasets,
     golden,
     graph,
@@ -168,8 +169,10 @@ class Build:
             return {name or "0": dataset.preprocessing.apply(array) for name, array in rows.arrays.items()}
 
         settings = self.settings.export
+        custom_domains.allowed()  # before anything is written: a library may not be there
         drawn = store.digest_of([dataset.digest, dataset.preprocessing]) if dataset else ""
         done = transforms.export_source(self.source, settings, example, drawn, self.cache)
+        custom_domains.need_library(custom_domains.used(graph.load(done.path)), self.settings.source)
         data, note = for_build(dataset, done.path, self.settings)  # before anything is written: the data may not fit
         self.notes += [note] if note else []
         variant = self._adopt(done, "export")
@@ -194,7 +197,8 @@ class Build:
             append(Record("inspect", variant.name, {}, cast("dict[str, Json]", found)))
 
         self.journal.step(step, [variant, done.facts], run)
-        self.variants.append((variant, Loadable(home / variant.main)))
+        path = home / variant.main
+        self.variants.append((variant, Loadable(path, libraries=custom_domains.libraries(path))))
         return variant
 
     def _try(self, exported: Transformed, data: RoleFeeds) -> RoleFeeds:
@@ -371,7 +375,8 @@ class Build:
         names = ("penstock", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "openvino", "torch", "numpy")
         base = reproduction.base_of(self.folder.root)
         read = reproduction.names_of(exported.reads)
-        text = lock_text(self.settings, exported.facts, transforms.versions(*names), base, read)
+        tools, libraries = transforms.versions(*names), custom_domains.key()
+        text = lock_text(self.settings, exported.facts, tools, base, read, libraries)
         store.write_bytes(self.folder.root / "penstock.lock.toml", text.encode())
 
     def _result(self, chosen: Selection, exported: Transformed) -> BuildResult:

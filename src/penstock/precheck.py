@@ -41,6 +41,9 @@ class CheckSettings:
     max_depth: int = option(100, "deepest nesting of protobuf messages", minimum=4)
     max_subgraph_depth: int = option(16, "deepest nesting of If, Loop and Scan bodies", minimum=1)
     max_tensor_bytes: int = option(1 << 36, "largest declared tensor, in bytes", minimum=1)
+    allow_domain: tuple[str, ...] = option(
+        (), "custom domain to let through, once each; 'com.acme=libacme_ops.so' loads that library"
+    )
     session_seconds: float = option(60.0, "longest that the first session of a model may take", minimum=0.1)
     session_memory_bytes: int = option(4 << 30, "most resident memory of the first session", minimum=1 << 20)
 

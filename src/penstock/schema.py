@@ -33,7 +33,9 @@ def schema() -> dict[str, Any]:
         properties[section] = {
             "type": "object", "description": doc[0] if doc else "", "properties": fields, "additionalProperties": False,
         }  # fmt: skip
-    for section, text in {"tools": "versions of the tools of a build", "inputs": "what a build read"}.items():
+    written = {"tools": "versions of the tools of a build", "inputs": "what a build read"}
+    written["libraries"] = "digests of the libraries of custom operators"
+    for section, text in written.items():
         properties[section] = {"type": "object", "description": f"{text}; written into lock files"}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

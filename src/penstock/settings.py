@@ -111,7 +111,7 @@ def read_file(path: Path) -> dict[str, Any]:
     table = _parse(path)
     if path.name == "pyproject.toml":
         table = table.get("tool", {}).get("penstock", {})
-    top = {"source", "weights", "seed", "backends", "tools", "inputs", "input", "example"}
+    top = {"source", "weights", "seed", "backends", "tools", "inputs", "libraries", "input", "example"}
     for section, value in table.items():
         if section not in SECTIONS and section not in top:
             raise unknown("section or key", section, [*SECTIONS, *sorted(top)], str(path))

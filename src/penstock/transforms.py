@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from penstock import graph, machine, registry, store
+from penstock import custom_domains, graph, machine, registry, store
 from penstock.errors import InputError
 from penstock.frontends import Source
 from penstock.jsonable import Json, from_json, to_json
@@ -94,7 +94,8 @@ def export_source(
     spec = source.spec if source.spec.startswith("zoo:") else _resolved(source.spec)
     weights = str(Path(source.weights).resolve()) if source.weights else ""
     # the key names the files; the entry lists what was read from them, with digests that every hit checks
-    key = digest_of(["export", spec, weights, plain, example_digest, tools, _frontend_code()])
+    key = digest_of(["export", spec, weights, plain, _places(settings), example_digest, tools, _frontend_code()])
+    key = digest_of([key, custom_domains.key()]) if custom_domains.key() else key
 
     def make(into: Path) -> Made:
         done = frontend.export(source, settings, example(), into / MAIN)
@@ -103,11 +104,26 @@ def export_source(
     entry, cached = _through_cache(cache, key, make)
     precision = graph.precision(graph.load(cache.folder(key) / "files" / MAIN))
     read = sorted(entry.reads.values())
+    if settings.translate and plain:
+        plain["translate"] = [_without_folders(text) for text in settings.translate]
     settings_json = {"source": source_name(source), "frontend": frontend_name, "read": list(read), **plain}
+    if custom := entry.facts.get("custom_domains"):
+        settings_json["custom_domains"] = custom
     shown = to_json(settings_json)
     assert isinstance(shown, dict)
     variant = _variant(precision, entry, precision, (), "export", shown, tools)
     return Transformed(variant, cache.folder(key) / "files", entry.facts, entry.measured, entry.reads, cached)
+
+
+def _places(settings: export.ExportSettings) -> list[str]:
+    """Return where the user's functions lie: one name means other files in other folders."""
+    named = [text.partition("=")[2] for text in settings.translate] + [settings.example]
+    return [_resolved(spec) for spec in named if spec]
+
+
+def _without_folders(text: str) -> str:
+    op, _, spec = text.partition("=")
+    return f"{op}={source_name(Source(spec))}"
 
 
 def source_name(source: Source) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from penstock import precheck, store, worker
+from penstock import custom_domains, precheck, store, worker
 from penstock.errors import InputError
 from penstock.jsonable import Json
 
@@ -37,7 +37,8 @@ def run(model: Path, feeds: Mapping[str, np.ndarray], where: str) -> dict[str, J
     names = list(feeds)
     with store.scratch() as work:
         store.write_bytes(work / "feeds.npz", pack({str(i): feeds[name] for i, name in enumerate(names)}))
-        argument: Json = {"model": str(model.resolve()), "feeds": str(work / "feeds.npz"), "names": [*names]}
+        argument: dict[str, Json] = {"model": str(model.resolve()), "feeds": str(work / "feeds.npz"), "names": [*names]}
+        argument["libraries"] = list(custom_domains.libraries(model))
         try:
             answer = worker.call(
                 "penstock.trial:serve", argument,
@@ -75,7 +76,8 @@ def find_sizes(model: Path, seed: int) -> dict[str, int]:
     Empty where none of them does, or where there is nothing to choose.
     """
     held = precheck.settings()
-    argument: Json = {"model": str(model.resolve()), "seed": seed}
+    argument: dict[str, Json] = {"model": str(model.resolve()), "seed": seed}
+    argument["libraries"] = list(custom_domains.libraries(model))
     try:
         answer = worker.call(
             "penstock.trial:serve_sizes", argument,
@@ -86,13 +88,14 @@ def find_sizes(model: Path, seed: int) -> dict[str, int]:
     return {name: int(cast(int, size)) for name, size in cast("dict[str, Json]", answer).items()}
 
 
-def _open(model: str) -> Session:
+def _open(asked: dict[str, Json]) -> Session:
     from penstock import registry
     from penstock.backends import Backend, Loadable
     from penstock.deployment import Deployment
 
+    model = Loadable(Path(str(asked["model"])), libraries=tuple(cast("list[str]", asked["libraries"])))
     plain = Deployment("trial", "", "", "fp32", "onnxruntime", options={"optimization": "disabled"})
-    return cast(Backend, registry.load("backends", "onnxruntime")).load(Loadable(Path(model)), plain)
+    return cast(Backend, registry.load("backends", "onnxruntime")).load(model, plain)
 
 
 def serve(argument: Json) -> dict[str, Json]:
@@ -104,7 +107,7 @@ def serve(argument: Json) -> dict[str, Json]:
     with np.load(str(asked["feeds"]), allow_pickle=False) as data:
         feeds = {name: data[str(i)] for i, name in enumerate(names)}
     began = time.perf_counter()
-    session = _open(str(asked["model"]))
+    session = _open(asked)
     session.run(feeds)
     session.close()
     return {"seconds": time.perf_counter() - began, "peak_bytes": worker.memory()["peak"]}
@@ -119,7 +122,7 @@ def serve_sizes(argument: Json) -> dict[str, int]:
     signature, bounds = graph.signature(loaded), inputs.integer_bounds(loaded)
     axes = inputs.free_axes(signature)
     batch = signature.fixed_batch or 1
-    session = _open(str(asked["model"]))
+    session = _open(asked)
     for chosen in itertools.islice(itertools.product(dict.fromkeys((*SIZES, batch)), repeat=len(axes)), MOST_TRIES):
         sizes = dict(zip(axes, chosen, strict=True))
         feeds = inputs.seeded(signature, batch=batch, seed=int(cast(int, asked["seed"])), sizes=sizes, bounds=bounds)

@@ -102,7 +102,11 @@ def module(spec: str, what: str) -> ModuleType:
 
 def function(spec: str, what: str) -> Callable[..., Any]:
     """Import a user's function; see :func:`module`."""
-    home = module(spec, what)
+    return member(module(spec, what), spec, what)
+
+
+def member(home: ModuleType, spec: str, what: str) -> Callable[..., Any]:
+    """Return the function that ``spec`` names from its module. Raises ``InputError``."""
     name = spec.rpartition(":")[2]
     found: Callable[..., Any] | None = getattr(home, name, None)
     if not callable(found):

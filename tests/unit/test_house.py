@@ -4,6 +4,7 @@ import ast
 import importlib
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -170,7 +171,7 @@ def test_the_options_of_the_examples_exist(name: str) -> None:
     flags = {flag for c in commands for parameter in c.params for flag in (*parameter.opts, *parameter.secondary_opts)}
     for line in (command.epilog or "").splitlines():
         if line.strip().startswith("penstock "):
-            used = {word for word in shlex.split(line.split(" > ")[0]) if word.startswith("-")}
+            used = {word for word in shlex.split(re.split(r" >>? ", line)[0]) if word.startswith("-")}
             assert used <= flags, line
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _EXPORT = "export the model again, or tell its producer"
 _STANDARD = {"", "ai.onnx", "ai.onnx.ml", "ai.onnx.training", "ai.onnx.preview.training", "ai.onnx.preview"}
 _RUNTIME = {"com.microsoft", "com.microsoft.nchwc", "com.microsoft.experimental", "com.ms.internal.nhwc"}
+KNOWN_DOMAINS = frozenset(_STANDARD | _RUNTIME)
 Key = tuple[str, str, str]  # domain, name, overload of a function
 
 
@@ -83,7 +84,7 @@ def _domains(model: onnx.ModelProto, file: str) -> Iterator[Finding]:
         domain = _domain(node.domain)
         if domain not in declared:
             undeclared.setdefault(domain, node.op_type)
-        if domain not in _STANDARD | _RUNTIME | own:
+        if domain not in KNOWN_DOMAINS | own:
             custom.setdefault(domain, set()).add(node.op_type)
     for function in model.functions:
         inner = {_domain(entry.domain) for entry in function.opset_import} | declared
@@ -96,7 +97,7 @@ def _domains(model: onnx.ModelProto, file: str) -> Iterator[Finding]:
     for domain, ops in sorted(custom.items()):
         named = ", ".join(shown(op) for op in sorted(ops)[:5])
         what = f"operators of the custom domain {shown(domain)}, which no runtime knows by itself: {named}"
-        do = "export it with the operators decomposed into standard ones; it can be inspected and optimized as it is"
+        do = "export it with standard operators, or name the library with --allow-domain; docs/custom-operators.md"
         yield Finding("custom-domain", "warning", what, file, do)
 
 

@@ -25,6 +25,7 @@ class Loadable:
     path: Path | None
     source: str = ""
     weights: str = ""
+    libraries: tuple[str, ...] = ()  # of custom operators, as the user named them
 
 
 class Session(Protocol):

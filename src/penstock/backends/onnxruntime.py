@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 ROLE: Role = "candidate"
 FORMATS: tuple[Format, ...] = ("onnx",)
+LOADS_LIBRARIES = True
 _LEVELS = ("disabled", "basic", "extended", "all")
 
 
@@ -57,6 +58,13 @@ def load(model: Loadable, deployment: Deployment) -> OrtSession:
         "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
         "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
     }[level]
+    for library in model.libraries:
+        try:
+            options.register_custom_ops_library(library)
+        except Exception as error:  # the runtime raises many types; dlopen's own message is among them
+            what = f"ONNX Runtime can't load the library of custom operators: {first_line(error)}"
+            do = "give one that was built for this ONNX Runtime and this machine"
+            raise InputError("bad-library", what, where=library, do=do) from error
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     try:
         session = ort.InferenceSession(str(model.path), options, providers=["CPUExecutionProvider"])

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from penstock import graph
 from penstock.backends import Loadable
 from penstock.deployment import Deployment, Role
 from penstock.errors import InputError, missing_extra
@@ -58,14 +59,34 @@ def load(model: Loadable, deployment: Deployment) -> OpenVinoSession:
         properties.num_streams(): 1,
         properties.hint.enable_cpu_pinning(): False,
     }
+    inlined = False
     try:
-        compiled = core.compile_model(core.read_model(str(model.path)), deployment.device.upper(), config)
+        try:
+            compiled = core.compile_model(core.read_model(str(model.path)), deployment.device.upper(), config)
+        except Exception:
+            data = _without_functions(model)  # this runtime reads no functions of a model's own
+            if data is None:
+                raise
+            compiled = core.compile_model(core.read_model(data), deployment.device.upper(), config)
+            inlined = True
     except Exception as error:  # the runtime raises RuntimeError for all causes
         raise InputError(
             "runtime-refuses", f"OpenVINO can't compile the model: {_cause(error)}", where=str(model.path),
             do="run this model on another backend; `penstock list backends` shows them",
         ) from error  # fmt: skip
-    return OpenVinoSession(compiled, deployment)
+    return OpenVinoSession(compiled, deployment, inlined)
+
+
+def _without_functions(model: Loadable) -> bytes | None:
+    """Return the model with its functions inlined, ``None`` where it has none."""
+    import onnx_ir as ir
+
+    assert model.path is not None
+    loaded = graph.load(model.path)
+    if not graph.inline(loaded):
+        return None
+    ir.external_data.load_to_model(loaded)
+    return bytes(ir.to_proto(loaded).SerializeToString())
 
 
 def _cause(error: Exception) -> str:
@@ -78,8 +99,9 @@ def _cause(error: Exception) -> str:
 class OpenVinoSession:
     """A compiled OpenVINO model with one infer request."""
 
-    def __init__(self, compiled: Any, deployment: Deployment) -> None:
+    def __init__(self, compiled: Any, deployment: Deployment, inlined: bool = False) -> None:
         self._compiled = compiled
+        self._inlined = inlined
         self._request = compiled.create_infer_request()
         self._deployment = deployment
         # a port may have several names, and the model's own is among them
@@ -102,7 +124,8 @@ class OpenVinoSession:
     def actual(self) -> Mapping[str, Json]:
         """Return what the compiled model says of itself: device, precision, threads."""
         get = self._compiled.get_property
-        return {
+        functions = {"functions": "inlined: this runtime reads none"} if self._inlined else {}
+        return functions | {
             "device": ",".join(get("EXECUTION_DEVICES")),
             "precision": str(get("INFERENCE_PRECISION_HINT")).replace("<Type: '", "").replace("'>", ""),
             "threads": int(get("INFERENCE_NUM_THREADS")),

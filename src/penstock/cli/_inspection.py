@@ -94,6 +94,9 @@ def _summary(inspection: Inspection) -> Table:
         rows.append(("dynamic", f"{dims} (for these figures)"))
     if inspection.custom_domains:
         rows.append(("custom domains", ", ".join(inspection.custom_domains)))
+    for use in inspection.custom:
+        library = f"{use.library}, sha256 {use.sha256}" if use.library else "no library is named for it"
+        rows.append((f"  {use.domain}", f"{', '.join(use.operators[:5])}: {library}"))
     if inspection.functions:
         rows.append(("functions", f"{len(inspection.functions)}: {', '.join(inspection.functions[:5])}"))
     if inspection.overridable_inputs:

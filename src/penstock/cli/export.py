@@ -46,6 +46,8 @@ def command(
     for spec in (*done.signature.inputs, *done.signature.outputs):
         click.echo(("input   " if spec in done.signature.inputs else "output  ") + spec.text())
     click.echo(f"opset   {done.facts.get('opset', 'as it was')}")
+    if "not_proved" in done.facts:
+        click.echo(f"not compared with the source: {done.facts['not_proved']}")
     differences = done.measured.get("relative_difference", {})
     if isinstance(differences, dict):
         for sizes, figure in differences.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import io
 import logging
@@ -15,15 +16,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from penstock import graph, inputs, source_lines, user_code
+from penstock import custom_domains, graph, inputs, source_lines, user_code
 from penstock.errors import GateError, InputError, UsageError
-from penstock.frontends import Exported
+from penstock.frontends import Exported, _torch_custom, _torch_functions
+from penstock.frontends._torch_custom import Translation
 from penstock.frontends._torch_errors import explained, is_scripted, need_exporter, warnings_are_errors
 from penstock.frontends._torch_lines import of_node
-from penstock.frontends._torch_proof import Plan, need_free, prove, read_probes, run_module, tensors
+from penstock.frontends._torch_proof import Plan, Proof, need_free, prove, read_probes, run_module, tensors
 from penstock.frontends._torch_source import Loaded
 from penstock.frontends.torch import flat
-from penstock.jsonable import Json
+from penstock.jsonable import Json, to_json
 from penstock.signature import Signature, TensorSpec, parse_input
 from penstock.stages.export import ExportSettings
 
@@ -34,13 +36,15 @@ LOWEST_NATIVE = {"dynamo": 18, "torchscript": 13}
 def run(loaded: Loaded, settings: ExportSettings, example: Mapping[str, np.ndarray] | None, into: Path) -> Exported:
     """Export, tidy, prove, and write ``into``. Raises ``InputError``, or ``GateError`` when the proof fails."""
     exporter = need_exporter(loaded.program is not None, is_scripted(loaded.module), settings.exporter)
+    translations = _torch_custom.load(settings, loaded, exporter)
     plan = _plan(loaded, settings, example)
     probes = read_probes(settings.probe, plan)
     output_names = _output_names(loaded.module, plan)
     opset = settings.opset or LOWEST_NATIVE[exporter]
     write = {"dynamo": _dynamo, "torchscript": _torchscript}[exporter]
-    with _quiet(), explained(exporter, loaded.home, lambda: _recapture(loaded.module, plan)):
-        data = write(loaded, plan, output_names, opset, settings.raw)
+    recapture = functools.partial(_recapture, loaded.module, plan)
+    with _quiet(), explained(exporter, loaded.home, recapture), _torch_custom.told(translations):
+        data = write(loaded, plan, output_names, opset, settings, translations)
     model = _parse(data)
     written = model.opset_imports.get("", 0)
     if written != opset:
@@ -59,9 +63,22 @@ def run(loaded: Loaded, settings: ExportSettings, example: Mapping[str, np.ndarr
         what = f"the exporter left out the input {dropped[0]!r}: nothing in the module's forward depends on it"
         raise InputError("input-dropped", what, do="take it out of forward, or use --exporter dynamo, which keeps it")
     need_free(signature, plan, loaded.home)
-    proof = prove(
-        loaded.module, plan, into, signature, settings.batches, settings.tolerance, probes, loaded.home, exporter
-    )
+    uses = custom_domains.need_allowed(model, type(loaded.module).__name__)
+    runnable = all(use.library for use in uses)
+    proof = Proof((), {}, (), 0)
+    if runnable:
+        with _torch_custom.suspected(translations):
+            proof = prove(
+                loaded.module,
+                plan,
+                into,
+                signature,
+                settings.batches,
+                settings.tolerance,
+                probes,
+                loaded.home,
+                exporter,
+            )
     facts: dict[str, Json] = {
         "exporter": exporter,
         "opset": written,
@@ -72,8 +89,14 @@ def run(loaded: Loaded, settings: ExportSettings, example: Mapping[str, np.ndarr
         "not_varied": list(proof.fixed),
         "tolerance": settings.tolerance,
     }
+    if uses:
+        facts["custom_domains"] = dict(custom_domains.facts(uses))
+    if not runnable:
+        facts["not_proved"] = "no library is named for the model's custom operators, so nothing here can run it"
+    if settings.keep_function:
+        facts["functions"] = to_json(_torch_functions.calls(model))
     measured: dict[str, Json] = {"relative_difference": dict(proof.differences)}
-    reads = dict(loaded.reads)
+    reads = dict(loaded.reads) | _torch_custom.reads(translations)
     for spec, what in [
         (settings.example, "the example function"),
         *((p, "the probe function") for p in settings.probe),
@@ -206,7 +229,10 @@ def _output_names(module: torch.nn.Module, plan: Plan) -> list[str]:
     return ["output"] if len(tensors) == 1 else [f"output_{i}" for i in range(len(tensors))]
 
 
-def _dynamo(loaded: Loaded, plan: Plan, outputs: list[str], opset: int, raw: bool) -> bytes:
+def _dynamo(
+    loaded: Loaded, plan: Plan, outputs: list[str], opset: int, settings: ExportSettings,
+    translations: tuple[Translation, ...],
+) -> bytes:  # fmt: skip
     dims: dict[str, Any] = {}
     for axes in plan.dynamic.values():
         for name in axes.values():
@@ -222,11 +248,15 @@ def _dynamo(loaded: Loaded, plan: Plan, outputs: list[str], opset: int, raw: boo
         opset_version=opset,
         input_names=list(plan.names),
         output_names=outputs,
-        optimize=not raw,
+        optimize=not settings.raw,
         verbose=False,
         external_data=False,
+        custom_translation_table=_torch_custom.table(translations),
     )
-    assert program is not None
+    assert program is not None and program.exported_program is not None
+    _torch_custom.need_used(translations, program.exported_program)
+    if settings.keep_function:
+        _torch_functions.outline(program.model, program.exported_program, settings.keep_function)
     data: bytes = program.model_proto.SerializeToString()
     return data
 
@@ -258,7 +288,9 @@ def _recapture(module: torch.nn.Module, plan: Plan) -> torch.export.ExportedProg
     return torch.export.export(module, tensors(plan.example), dynamic_shapes=shapes, strict=False)
 
 
-def _torchscript(loaded: Loaded, plan: Plan, outputs: list[str], opset: int, raw: bool) -> bytes:
+def _torchscript(
+    loaded: Loaded, plan: Plan, outputs: list[str], opset: int, settings: ExportSettings, _: tuple[Translation, ...]
+) -> bytes:
     buffer = io.BytesIO()
     axes: dict[str, dict[int, str]] = {name: dict(plan.dynamic[name]) for name in plan.names}
     if any("batch" in named.values() for named in axes.values()):
@@ -273,8 +305,8 @@ def _torchscript(loaded: Loaded, plan: Plan, outputs: list[str], opset: int, raw
             input_names=list(plan.names),
             output_names=outputs,
             dynamic_axes=axes,
-            do_constant_folding=not raw,
-            training=torch.onnx.TrainingMode.PRESERVE if raw else torch.onnx.TrainingMode.EVAL,
+            do_constant_folding=not settings.raw,
+            training=torch.onnx.TrainingMode.PRESERVE if settings.raw else torch.onnx.TrainingMode.EVAL,
             verbose=True,  # it leaves each node's stack in the model, and prints the graph, which nobody sees
         )
     return buffer.getvalue()

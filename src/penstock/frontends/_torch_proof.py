@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from penstock import graph, registry, source_lines, user_code
+from penstock import custom_domains, graph, registry, source_lines, user_code
 from penstock.backends import Backend, Loadable, Session
 from penstock.deployment import Deployment
 from penstock.errors import GateError, InputError, PenstockError
@@ -104,7 +104,7 @@ def prove(
     backend: Backend = registry.load("backends", "onnxruntime")  # type: ignore[assignment]  # the registry is untyped
     # the graph as written, without the runtime's own rewrites
     deployment = Deployment("export", "fp32", "", "fp32", "onnxruntime", options={"optimization": "disabled"})
-    session = backend.load(Loadable(path), deployment)
+    session = backend.load(Loadable(path, libraries=custom_domains.libraries(path)), deployment)
     judge = _Judge(module, session, path, signature, tolerance, home, plan, exporter)
     differences: dict[str, float] = {}
     proved: list[Mapping[str, int]] = []

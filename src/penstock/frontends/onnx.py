@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from penstock import graph, precheck, store
+from penstock import custom_domains, graph, precheck, store
 from penstock.errors import InputError
 from penstock.frontends import Exported, Source
+from penstock.jsonable import Json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,7 +31,7 @@ def export(source: Source, settings: ExportSettings, example: Mapping[str, np.nd
     """Copy the model and the files of its external data; from here on nobody reads the user's own file."""
     path = Path(source.spec)
     precheck.check(path)
-    _refuse_custom(path)
+    uses = custom_domains.need_allowed(graph.load(path), str(path))
     reads = {}
     for file in [path, *precheck.external_files(path)]:
         target = into if file == path else into.parent / file.relative_to(path.parent)
@@ -39,15 +40,7 @@ def export(source: Source, settings: ExportSettings, example: Mapping[str, np.nd
             raise InputError("bad-external-data", f"a file of weights is named {into.name!r}", where=str(path), do=do)
         store.copy_file(file, target)
         reads[str(file.resolve())] = store.file_digest(file)
-    return Exported(graph.signature(graph.load(into)), {"exporter": "none: the file is taken as it is"}, {}, reads)
-
-
-def _refuse_custom(path: Path) -> None:
-    """Refuse operators that no runtime knows: nothing could be run, measured or compared."""
-    custom = [finding for finding in precheck.examine(path).findings if finding.id == "custom-domain"]
-    if custom:
-        do = (
-            "export the model with these operators decomposed into standard ones (a quantizer's own: as QDQ; a "
-            "tokenizer: run it before the model); `penstock inspect` and `penstock optimize` take the model as it is"
-        )
-        raise InputError("custom-operators", f"the model has {custom[0].what}", where=str(path), do=do)
+    facts: dict[str, Json] = {"exporter": "none: the file is taken as it is"}
+    if uses:
+        facts["custom_domains"] = dict(custom_domains.facts(uses))
+    return Exported(graph.signature(graph.load(into)), facts, {}, reads)

@@ -1,7 +1,8 @@
 """Replace calls of the model's own functions by their bodies.
 
 1. Every call is inlined, so that later passes see plain operators and runtimes need no function support.
-2. Nothing is inlined where the model would grow past ``MAX_NODES``: a small file of functions that call each other
+2. A function that the user asked to keep (``--keep-function``; it is of the domain ``KEPT_DOMAIN``) stays.
+3. Nothing is inlined where the model would grow past ``MAX_NODES``: a small file of functions that call each other
    twice over ("billion laughs") expands to more nodes than any machine holds.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from penstock.graph import KEPT_DOMAIN
 from penstock.passes import PassResult, Phase
 from penstock.passes._library import declined_all, expanded_size, run_library_pass
 
@@ -24,9 +26,9 @@ def run(model: ir.Model) -> PassResult:
     """Inline all calls, or none."""
     from onnx_ir.passes.common import InlinePass
 
-    if not model.functions:
+    if all(function.domain == KEPT_DOMAIN for function in model.functions.values()):
         return PassResult()
     if expanded_size(model, MAX_NODES) >= MAX_NODES:
         calls = [node for node in model.graph.all_nodes() if node.op_identifier() in model.functions]
         return PassResult((), declined_all(calls, f"inlining all functions would make {MAX_NODES} nodes or more"))
-    return run_library_pass(model, InlinePass())
+    return run_library_pass(model, InlinePass(criteria=lambda function: function.domain != KEPT_DOMAIN))

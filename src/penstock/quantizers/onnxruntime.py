@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from penstock import graph, store
+from penstock import custom_domains, graph, store
 from penstock.errors import InputError, UsageError
 from penstock.graph import first_line
 
@@ -48,6 +48,7 @@ def quantize(
 
     onnxruntime.set_default_logger_severity(4)  # what goes wrong arrives as an exception
     loaded = graph.load(model)
+    graph.inline(loaded)  # the library looks into no function, and would leave all of it in float
     _refuse_hopeless(loaded, model)
     _check_names(loaded, settings.exclude)
     counter = _Counted(batches)
@@ -123,6 +124,9 @@ class _Counted:
 
 def _refuse_hopeless(model: ir.Model, path: Path) -> None:
     operators = {node.op_type for node in model.graph.all_nodes()}
+    if custom := custom_domains.used(model):
+        what = f"calibrating would run operators of {custom[0].domain!r}, and the library loads none of others"
+        raise InputError("cannot-quantize", what, where=str(path), do="build with --no-quantize")
     if already := sorted(operators & _QUANTIZED):
         what = f"the model is quantized already: it has {already[0]}"
         raise InputError("already-quantized", what, where=str(path), do="start from the float model")

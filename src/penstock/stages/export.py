@@ -31,6 +31,8 @@ class ExportSettings:
     input: tuple[str, ...] = option((), "input signature, once per input: 'x:float32[batch,3,height=64,64]'")
     example: str = option("", "module:function that returns example inputs")
     probe: tuple[str, ...] = option((), "module:function that returns inputs which take another branch; repeatable")
+    translate: tuple[str, ...] = option((), "ONNX for an operator of PyTorch, once each: 'mylib::op=module:function'")
+    keep_function: tuple[str, ...] = option((), "class of submodules to keep as functions of the model, once each")
     static: bool = option(False, "fix all sizes to the example's instead of a dynamic batch")
     raw: bool = option(False, "leave the graph as traced: BatchNorm stays visible")
     batches: tuple[int, ...] = option(

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from penstock import graph, guard, precheck
+from penstock import custom_domains, graph, guard, precheck
 from penstock.analysis.cost import cost
 from penstock.analysis.memory import Peak, constant_values, peak, value_bytes
 from penstock.analysis.shapes import DynamicDim, Shape, fix_inputs, infer
 from penstock.analysis.weights import constants, origin, role
+from penstock.custom_domains import DomainUse
 from penstock.errors import InputError, PenstockError
 from penstock.passes._library import expanded_size, node_label, quiet
 from penstock.signature import Signature
@@ -87,6 +88,7 @@ class Inspection:
     producer: str
     opsets: Mapping[str, int]
     custom_domains: tuple[str, ...]
+    custom: tuple[DomainUse, ...]  # those that no runtime knows by itself, with the library that was named
     signature: Signature
     initializers: int
     overridable_inputs: tuple[str, ...]  # initializers that are listed as inputs as well
@@ -154,6 +156,7 @@ def _inspect(model_path: Path, sizes: Mapping[str, int]) -> Inspection:
         producer=" ".join(filter(None, (model.producer_name, model.producer_version))),
         opsets=dict(sorted(model.opset_imports.items())),
         custom_domains=tuple(sorted({domain for domain, _ in uses} - {"", "ai.onnx", "ai.onnx.ml"})),
+        custom=custom_domains.used(model),
         signature=graph.signature(model),
         initializers=sum(len(scope.initializers) for scope in model.graphs()),
         overridable_inputs=tuple(str(value.name) for value in model.graph.inputs if value.is_initializer()),

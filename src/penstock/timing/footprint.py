@@ -30,6 +30,7 @@ def footprint(
         "path": None if model.path is None else str(model.path),
         "source": model.source,
         "weights": model.weights,
+        "libraries": list(model.libraries),
         "feeds": {name: {"dtype": array.dtype.str, "shape": list(array.shape)} for name, array in feeds.items()},
     }
     try:
@@ -48,7 +49,8 @@ def measure(argument: Json) -> Json:
     asked = cast("dict[str, Json]", argument)
     deployment = from_json(Deployment, asked["deployment"])
     path = None if asked["path"] is None else Path(str(asked["path"]))
-    model = Loadable(path, str(asked["source"]), str(asked["weights"]))
+    libraries = tuple(cast("list[str]", asked["libraries"]))
+    model = Loadable(path, str(asked["source"]), str(asked["weights"]), libraries)
     feeds = {
         name: np.zeros(cast("list[int]", spec["shape"]), dtype=str(spec["dtype"]))
         for name, spec in cast("dict[str, dict[str, Json]]", asked["feeds"]).items()
