@@ -293,5 +293,5 @@ def test_a_custom_domain_must_be_let_through_and_is_then_not_compared(home: Path
     with precheck.limits(precheck.CheckSettings(allow_domain=("com.acme",))):
         done, model = run(home, spec(home, "squash"))
     assert [node.op_type for node in model.graph.node if node.domain == "com.acme"] == ["Squash"]
-    assert done.facts["proved_at_batch"] == [] and "no library" in str(done.facts["not_proved"])
+    assert done.facts["proved_at"] == [] and "no library" in str(done.facts["not_proved"])
     assert done.facts["custom_domains"] == {"com.acme": {"operators": ["Squash"], "library": None, "sha256": None}}
