@@ -35,6 +35,7 @@ COMMANDS = {
     "cache": "Show and prune the cache of transforms.",
     "doctor": "Tell what this machine has, and what is missing.",
     "list": "Show backends, passes, quantizers, frontends and data sets.",
+    "explain": "Explain the id of an error.",
     "schema": "Print the JSON Schema of the settings file.",
     "completion": "Print the script that lets a shell complete.",
     "zoo": "Reference networks: show them, train them.",
@@ -172,3 +173,5 @@ def _tell(error: PenstockError, arguments: list[str]) -> None:
     click.echo(("error: " if plain else click.style("error: ", fg="red", bold=True)) + first, err=True)
     for line in rest:
         click.echo(line, err=True)
+    if error.id not in ("internal", "bad-usage"):
+        click.echo(f"  more:  penstock explain {error.id}", err=True)

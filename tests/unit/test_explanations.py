@@ -1,0 +1,68 @@
+"""Every error id that the source can raise is explained, and nothing else is."""
+
+import ast
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import penstock
+from penstock import explanations
+from penstock.cli import run
+
+HOME = Path(penstock.__file__).parent
+ID = re.compile(r"[a-z0-9]+(-[a-z0-9]+)+|internal")
+
+
+def raised() -> dict[str, str]:
+    """Return the ids that are given to an error, a finding or a refusal, with a place of each."""
+    found = {}
+    for path in sorted(HOME.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            name = getattr(node.func, "id", getattr(node.func, "attr", ""))
+            if not (name.endswith("Error") or name in ("Finding", "refusal") or name.startswith("Worker")):
+                continue
+            for first in node.args[:1]:
+                if isinstance(first, ast.Constant) and isinstance(first.value, str) and ID.fullmatch(first.value):
+                    found.setdefault(first.value, f"{path.relative_to(HOME)}:{node.lineno}")
+    return found
+
+
+def test_every_id_is_explained() -> None:
+    missing = {id: place for id, place in raised().items() if id not in explanations.everything()}
+    assert missing == {}, "write what, why, cure and see of these into explanations.toml"
+
+
+def test_nothing_else_is_explained() -> None:
+    source = "\n".join(path.read_text() for path in HOME.rglob("*.py"))
+    orphans = [id for id in explanations.everything() if f'"{id}"' not in source]
+    assert orphans == []
+
+
+def test_the_texts_say_something() -> None:
+    known = explanations.everything()
+    assert len(known) > 140
+    for id, one in known.items():
+        assert all(text.endswith(".") and len(text) > 15 for text in (one.what, one.why)), id
+        assert one.cure and one.see and all(command.startswith("penstock ") for command in one.see), id
+    assert len({one.what for one in known.values()}) > len(known) - 5, "no boilerplate"
+
+
+def test_explain(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["explain", "baked-in-size"]) == 0
+    out = capsys.readouterr().out
+    titles = [line for line in out.splitlines() if line and not line.startswith(" ")]
+    assert titles == ["NAME", "WHAT", "WHY", "CURE", "SEE ALSO"]
+    assert run(["explain"]) == 0
+    assert all(id in capsys.readouterr().out for id in ("baked-in-size",))
+    assert run(["explain", "baked-in-sise", "--json"]) == 2
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["id"] == "unknown-code" and "baked-in-size" in error["do"]
+
+
+def test_a_message_says_where_to_learn_more(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["inspect", "absent.onnx"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "  more:  penstock explain no-such-file"
