@@ -212,3 +212,20 @@ def test_what_is_no_build(home: Path, capsys: pytest.CaptureFixture[str]) -> Non
         assert run(["diff", "a", other, "--json"]) == 2
         error = json.loads(capsys.readouterr().out)["error"]
         assert error["id"] == id and error["do"]
+
+
+def test_two_builds_at_once_share_a_cache(home: Path) -> None:
+    """Whoever is second finds the entry, or makes the same one: both end, with the same models."""
+    code = "import sys; from penstock.cli import main; main(sys.argv[1:])"
+    words = [sys.executable, "-c", code, "build", "m.onnx", "--data", "d.npz", *FAST, "--cache", "shared-cache"]
+    running = [
+        subprocess.Popen([*words, "-o", name], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for name in ("a", "b", "c")
+    ]
+    for process in running:
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, out + err
+    assert models(home / "a") == models(home / "b") == models(home / "c")
+    cache = store.Cache(home / "shared-cache")
+    assert cache.entries() and all(cache.get(kept.key) is not None for kept in cache.entries())
+    assert not list((home / "shared-cache").glob("scratch/*")), "nothing half-made is left"
