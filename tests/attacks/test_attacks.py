@@ -36,7 +36,7 @@ def harmless(ended: Ended) -> None:
     if ended.code == 2 and "--json" not in ended.arguments and ended.arguments[0] != "check":
         lines = [line for line in ended.stderr.splitlines() if line]
         assert lines[0].startswith("error: ") and 3 <= len(lines) <= 4, told
-            assert lines[-1].startswith("  more:  penstock explain "), told
+        assert lines[-1].startswith("  more:  penstock explain "), told
         assert all(len(line) <= 1000 for line in lines), told
 
 
