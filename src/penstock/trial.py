@@ -93,7 +93,7 @@ def _open(asked: dict[str, Json]) -> Session:
     from penstock.backends import Backend, Loadable
     from penstock.deployment import Deployment
 
-    model = Loadable(Path(str(asked["model"])), libraries=tuple(cast("list[str]", asked["libraries"])))
+    model = Loadable(Path(str(asked["model"])), libraries=tuple(cast("list[str]", asked.get("libraries", []))))
     plain = Deployment("trial", "", "", "fp32", "onnxruntime", options={"optimization": "disabled"})
     return cast(Backend, registry.load("backends", "onnxruntime")).load(model, plain)
 
