@@ -83,10 +83,11 @@ def resolve(
     *,
     file: Path | None = None,
     environ: Mapping[str, str] | None = None,
+    need_source: bool = True,
 ) -> BuildSettings:
     """Build the settings from ``flags`` (section → field → value; top-level ones under ""), environment and file.
 
-    Raises ``UsageError`` for anything unknown or of a wrong type, and when no source is named anywhere.
+    Raises ``UsageError`` for anything unknown or of a wrong type, and when a source is needed and none is named.
     """
     environ = os.environ if environ is None else environ
     table = settings.read_file(file) if file else {}
@@ -95,7 +96,7 @@ def resolve(
     source, weights = top.get("source", ""), top.get("weights", "")
     if not isinstance(weights, str):
         raise UsageError("bad-setting", f"weights wants a path, got {weights!r}", where="weights")
-    if not source or not isinstance(source, str):
+    if not isinstance(source, str) or (need_source and not source):
         do = "give model.onnx, file.py:Class, package.module:factory, program.pt2 or zoo:cifar10"
         raise UsageError("no-source", "no source is given", do=do)
     seed = top.get("seed", 0)

@@ -105,7 +105,10 @@ class DataSettings:
 
 
 class DatasetSource(Protocol):
-    """What a file in ``datasets/`` offers: whether it reads a ``--data`` value, and reading it."""
+    """What a file in ``datasets/`` offers: whether it reads a ``--data`` value, and reading it.
+
+    It may also have ``need(spec)``, asked first, which raises a ``PenstockError`` where the data can't be read here.
+    """
 
     def claims(self, spec: str) -> bool:
         """Tell whether this source reads ``spec``, from its form and from what lies there; never raises."""

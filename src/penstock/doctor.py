@@ -15,8 +15,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal, cast
 
-from penstock import machine, registry, store, worker
-from penstock.errors import InputError, PenstockError
+from penstock import machine, preflight, registry, store, worker
+from penstock.build_settings import BuildSettings
+from penstock.errors import PenstockError, missing_extra
 from penstock.jsonable import Json
 
 PROBE_SECONDS = 60.0
@@ -33,8 +34,8 @@ FEATURES: tuple[tuple[str, tuple[str, ...], str], ...] = (
 )
 EXTRAS = {"torch": "torch", "openvino": "openvino", "pillow": "images", "scikit-learn": "demo"}
 NEEDED_FOR = {
-    "torch": "PyTorch sources", "openvino": "the backend openvino", "pillow": "folders of images",
-    "scikit-learn": "the digits",
+    "torch": "for PyTorch sources", "openvino": "for the backend openvino", "pillow": "for folders of images",
+    "scikit-learn": "for the data set digits",
 }  # fmt: skip
 Level = Literal["clash", "missing", "broken", "note"]
 
@@ -70,6 +71,16 @@ class Trouble:
 
 
 @dataclass(frozen=True, slots=True)
+class Blocked:
+    """Something in the given settings that can't run here, and the exit code that a build would end with."""
+
+    what: str
+    where: str
+    do: str
+    exit_code: int
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """All that was found."""
 
@@ -90,7 +101,7 @@ def examine(root: Path = machine.ROOT) -> Report:
 
 def _host(root: Path) -> dict[str, Json]:
     host = {key: value for key, value in machine.describe(root).items() if key not in ("cpu_flags", "load_1min")}
-    limit = _memory_limit(root)
+    limit = machine.memory_limit_bytes(root)
     return host | ({"memory_limit_bytes": limit} if limit is not None else {})
 
 
@@ -102,18 +113,6 @@ def _features(root: Path) -> tuple[Feature, ...]:
 def _fits(feature: str) -> bool:
     arm = platform.machine().lower() in ("arm64", "aarch64")
     return (feature in ("dotprod", "i8mm", "sve")) == arm or feature == "bf16"
-
-
-def _memory_limit(root: Path) -> int | None:
-    """Return the cgroup's limit on memory in bytes, version 2 or 1, where there is one below the machine's own."""
-    for name in ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            text = (root / name).read_text(encoding="ascii").strip()
-        except OSError:
-            continue
-        if text.isdigit() and int(text) < 1 << 60:
-            return int(text)
-    return None
 
 
 def _space() -> dict[str, Json]:
@@ -195,17 +194,17 @@ def _missing() -> list[Trouble]:
     found = []
     for package, extra in EXTRAS.items():
         if not _version(package):
-            first = "pip install torch==2.13.0; " if package == "torch" else ""
-            what = f"{package} is not installed; {NEEDED_FOR[package]} needs it"
-            found.append(Trouble("missing", what, f"{first}pip install 'penstock[{extra}]'"))
+            told = missing_extra(package, extra, "")
+            found.append(Trouble("missing", f"{package} is not installed; it is needed {NEEDED_FOR[package]}", told.do))
     return found
 
 
 def _broken(runtimes: Iterable[Runtime]) -> list[Trouble]:
+    absent = {name for name in ("onnx", "onnxruntime") if not _version(name)}  # told as a requirement that is not met
     return [
         Trouble("broken", f"{runtime.name}: {runtime.problem}", "install it anew, or uninstall what brings it")
         for runtime in runtimes
-        if runtime.problem and runtime.problem != "not installed"
+        if runtime.problem and runtime.problem != "not installed" and runtime.name not in absent
     ]
 
 
@@ -243,47 +242,9 @@ def _telemetry() -> dict[str, str]:
     return found
 
 
-def check_settings(source: str, backends: Iterable[str], data: str) -> list[Trouble]:
-    """Say what of the given settings can't run here."""
-    from penstock.backends import Backend
-
-    found = []
-    for name in backends:
-        try:
-            problem = cast(Backend, registry.load("backends", name)).available()
-            if problem:
-                found.append(Trouble("missing", f"the backend {name!r} can't run here", problem))
-        except PenstockError as error:
-            found.append(Trouble("missing", error.what, error.do))
-    if source:
-        found += _source(source)
-    if data:
-        found += _data(data)
-    return found
-
-
-def _source(source: str) -> list[Trouble]:
-    from penstock.frontends import Source
-    from penstock.frontends.torch import need_torch
-    from penstock.stages import export
-
-    try:
-        name, _ = export.frontend(Source(source))
-        if name == "torch":
-            need_torch()
-    except PenstockError as error:
-        return [Trouble("missing", error.what, error.do)]
-    return []
-
-
-def _data(data: str) -> list[Trouble]:
-    if data == "digits" and not _version("scikit-learn"):
-        return [Trouble("missing", "the digits need scikit-learn", "pip install 'penstock[demo]'")]
-    if Path(data).is_dir() and not _version("pillow") and any(Path(data).rglob("*.png")):
-        return [Trouble("missing", "a folder of images needs pillow", "pip install 'penstock[images]'")]
-    if ":" not in data and data not in ("digits",) and not Path(data).exists():
-        raise InputError("no-such-file", "there is no such data", where=data, do="check --data")
-    return []
+def check_settings(settings: BuildSettings) -> list[Blocked]:
+    """Say what of the given settings can't run here; without a source, all but the source."""
+    return [Blocked(error.what, error.where, error.do, error.exit_code) for error in preflight.problems(settings)]
 
 
 def python() -> str:

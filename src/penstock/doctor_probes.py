@@ -33,19 +33,28 @@ def serve(argument: Json) -> dict[str, Json]:
 
 
 def newest(backend: Backend, name: str) -> dict[str, Json]:
-    """Find the newest opset and IR version that a backend runs right, downwards from the newest that onnx can write."""
+    """Find the newest opset and IR version that a backend runs right, downwards from the newest that onnx can write.
+
+    The opset is the newest in which a float and a quantized model both run: a runtime may know the operators of the one
+    and not of the other.
+    """
     import onnx
 
     with store.scratch() as work:
 
-        def takes(opset: int, ir: int) -> bool:
-            path = work / f"{opset}-{ir}.onnx"
-            store.write_bytes(path, tiny(opset, ir))
+        def takes(opset: int, ir: int, quantized: bool = False) -> bool:
+            path = work / f"{opset}-{ir}-{quantized}.onnx"
+            store.write_bytes(path, tiny(opset, ir, quantized=quantized))
             return _runs(backend, name, path)
 
-        opset = _first(lambda number: takes(number, 8), int(onnx.defs.onnx_opset_version()))
+        most = int(onnx.defs.onnx_opset_version())
+        plain = _first(lambda number: takes(number, 8), most)
+        both = _first(lambda number: takes(number, 8, quantized=True), plain or 0)
         ir = _first(lambda number: takes(13, number), int(onnx.IR_VERSION))
-    return {"opset": opset, "ir": ir}
+    found: dict[str, Json] = {"opset": both or plain, "ir": ir}
+    if plain != both:
+        found["float models up to opset"] = plain
+    return found
 
 
 def _runs(backend: Backend, name: str, path: Path) -> bool:
@@ -64,15 +73,23 @@ def _first(takes: Callable[[int], bool], high: int) -> int | None:
     return next((number for number in range(high, 0, -1) if takes(number)), None)
 
 
-def tiny(opset: int, ir: int) -> bytes:
-    """Return a model of one Relu over two floats, written for an opset and an IR version."""
+def tiny(opset: int, ir: int, *, quantized: bool = False) -> bytes:
+    """Return a model of one Relu over two floats, written for an opset and an IR version; ``quantized``: on uint8."""
     from onnx import TensorProto, helper
 
     value = helper.make_tensor_value_info
+    nodes = [helper.make_node("Relu", ["x"], ["y"])]
+    held = []
+    if quantized:  # by 1 and 0: the numbers stay
+        held = [helper.make_tensor("one", TensorProto.FLOAT, [], [1.0]), helper.make_tensor("zero", 2, [], [0])]
+        nodes = [
+            helper.make_node("Relu", ["x"], ["r"]),
+            helper.make_node("QuantizeLinear", ["r", "one", "zero"], ["q"]),
+            helper.make_node("DequantizeLinear", ["q", "one", "zero"], ["y"]),
+        ]
     graph = helper.make_graph(
-        [helper.make_node("Relu", ["x"], ["y"])], "probe",
-        [value("x", TensorProto.FLOAT, [2])], [value("y", TensorProto.FLOAT, [2])],
-    )  # fmt: skip
+        nodes, "probe", [value("x", TensorProto.FLOAT, [2])], [value("y", TensorProto.FLOAT, [2])], held
+    )
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir)
     data: bytes = made.SerializeToString()
     return data

@@ -19,9 +19,18 @@ LONGEST = 256_000  # bytes
 LEAST_S = 0.005  # what took less was taken over, and says nothing
 
 
+def key(spec: str) -> str:
+    """Return what a source goes by: for a file a digest of where it lies, as many models have one name."""
+    head, colon, name = spec.rpartition(":")
+    path = Path(head if colon and name.isidentifier() else spec)
+    return store.digest_of([spec.rpartition("/")[2], str(path.resolve())]) if path.exists() else spec
+
+
 def remember(cache: Path, source: str, steps: Mapping[str, float]) -> None:
     """Add one build: the seconds of each step that ran. What can't be written is let be: it is only an estimate."""
     ran = {name: round(seconds, 3) for name, seconds in steps.items() if seconds >= LEAST_S}
+    if not ran:
+        return  # all was taken over
     entry = {"source": source, "machine": machine.instruction_set(), "at": round(time.time()), "steps": ran}
     store.append_line(cache / NAME, dumps(entry), LONGEST)
 

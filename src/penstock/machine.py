@@ -149,16 +149,42 @@ def _cpu_model(root: Path) -> str | None:
     return info.get("model name") or info.get("hardware") or platform.processor() or None
 
 
+def _groups(root: Path, controller: str) -> list[Path]:
+    """Return the folders of this process's control group and of all above it, of version 2 and of version 1."""
+    home = root / "sys/fs/cgroup"
+    own = [line.split(":", 2) for line in (_read(root / "proc/self/cgroup") or "").splitlines() if line.count(":") > 1]
+    found = [home, home / controller]
+    for _, controllers, path in own:
+        if controllers and controller not in controllers.split(","):
+            continue
+        top = home / controller if controllers else home
+        parts = [part for part in path.split("/") if part not in ("", "..")]
+        found += [top.joinpath(*parts[: i + 1]) for i in range(len(parts))]
+    return found
+
+
 def _cgroup_limit(root: Path) -> float | None:
-    """Return how many CPUs' worth of time the control group may use, where it is limited."""
-    if (text := _read(root / "sys/fs/cgroup/cpu.max")) is not None:
-        quota, _, period = text.partition(" ")
-    else:
-        quota = _read(root / "sys/fs/cgroup/cpu/cpu.cfs_quota_us") or ""
-        period = _read(root / "sys/fs/cgroup/cpu/cpu.cfs_period_us") or ""
-    if not (quota.isdigit() and period.isdigit() and int(period)):
-        return None  # "max", -1 or absent: no limit
-    return int(quota) / int(period)
+    """Return how many CPUs' worth of time the control group may use, where it or one above it is limited."""
+    limits = []
+    for folder in _groups(root, "cpu"):
+        if (text := _read(folder / "cpu.max")) is not None:
+            quota, _, period = text.partition(" ")
+        else:
+            quota, period = _read(folder / "cpu.cfs_quota_us") or "", _read(folder / "cpu.cfs_period_us") or ""
+        if quota.isdigit() and period.isdigit() and int(period):  # else "max", -1 or absent: no limit
+            limits.append(int(quota) / int(period))
+    return min(limits, default=None)
+
+
+def memory_limit_bytes(root: Path = ROOT) -> int | None:
+    """Return how much memory the control group may use, in bytes, where it or one above it is limited."""
+    limits = []
+    for folder in _groups(root, "memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            text = _read(folder / name) or ""
+            if text.isdigit() and int(text) < 1 << 60:
+                limits.append(int(text))
+    return min(limits, default=None)
 
 
 def _governor(root: Path) -> str | None:

@@ -19,16 +19,16 @@ from penstock import (
     machine,
     measures,
     precheck,
-    registry,
+    preflight,
     reproduction,
     store,
     transforms,
     trial,
 )
-from penstock.backends import Backend, Loadable
+from penstock.backends import Loadable
 from penstock.build_feeds import for_build
 from penstock.build_settings import BuildSettings, lock_text
-from penstock.errors import InputError, MissingError, UsageError
+from penstock.errors import InputError, UsageError
 from penstock.frontends import Source
 from penstock.journal import Journal
 from penstock.jsonable import Json, to_json
@@ -36,8 +36,7 @@ from penstock.ledger import Append, Entry
 from penstock.measures import Runnable
 from penstock.progress import SILENT, Progress
 from penstock.record import Record
-from penstock.stages import export
-from penstock.stages.evaluate import load_metric, metric_digest
+from penstock.stages.evaluate import metric_digest
 from penstock.stages.inspect import inspect
 from penstock.stages.place import place, reference
 from penstock.stages.select import Selection, select
@@ -78,7 +77,7 @@ def build(
     Raises ``UsageError``, ``InputError``, ``StoreError`` or ``MissingError`` for what the user has to mend; a build in
     which nothing fits the limits is a result whose ``chosen`` is empty.
     """
-    check(settings)
+    preflight.check(settings)
     folder = BuildFolder(output)
     folder.open()
     clock = history.Clock(progress)
@@ -89,30 +88,8 @@ def build(
     finally:
         folder.close()
     taken = {name: seconds for name, seconds in clock.seconds.items() if name not in result.resumed}
-    history.remember(kept.root, transforms.source_name(Source(settings.source, settings.weights)), taken)
+    history.remember(kept.root, history.key(settings.source), taken)
     return result
-
-
-def check(settings: BuildSettings) -> None:
-    """Refuse early what would be refused late."""
-    export.frontend(Source(settings.source))
-    transforms.need_file(settings.source)
-    load_metric(settings.evaluate.metric)
-    if settings.select.max_drop is not None and not settings.data.data and not _default_data(settings.source):
-        do = "give labelled data with --data, or leave --max-drop out"
-        raise UsageError("no-metric", "--max-drop needs an accuracy, and there is no data to measure it on", do=do)
-    for name in settings.backends:
-        backend = cast(Backend, registry.load("backends", name))
-        try:
-            problem = backend.available()
-        except Exception as error:  # a third party's: asked for by name, it can't be left out
-            problem = graph.first_line(error)
-        if problem:
-            raise MissingError("backend-missing", f"the backend {name!r} can't run here", do=problem)
-
-
-def _default_data(source: str) -> str:
-    return "digits" if source == "zoo:digits" else ""
 
 
 class Build:
@@ -150,7 +127,7 @@ class Build:
         return self._result(chosen, exported)
 
     def _open_data(self) -> Dataset | None:
-        spec = self.settings.data.data or _default_data(self.settings.source)
+        spec = self.settings.data.data or preflight.default_data(self.settings.source)
         if not spec:
             return None
         self.progress.begin("data", spec)
@@ -286,6 +263,9 @@ class Build:
         self.progress.begin("golden", f"{data.golden.count} samples")
 
         names = [spec.name for spec in exported.variant.signature.outputs]
+        if unknown := sorted(set(self.settings.verify.logits) - set(names)):
+            do = f"its outputs are: {', '.join(names)}"
+            raise UsageError("unknown-output", f"the model has no output {unknown[0]!r}", where="--logits", do=do)
         logits = self.settings.verify.logits or (tuple(names[:1]) if data.evaluate is not None and data.classes else ())
 
         def run(append: Append) -> None:

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from penstock import history, pipeline, precheck, reproduction, store, transforms
+from penstock import history, pipeline, precheck, preflight, reproduction, store, transforms
 from penstock.build_settings import BuildSettings
 from penstock.errors import PenstockError, StoreError, UsageError
-from penstock.frontends import Source
 from penstock.journal import Journal
 from penstock.ledger import Append, Done, Entry
 from penstock.progress import SILENT, Progress
@@ -105,7 +104,7 @@ def plan(settings: BuildSettings, output: Path, *, cache: Path | None = None, pr
 
     Raises what the build would raise for settings and inputs that are wrong.
     """
-    pipeline.check(settings)
+    preflight.check(settings)
     folder, kept = _Folder(output), _Cache(cache or store.default_cache())
     folder.open()
     journal = _Journal(folder)
@@ -117,7 +116,7 @@ def plan(settings: BuildSettings, output: Path, *, cache: Path | None = None, pr
             if not journal.met or journal.met == journal.resumed:
                 raise  # nothing was left out yet, so the build would end the same way
     cached = {step for step, hit in build.transformed.items() if hit}
-    known = history.recall(kept.root, transforms.source_name(Source(settings.source, settings.weights)))
+    known = history.recall(kept.root, history.key(settings.source))
     steps = []
     for name in STEPS:
         if name in journal.met or name not in _left_out(settings, journal, cached):
@@ -158,7 +157,5 @@ def _changed(settings: BuildSettings, output: Path) -> tuple[str, ...]:
 
 def estimate(settings: BuildSettings, cache: Path | None) -> float | None:
     """Return the seconds that the steps of this source took the last time they ran, or ``None``."""
-    known: Mapping[str, float] = history.recall(
-        cache or store.default_cache(), transforms.source_name(Source(settings.source, settings.weights))
-    )
+    known: Mapping[str, float] = history.recall(cache or store.default_cache(), history.key(settings.source))
     return sum(known.values()) if "bench" in known else None

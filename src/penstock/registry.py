@@ -1,22 +1,27 @@
 """Find frontends, passes, quantizers, backends, data sets, targets and commands: by folder, or by entry point.
 
 A plug-in is a module (or an object) that has what the protocol in its folder's ``__init__.py`` asks for; a command is
-one of click's. Nothing is imported before it is used; one that fails to import, or lacks something, is listed with its
-error and breaks nothing else. A name that is built in is never replaced.
+one of click's. Nothing is imported before it is used. A third party's is first imported in a process of its own: one
+that raises, hangs, or takes its process down is listed with its error and breaks nothing else. A name that is built in
+is never replaced.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import importlib
 import importlib.util
+import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 from penstock.errors import MissingError, UsageError
+from penstock.jsonable import Json
 
 Kind = Literal["frontends", "passes", "quantizers", "backends", "datasets", "targets", "commands"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -30,6 +35,14 @@ WANTED: dict[str, tuple[str, ...]] = {
     "targets": ("available", "facts"),
     "commands": ("main", "get_short_help_str"),
 }
+# what a plug-in says of itself that has to be one of these
+CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
+    "passes": {"PHASE": ("clean", "fold", "fuse", "lower")},
+    "backends": {"ROLE": ("candidate", "baseline", "oracle")},
+}
+IMPORT_SECONDS = 30.0
+INSIDE = "PENSTOCK_INSIDE_A_TRIAL"  # set in a process that is a trial already
+_TRIED: set[tuple[str, str, str]] = set()
 MOST_FILES = 200  # of a plug-in's package that are looked at for its fingerprint
 
 
@@ -70,20 +83,77 @@ def load(kind: Kind, name: str) -> object:
             raise MissingError("broken-plug-in", what, where=built_in[name], do="install penstock anew") from error
     for entry in _entry_points(kind):
         if entry.name == name:
-            do = "update or uninstall the package that brings it"
-            try:
-                found: object = entry.load()
-            except (Exception, SystemExit) as error:  # a third party's code: what it raises is its own problem
-                what = f"the plug-in {name!r} doesn't load: {error}"
-                raise MissingError("broken-plug-in", what, where=entry.value, do=do) from error
-            if absent := [wanted for wanted in WANTED[kind] if not hasattr(found, wanted)]:
-                what = f"the plug-in {name!r} is no {_singular(kind)}: it has no {', '.join(absent)}"
-                raise MissingError("broken-plug-in", what, where=entry.value, do=do)
-            return found
+            if kind != "commands":  # a command is called by its name, and runs alone
+                _try_first(kind, entry)
+            return _loaded(kind, entry)
     known = names(kind)
     near = difflib.get_close_matches(name, known, 1)
     do = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(known)}"
     raise UsageError("unknown-plug-in", f"there is no {_singular(kind)} named {name!r}", do=do)
+
+
+def _loaded(kind: Kind, entry: importlib.metadata.EntryPoint) -> object:
+    """Import a third party's plug-in into this process, and hold it against the protocol of its kind."""
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # stdout carries our results
+            found: object = entry.load()
+    except (Exception, SystemExit) as error:  # a third party's code: what it raises is its own problem
+        raise _broken(entry, f"doesn't load: {_told(error)}") from error
+    if absent := [wanted for wanted in WANTED[kind] if not hasattr(found, wanted)]:
+        raise _broken(entry, f"is no {_singular(kind)}: it has no {', '.join(absent)}")
+    for name, allowed in CHOICES.get(kind, {}).items():
+        if (value := getattr(found, name)) not in allowed:
+            raise _broken(entry, f"names the {name.lower()} {value!r}; there are {', '.join(allowed)}")
+    return found
+
+
+def _told(error: BaseException) -> str:
+    kind, text = type(error).__name__, (str(error).splitlines() or [""])[0]
+    return text if isinstance(error, ImportError) and text else f"{kind}: {text}" if text else kind
+
+
+def _broken(entry: importlib.metadata.EntryPoint, what: str) -> MissingError:
+    do = f"update or uninstall {entry.dist.name if entry.dist else 'the package that brings it'}"
+    return MissingError("broken-plug-in", f"the plug-in {entry.name!r} {what}", where=entry.value, do=do)
+
+
+def _try_first(kind: Kind, entry: importlib.metadata.EntryPoint) -> None:
+    """Import a plug-in in a process of its own, once: it may hang, or end the process. Raises ``MissingError``."""
+    from penstock import worker
+
+    mark = (kind, entry.name, entry.value)
+    if _is_here(entry) or mark in _TRIED:
+        return
+    argument: Json = {"kind": kind, "name": entry.name}
+    try:
+        worker.call("penstock.registry:serve", argument, timeout_s=IMPORT_SECONDS)
+    except worker.WorkerTimeout as error:
+        raise _broken(entry, f"takes more than {IMPORT_SECONDS:g} s to import") from error
+    except worker.WorkerCrash as error:
+        raise _broken(entry, f"doesn't load: {error.what}") from error
+    _TRIED.add(mark)
+
+
+def _is_here(entry: importlib.metadata.EntryPoint) -> bool:
+    """Whether the plug-in's module is in this process already, or this process is a trial."""
+    return bool(os.environ.get(INSIDE)) or entry.module in sys.modules
+
+
+def serve(argument: Json) -> dict[str, Json]:
+    """Load a plug-in and ask it whether it can run here: the worker's side of a first import."""
+    asked = cast("dict[str, str]", argument)
+    kind, name = cast("Kind", asked["kind"]), asked["name"]
+    os.environ[INSIDE] = "1"
+    plugin = next(_loaded(kind, entry) for entry in _entry_points(kind) if entry.name == name)
+    return {"summary": _summary(kind, name, plugin), "problem": _problem(plugin)}
+
+
+def _problem(plugin: object) -> str:
+    available = getattr(plugin, "available", None)
+    try:
+        return str((available() if callable(available) else "") or "")
+    except Exception as error:  # a third party's
+        return _told(error)
 
 
 def _singular(kind: Kind) -> str:
@@ -124,13 +194,28 @@ def describe(kind: Kind) -> Iterator[Plugin]:
             continue
         taken[name] = "built in" if origin == "built in" else f"of {origin}"
         try:
-            plugin = load(kind, name)
-            available = getattr(plugin, "available", None)
-            problem = (available() if callable(available) else "") or ""
-            yield Plugin(kind, name, origin, _summary(kind, name, plugin), str(problem))
+            if origin == "built in":
+                plugin = load(kind, name)
+                yield Plugin(kind, name, origin, _summary(kind, name, plugin), _problem(plugin))
+            else:
+                told = _looked_at(kind, name)
+                yield Plugin(kind, name, origin, told["summary"], told["problem"])
         except (Exception, SystemExit) as error:  # listed, never fatal
-            told = (str(error).splitlines() or [""])[0]
-            yield Plugin(kind, name, origin, "", told or type(error).__name__)
+            yield Plugin(kind, name, origin, "", (str(error).splitlines() or [type(error).__name__])[0])
+
+
+def _looked_at(kind: Kind, name: str) -> dict[str, str]:
+    from penstock import worker
+
+    entry = next(entry for entry in _entry_points(kind) if entry.name == name)
+    if _is_here(entry):
+        plugin = _loaded(kind, entry)
+        return {"summary": _summary(kind, name, plugin), "problem": _problem(plugin)}
+    try:
+        answer = worker.call("penstock.registry:serve", {"kind": kind, "name": name}, timeout_s=IMPORT_SECONDS)
+    except worker.WorkerTimeout:
+        return {"summary": "", "problem": f"it takes more than {IMPORT_SECONDS:g} s to import"}
+    return cast("dict[str, str]", answer)
 
 
 def _summary(kind: Kind, name: str, plugin: object) -> str:

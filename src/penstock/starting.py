@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from penstock import settings
-from penstock.errors import InputError, PenstockError
+from penstock import datasets, settings, store
+from penstock.errors import InputError, MissingError, PenstockError
+from penstock.frontends import Source
 from penstock.settings import Field
+from penstock.stages import export
 
 DATA = ("cifar-10-batches-bin",)
 LATENCY, ACCURACY, SIZE = "latency", "accuracy", "size"
+DROP = 1.0  # points of accuracy that may be lost, where there is data to measure them on
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +34,9 @@ def look(source: str, folder: Path) -> Found:
     head, colon, name = source.rpartition(":")
     if colon and head.endswith(".py"):
         offered = modules(Path(head))
+        known = {*offered, *_names(Path(head))}
         notes = (
-            [] if name in offered else [f"{head} seems to have no {name}; it has: {', '.join(offered) or 'no module'}"]
+            [] if name in known else [f"{head} seems to have no {name}; it has: {', '.join(offered) or 'no module'}"]
         )
         return Found(source, tuple(notes), nearby(folder))
     if source.endswith(".py"):
@@ -45,7 +50,33 @@ def look(source: str, folder: Path) -> Found:
         return Found(f"{source}:{offered[-1]}", tuple(notes), nearby(folder))
     if source.endswith(".onnx"):
         return Found(source, _of_onnx(Path(source)), nearby(folder))
+    held = Source(source)
+    _, frontend = export.frontend(held)
+    need = getattr(frontend, "need", None)
+    try:
+        if need is not None:
+            need(held)
+    except MissingError as error:  # the file may be meant for another machine
+        return Found(source, (f"{error.what}: {error.do}",), nearby(folder))
     return Found(source, (), nearby(folder))
+
+
+def check_data(spec: str) -> None:
+    """Raise ``InputError`` where no data source reads ``spec``."""
+    if spec:
+        datasets.source(spec)
+
+
+def _names(path: Path) -> set[str]:
+    """Return what a file defines at its top level: functions, classes, assigned and imported names."""
+    found: set[str] = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
+        found |= {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    return found
 
 
 def modules(path: Path) -> list[str]:
@@ -78,13 +109,17 @@ def _of_onnx(path: Path) -> tuple[str, ...]:
 
 def nearby(folder: Path) -> str:
     """Return a data set that lies in the folder, or an empty text."""
-    return next((name for name in DATA if (folder / name).is_dir()), "")
+    for name in DATA:
+        with contextlib.suppress(InputError):
+            datasets.source(str(folder / name))
+            return name
+    return ""
 
 
 def text(found: Found, answers: Mapping[str, Mapping[str, Any]]) -> str:
     """Write the settings file: what was answered is set, all else stands there as a comment with its default."""
     lines = ["# Settings of a Penstock build; `penstock build` reads them from the folder it runs in.", ""]
-    lines += [f"# {note}" for note in found.notes] + ([""] if found.notes else [])
+    lines += [f"# {plain(note)}" for note in found.notes] + ([""] if found.notes else [])
     lines += [f"source = {_value(found.source)}", '# weights = "net.safetensors"', '# backends = ["onnxruntime"]']
     lines += ["# seed = 0"]
     for section in settings.SECTIONS:
@@ -100,6 +135,11 @@ def text(found: Found, answers: Mapping[str, Mapping[str, Any]]) -> str:
             else:
                 lines.append(f"# {field.name} = {_value(_example(field))}")
     return "\n".join(lines) + "\n"
+
+
+def plain(text: str) -> str:
+    """Return a text, which may quote a model file, on one line without control characters."""
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
 def _example(field: Field) -> object:
@@ -126,10 +166,16 @@ def answers_for(data: str, first: str, drop: float | None) -> dict[str, dict[str
     return found
 
 
-def readable(path: Path) -> str:
-    """Return "" when a written file can be read back, else why not: a guard for odd paths and names."""
-    try:
-        settings.read_file(path)
-    except PenstockError as error:
-        return error.what
-    return ""
+def write(path: Path, found: Found, answers: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write the settings file, after it was read back and gave what was answered.
+
+    Raises ``PenstockError`` where it doesn't: a source or a name that no settings file can hold.
+    """
+    content = text(found, answers)
+    with store.scratch() as work:
+        store.write_bytes(work / path.name, content.encode())
+        table = settings.read_file(work / path.name)
+    if table != {"source": found.source, **{name: {} for name in settings.SECTIONS}, **answers}:
+        what = "the settings file would say something else than was meant"
+        raise PenstockError("unwritable-settings", what, where=found.source, do="rename the file, or write it by hand")
+    store.write_bytes(path, content.encode())

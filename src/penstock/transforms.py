@@ -134,17 +134,6 @@ def source_name(source: Source) -> str:
     return Path(source.spec).name
 
 
-def need_file(spec: str) -> None:
-    """Raise ``InputError`` where the file that a source names isn't there."""
-    if export.frontend(Source(spec))[0] in registry.origins("frontends"):
-        return  # a third party's form: it says itself what is wrong with it
-    head, colon, name = spec.rpartition(":")
-    is_module = bool(colon) and name.isidentifier() and not head.endswith(".py")
-    path = Path(head if colon and name.isidentifier() else spec)
-    if not is_module and not path.exists():
-        raise InputError("no-such-file", "there is no such file", where=str(path), do="check the path")
-
-
 def _resolved(spec: str) -> str:
     head, colon, name = spec.rpartition(":")
     if colon and name.isidentifier():

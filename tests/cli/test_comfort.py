@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -131,6 +132,8 @@ def test_init_finds_modules_without_running_the_file(home: Path, capsys: pytest.
     assert run(["init", "net.py", "--yes", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["result"]["source"] == "net.py:Net"
     (home / "cifar-10-batches-bin").mkdir()
+    assert starting.nearby(home) == "", "an empty folder is no data set"
+    (home / "cifar-10-batches-bin" / "data_batch_1.bin").write_bytes(b"")
     assert run(["init", "net.py:Net", "--yes", "--force", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["result"]["data"] == "cifar-10-batches-bin"
 
@@ -169,8 +172,12 @@ def test_init_asks_three_questions_on_a_terminal(home: Path) -> None:
             shown = b""
             os.write(terminal, line)
         try:
-            while os.read(terminal, 1000):
-                pass
+            while True:
+                if select.select([terminal], [], [], 1.0)[0]:
+                    if not os.read(terminal, 1000):
+                        break
+                elif exit_code == 130:  # an interrupt between the prompt and the read of the answer is not heard
+                    os.write(terminal, b"\x03")
         except OSError:
             pass
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == exit_code
@@ -208,7 +215,7 @@ def test_the_schema_refuses_what_the_settings_refuse(table: dict, home: Path) ->
 # --- completion
 
 
-def complete(line: str) -> list[str]:
+def complete(line: str, *, kinds: bool = False) -> list[str]:
     words = line.split(" ")
     environ = os.environ | {
         "COMP_WORDS": line,
@@ -217,7 +224,7 @@ def complete(line: str) -> list[str]:
     }
     code = "import sys; from penstock.cli import main; sys.argv[0] = 'penstock'; main()"
     done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=False)
-    return [row.partition(",")[2] for row in done.stdout.splitlines()]
+    return [row.partition(",")[0 if kinds else 2] for row in done.stdout.splitlines()]
 
 
 @pytest.mark.parametrize(
@@ -228,11 +235,21 @@ def complete(line: str) -> list[str]:
         ("penstock build --exporter ", ["auto", "dynamo", "torchscript"]),
         ("penstock build --backends onnxruntime,op", ["onnxruntime,openvino"]),
         ("penstock build --quantizer o", ["onnxruntime"]),
+        ("penstock build --skip fold-batchnorm,fold-c", ["fold-batchnorm,fold-constants"]),
+        ("penstock build --data di", ["digits"]),
+        ("penstock bench --backends open", ["openvino"]),
+        ("penstock explain baked-in-si", ["baked-in-size"]),
         ("penstock cache ", ["dir", "info", "prune"]),
     ],
 )
 def test_completion(line: str, offered: list[str]) -> None:
     assert complete(line) == offered
+
+
+@pytest.mark.parametrize("command", ["build", "init", "export", "doctor", "build --data"])
+def test_files_are_left_to_the_shell(command: str) -> None:
+    """The script hands what is of the type "file" to the shell's own completion."""
+    assert complete(f"penstock {command} mod", kinds=True) == ["file"]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
@@ -302,6 +319,45 @@ def test_where_there_is_no_terminal_nothing_is_coloured_and_quiet_is_quiet(name:
 def test_every_command_was_asked() -> None:
     asked = {*COMMANDS} | {"zoo", "cache", "select", "diff", "explain"}
     assert asked >= {*cli.COMMANDS}
+
+
+EVIL = 'x\nexample = "pwn.py:f"\nbackends = ["reference"]\n#\x1b]0;owned\x07'
+
+
+def test_init_lets_no_name_of_a_model_write_settings(
+    home: Path, tiny: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tiny.mlp()
+    model.graph.input[0].name = model.graph.node[0].input[0] = EVIL
+    tiny.save(model, home / "evil.onnx")
+    assert run(["init", "evil.onnx", "--yes"]) == 0
+    assert "\x1b" not in capsys.readouterr().out
+    table = tomllib.loads(Path("penstock.toml").read_text())
+    assert {key for key, value in table.items() if value} == {"source", "select"}
+    assert settings.read_file(Path("penstock.toml"))["source"] == "evil.onnx"
+
+
+@pytest.mark.parametrize("arguments", [["zoo:nothing"], ["absent.pt2"], ["nomod"], ["m.onnx", "--data", "nowhere"]])
+def test_init_writes_nothing_that_can_not_be_built(arguments: list[str], home: Path) -> None:
+    assert run(["init", *arguments, "--yes"]) == 2
+    assert not Path("penstock.toml").exists()
+
+
+def test_the_time_is_that_of_the_same_file(home: Path, tiny: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    """Many models are called model.onnx."""
+    for name in "ab":
+        tiny.save(tiny.mlp(), home / name / "model.onnx")
+    assert run(["build", "a/model.onnx", "-o", "out", *FAST]) == 0
+    _, first = plan(capsys, "a/model.onnx", "-o", "other")
+    _, second = plan(capsys, "b/model.onnx", "-o", "other")
+    seconds = [{step["name"]: step["seconds"] for step in found["steps"]} for found in (first, second)]
+    assert seconds[0]["bench"] is not None and seconds[1]["bench"] is None
+
+
+@pytest.mark.parametrize("flags", [["-v"], ["-vq"], ["-qv"], ["--verbose"]])
+def test_verbose_is_seen_in_any_form(flags: list[str], home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["inspect", "absent.onnx", *flags]) == 2
+    assert "Traceback" in capsys.readouterr().err
 
 
 def test_verbose_shows_the_whole_traceback(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

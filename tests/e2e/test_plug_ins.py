@@ -151,6 +151,39 @@ def test_broken_ones_are_listed_and_break_nothing(site: Path) -> None:
     assert done.returncode in (2, 3) and "licence" in done.stdout and "Traceback" not in done.stderr
 
 
+WILD = {
+    "aborts_penstock.py": "import os\nos.abort()\n",
+    "hangs_penstock.py": "import time\ntime.sleep(600)\n",
+    "stops_penstock.py": "raise KeyboardInterrupt\n",
+    "prints_penstock.py": "print('hello from the import')\nfrom toy_penstock import backend\n",
+    "badphase_penstock.py": "PHASE, AFTER, run = 'nophase', (), print\n",
+    "fails_penstock.py": "import click\n\n\n@click.command()\ndef command():\n    raise KeyError('lost')\n",
+}
+WILD_ENTRIES = {
+    "backends": "aborts = aborts_penstock\nhangs = hangs_penstock\nprints = prints_penstock:backend",
+    "passes": "badphase = badphase_penstock\nstops = stops_penstock",
+    "commands": "fails = fails_penstock:command",
+}
+
+
+def test_not_even_one_that_ends_the_process_is_fatal(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are imported in a process of their own first; ``IMPORT_SECONDS`` is cut short by a sitecustomize."""
+    files = WILD | {"sitecustomize.py": "from penstock import registry\nregistry.IMPORT_SECONDS = 5.0\n"}
+    install(site, "wild-penstock", WILD_ENTRIES, files)
+    shown = result(penstock(site, "list", "--json"))
+    problems = {p["name"]: p["problem"] for found in shown.values() for p in found if p["problem"]}
+    assert "SIGABRT" in problems["aborts"] and "more than 5 s" in problems["hangs"]
+    assert "KeyboardInterrupt" in problems["stops"] and "names the phase 'nophase'" in problems["badphase"]
+    assert "prints" not in problems
+    built = result(penstock(site, "build", "toy:2", "--data", "toy-data:300", "-o", "out", *FAST))
+    assert {"fp32@prints", "fp32@onnxruntime"} <= {row["deployment"]["name"] for row in built["deployments"]}
+    done = penstock(site, "build", "toy:2", "-o", "other", "--backends", "aborts", *FAST)
+    assert done.returncode == 3 and json.loads(done.stdout)["error"]["id"] == "broken-plug-in"
+    done = penstock(site, "fails")
+    assert done.returncode == 2 and "wild-penstock 2.5 failed: KeyError" in done.stderr
+    assert "to the authors of wild-penstock" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_the_page_names_every_kind() -> None:
     page = (ROOT / "docs" / "writing-a-plug-in.md").read_text()
     assert set(re.findall(r'"penstock\.(\w+)"\]', page)) == set(registry.KINDS)

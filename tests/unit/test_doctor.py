@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock import doctor, machine, registry
+from penstock import doctor, machine, registry, store
 from penstock.cli import run
 
 X86 = "processor : 0\nmodel name : A CPU\nflags : fpu sse4_1 avx avx2 fma {}\n"
@@ -54,6 +54,12 @@ def test_features(
         ({"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "200000", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000",
           "sys/fs/cgroup/memory/memory.limit_in_bytes": "1073741824"}, 2.0, 1073741824),
         ({"sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712"}, None, None),
+        ({"proc/self/cgroup": "0::/user.slice/run.scope", "sys/fs/cgroup/user.slice/cpu.max": "300000 100000",
+          "sys/fs/cgroup/user.slice/run.scope/cpu.max": "max 100000", "sys/fs/cgroup/user.slice/memory.max": "max",
+          "sys/fs/cgroup/user.slice/run.scope/memory.max": "4294967296"}, 3.0, 4294967296),
+        ({"proc/self/cgroup": "3:cpu,cpuacct:/a\n5:memory:/b", "sys/fs/cgroup/cpu/a/cpu.cfs_quota_us": "50000",
+          "sys/fs/cgroup/cpu/a/cpu.cfs_period_us": "100000",
+          "sys/fs/cgroup/memory/b/memory.limit_in_bytes": "1000000000"}, 0.5, 1000000000),
         ({}, None, None),
     ],
 )  # fmt: skip
@@ -127,7 +133,10 @@ def test_it_tells_all(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["--backends", "onnxruntime,nothing"], "", "there is no backend named 'nothing'"),
         ([], 'backends = ["absent"]', "there is no backend named 'absent'"),
+        ([], 'backends = "absent"', "there is no backend named 'absent'"),
+        ([], '[quantize]\nquantizer = "qq"', "there is no quantizer named 'qq'"),
         (["what.ever"], "", "there is no file"),
+        (["--data", "nowhere"], "", "no data source reads 'nowhere'"),
     ],
 )
 def test_settings_that_cannot_run_here(
@@ -137,13 +146,51 @@ def test_settings_that_cannot_run_here(
     monkeypatch.chdir(tmp_path)
     if config:
         Path("penstock.toml").write_text(config)
-    assert run(["doctor", "-q", *arguments]) == 3
+    assert run(["doctor", "-q", *arguments]) == 2, "wrong settings; 3 is for what is missing here"
     out = capsys.readouterr().out
     assert told in out and "do: " in out
+
+
+def test_what_is_missing_for_the_settings_is_exit_code_3(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from penstock.backends import openvino
+
+    monkeypatch.setattr(openvino, "available", lambda: "pip install 'penstock[openvino]'")
+    assert run(["doctor", "-q", "--backends", "onnxruntime,openvino"]) == 3
+    out = capsys.readouterr().out
+    assert "the backend 'openvino' can't run here" in out and "do: pip install 'penstock[openvino]'" in out
+
+
+def test_data_sets_and_locks_that_are_there_are_fine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["doctor", "-q", "--data", "cifar10", "--json"]) == 0
+    (tmp_path / "penstock.lock.toml").write_text(
+        'source = "absent.onnx"\n[inputs]\nbase = "."\n[inputs.read]\n[tools]\n'
+    )
+    assert run(["doctor", "-q", "penstock.lock.toml", "--json"]) == 2, "the lock's own source isn't there"
+
+
+def test_the_opset_of_a_runtime_holds_for_quantized_models_too() -> None:
+    """ONNX Runtime has Relu of a newer opset than QuantizeLinear; the lower one is what a build can rely on."""
+    from penstock import doctor_probes
+    from penstock.backends import onnxruntime as backend
+
+    found = doctor_probes.newest(backend, "onnxruntime")
+    with store.scratch() as work:
+        path = work / "m.onnx"
+        path.write_bytes(doctor_probes.tiny(int(found["opset"]), 8, quantized=True))
+        assert doctor_probes._runs(backend, "onnxruntime", path)
+        if newer := found.get("float models up to opset"):
+            path.write_bytes(doctor_probes.tiny(int(newer), 8, quantized=True))
+            assert not doctor_probes._runs(backend, "onnxruntime", path)
 
 
 def test_what_is_missing_is_told_with_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = doctor._version
     monkeypatch.setattr(doctor, "_version", lambda name: "" if name in ("torch", "openvino") else plain(name))
     lines = {trouble.do for trouble in doctor._missing()}
-    assert lines == {"pip install torch==2.13.0; pip install 'penstock[torch]'", "pip install 'penstock[openvino]'"}
+    assert lines == {
+        "pip install torch==2.13.0  # then: pip install 'penstock[torch]'",
+        "pip install 'penstock[openvino]'",
+    }

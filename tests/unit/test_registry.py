@@ -17,6 +17,7 @@ class Entry:
 
     def __init__(self, name: str, loads: object) -> None:
         self.name, self.value, self.dist = name, f"third.party:{name}", SimpleNamespace(name="third-party")
+        self.module = "penstock"  # which is imported already, so that no other process is asked
         self._loads = loads
 
     def load(self) -> object:

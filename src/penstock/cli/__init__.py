@@ -117,7 +117,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: list[str]) -> int:
     """Run the command line; return the exit code. Every error a user may see becomes its message here."""
-    verbose = any(a == "--verbose" or (a.startswith("-v") and not a.startswith("--")) for a in arguments)
+    verbose = any(a == "--verbose" or (a[:1] == "-" and a[1:2] != "-" and set(a[1:]) <= set("qv") and "v" in a)
+                  for a in arguments)  # fmt: skip
     try:
         result = group.main(arguments, prog_name="penstock", standalone_mode=False)
         return int(result) if isinstance(result, int) else 0
@@ -157,8 +158,12 @@ def run(arguments: list[str]) -> int:
     except Exception as error:  # a fault of ours: said in one line, the rest behind -v
         if verbose:
             traceback.print_exc()
-        what = f"internal error: {type(error).__name__}: {error}"
-        _tell(PenstockError("internal", what, do="run again with -v and report what it shows"), arguments)
+        what, do = f"{type(error).__name__}: {error}", "run again with -v and report what it shows"
+        if owner := _third_party().get(arguments[0] if arguments else ""):
+            what = f"the command {arguments[0]!r} of {owner} failed: {what}"
+            _tell(PenstockError("plug-in-failed", what, do=f"{do} to the authors of {owner}"), arguments)
+        else:
+            _tell(PenstockError("internal", f"internal error: {what}", do=do), arguments)
         return 2
 
 

@@ -11,6 +11,8 @@ from penstock import settings
 from penstock.settings import Field
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from penstock.registry import Kind
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -43,17 +45,30 @@ def _option(field: Field) -> Callable[[F], F]:
     )
 
 
-def _values(field: Field) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+def _data(incomplete: str) -> list[str | CompletionItem]:
+    """Offer the data sets that go by a name; files and folders as well, which the shell finds itself."""
+    from click.shell_completion import CompletionItem
+
+    named: list[str | CompletionItem] = [name for name in ("cifar10", "digits") if name.startswith(incomplete)]
+    return named or [CompletionItem(incomplete, type="file")]
+
+
+def _values(
+    field: Field,
+) -> Callable[[click.Context, click.Parameter, str], list[str | CompletionItem]]:
     """Offer a shell the values of a field: its choices, or the names that the registry has for it."""
 
-    def offer(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    def offer(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str | CompletionItem]:
         known = [choice for choice in field.choices if choice]
         kinds: dict[str, Kind] = {"quantizer": "quantizers", "passes": "passes", "skip": "passes"}
         if field.name in kinds:
             from penstock import registry
 
             known = registry.names(kinds[field.name])
-        return [value for value in known if value.startswith(incomplete)]
+        if field.name == "data":
+            return _data(incomplete)
+        before, comma, last = incomplete.rpartition(",") if field.many else ("", "", incomplete)
+        return [f"{before}{comma}{value}" for value in known if value.startswith(last)]
 
     return offer
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from penstock.cli import _console
-from penstock.cli._options import common, config, given, sections
+from penstock.cli._options import backend_names, common, config, given, sections
 from penstock.cli._settings import checking, one
 
 EPILOG = """\b
@@ -21,7 +21,8 @@ Examples:
 
 @click.command(epilog=EPILOG)
 @click.argument("models", nargs=-1, required=True, type=click.Path())
-@click.option("--backends", default="onnxruntime", show_default=True, help="Backends, comma-separated.")
+@click.option("--backends", default="onnxruntime", show_default=True, shell_complete=backend_names,
+              help="Backends, comma-separated.")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the data roles and made-up inputs.")
 @sections("check", "bench", "data")
 @config

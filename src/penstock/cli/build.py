@@ -26,7 +26,7 @@ Examples:
 
 
 @click.command(epilog=EPILOG)
-@click.argument("source", required=False)
+@click.argument("source", required=False, type=click.Path())
 @click.option("-o", "--output", type=click.Path(file_okay=False), default="penstock-out", show_default=True,
               help="Folder of the build; an interrupted one goes on there.")  # fmt: skip
 @click.option("--weights", default=None, help="Weights of a PyTorch source: .safetensors, or .pt with tensors only.")
@@ -74,7 +74,7 @@ def command(
     home = contextlib.chdir(lock.base) if lock and lock.base.is_dir() else contextlib.nullcontext()
     with home, _console.progress(quiet) as progress:
         if dry_run:
-            return _show_plan(make_plan(resolved, folder, cache=kept, progress=progress), as_json)
+            return _show_plan(make_plan(resolved, folder, cache=kept), as_json)
         if (seconds := estimate(resolved, kept)) is not None:
             progress.begin("time")
             progress.end(f"all steps took {_seconds(seconds)} the last time they ran")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,12 @@ Examples:
   penstock doctor --config penstock.toml
   penstock doctor net.py:Net --backends onnxruntime,openvino --json
 
-Exit code 3: the settings that were given can't run here.
+Exit code 3: something that the given settings need is missing here. 2: the settings are wrong.
 """
 
 
 @click.command(epilog=EPILOG)
-@click.argument("source", required=False)
+@click.argument("source", required=False, type=click.Path())
 @click.option(
     "--backends", default=None, shell_complete=backend_names, help="Backends that must run here, comma-separated."
 )
@@ -36,22 +37,31 @@ def command(
 
     With SOURCE, --backends, --data or a settings file: tell what of these can't run here.
     """
-    from penstock import doctor, settings
+    from penstock import doctor, reproduction, settings
+    from penstock.build_settings import resolve
 
+    lock = None
+    if source and source.endswith(reproduction.SUFFIX):
+        lock, config, source = reproduction.read_lock(Path(source)), source, None
     file = Path(config) if config else settings.find_file(Path.cwd())
-    table: dict[str, Any] = settings.read_file(file) if file else {}
-    wanted = settings.split(backends) if backends else [str(name) for name in table.get("backends", ())]
-    held = {"source": source or table.get("source", ""), "data": data or table.get("data", {}).get("data", "")}
+    top = {"source": source, "backends": tuple(settings.split(backends)) if backends else None}
+    flags: dict[str, dict[str, Any]] = {"": {key: value for key, value in top.items() if value is not None}}
+    flags["data"] = {"data": data} if data else {}
+    held = resolve(flags, file=file, need_source=False)
     with _console.progress(quiet) as progress:
         progress.begin("doctor", "each runtime in a process of its own")
         report = doctor.examine()
         progress.end(f"{len(report.runtimes)} runtimes")
-    blocked = doctor.check_settings(str(held["source"]), wanted, str(held["data"]))
+    with contextlib.chdir(lock.base) if lock and lock.base.is_dir() else contextlib.nullcontext():
+        blocked = doctor.check_settings(held)
+    code = max((one.exit_code for one in blocked), default=0)  # 3 where something is missing here, 2 for a mistake
     if as_json:
         _console.emit("doctor", {"report": report, "python": doctor.python(), "blocked": blocked})
-        return 3 if blocked else 0
-    click.echo(f"python     {doctor.python()}")
+        return code
+    click.echo(f"{'python':<20}{doctor.python()}")
     for name, value in report.host.items():
+        if name == "python":
+            continue
         click.echo(f"{name.replace('_', ' '):<20}{_shown(name, value)}")
     click.echo("cpu features")
     for feature in report.features:
@@ -69,13 +79,16 @@ def command(
     click.echo("telemetry")
     for name, state in report.telemetry.items():
         click.echo(f"  {name:<14}{state}")
-    for trouble in [*report.troubles, *blocked]:
+    for trouble in report.troubles:
         click.echo(f"{trouble.level:<9}{trouble.what}\n         do: {trouble.do}")
+    for one in blocked:
+        click.echo(_console.printable(f"blocked  {one.what}" + (f"\n         where: {one.where}" if one.where else "")
+                                      + f"\n         do: {one.do}", "\n"))  # fmt: skip
     if not report.troubles and not blocked:
         click.echo("nothing clashes, nothing is missing")
     if blocked:
         click.echo("these settings can't run here")
-    return 3 if blocked else 0
+    return code
 
 
 def _shown(name: str, value: object) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from penstock.cli import _console
-from penstock.cli._options import common, config, given, sections
+from penstock.cli._options import backend_names, common, config, given, sections
 from penstock.cli._settings import checking, one
 
 EPILOG = """\b
@@ -21,7 +21,8 @@ Examples:
 
 @click.command(epilog=EPILOG)
 @click.argument("models", nargs=-1, required=True, type=click.Path())
-@click.option("--backend", default="onnxruntime", show_default=True, help="Backend to run the models on.")
+@click.option("--backend", default="onnxruntime", show_default=True, shell_complete=backend_names,
+              help="Backend to run the models on.")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the data roles.")
 @sections("check", "evaluate", "data")
 @config

@@ -17,8 +17,14 @@ Examples:
 """
 
 
+def _ids(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    from penstock import explanations
+
+    return [id for id in explanations.everything() if id.startswith(incomplete.lower())]
+
+
 @click.command(epilog=EPILOG)
-@click.argument("code", required=False)
+@click.argument("code", required=False, shell_complete=_ids)
 @common
 def command(code: str | None, as_json: bool, quiet: bool, verbose: bool) -> int:
     """Explain the error id CODE: what happened, why it is refused, what to do. Without one, list all.
@@ -35,7 +41,7 @@ def command(code: str | None, as_json: bool, quiet: bool, verbose: bool) -> int:
         for id, one in known.items():
             click.echo(f"{id:<26}{one.what}")
         return 0
-    found = explanations.explanation(code)
+    found = explanations.explanation(code.lower())
     if as_json:
         _console.emit("explain", {"id": code, "explanation": found})
         return 0

@@ -20,7 +20,7 @@ Examples:
 
 
 @click.command(epilog=EPILOG)
-@click.argument("source", required=False)
+@click.argument("source", required=False, type=click.Path())
 @click.option("-o", "--output", type=click.Path(dir_okay=False), default="penstock.toml", show_default=True,
               help="The settings file to write.")  # fmt: skip
 @click.option("--data", default=None, help="The data set, instead of the question.")
@@ -32,10 +32,11 @@ def command(
 ) -> int:
     """Write a commented settings file for a model, after three questions or none.
 
-    SOURCE is what `penstock build` takes, or a .py file, whose modules are found without running it. Where there is no
-    terminal to ask on, nothing is asked.
+    SOURCE is what `penstock build` takes, or a .py file, whose modules are found without running it; the questions are
+    for what isn't given. With data, a limit of one point of accuracy is set. Where there is no terminal to ask on,
+    nothing is asked.
     """
-    from penstock import starting, store
+    from penstock import starting
 
     path = Path(output)
     if path.exists() and not force:
@@ -62,13 +63,16 @@ def command(
         kinds = click.Choice([starting.LATENCY, starting.ACCURACY, starting.SIZE])
         first = click.prompt("What matters most", type=kinds, default=starting.LATENCY)
     if chosen:
-        drop = 1.0
-    store.write_bytes(path, starting.text(found, starting.answers_for(chosen, first, drop)).encode())
+        drop = starting.DROP
+    starting.check_data(chosen)
+    starting.write(path, found, starting.answers_for(chosen, first, drop))
     if as_json:
         _console.emit("init", {"output": output, "source": found.source, "data": chosen, "objective": first})
         return 0
     for note in found.notes:
-        click.echo(note)
+        click.echo(starting.plain(note))
+    if chosen:
+        click.echo(f"limit   at most {starting.DROP:g} points of accuracy lost ([select] max_drop)")
     click.echo(f"wrote   {output}")
     click.echo("next    penstock build --dry-run, then penstock build")
     return 0

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from penstock.cli import _console
-from penstock.cli._options import common, config, given, sections
+from penstock.cli._options import backend_names, common, config, given, sections
 from penstock.cli._settings import checking, one
 
 EPILOG = """\b
@@ -22,7 +22,8 @@ Examples:
 @click.argument("model", type=click.Path())
 @click.option("--against", required=True, help="The source: a model, a PyTorch source, or a build's golden folder.")
 @click.option("--weights", default="", help="Weights of a PyTorch source.")
-@click.option("--backend", default="onnxruntime", show_default=True, help="Backend to run MODEL on.")
+@click.option("--backend", default="onnxruntime", show_default=True, shell_complete=backend_names,
+              help="Backend to run MODEL on.")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the data roles and made-up inputs.")
 @sections("check", "verify", "data")
 @config

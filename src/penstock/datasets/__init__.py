@@ -17,16 +17,21 @@ def find(spec: str, settings: DataSettings, progress: Progress = SILENT) -> Data
 
     Raises ``InputError`` where no source reads it or something is wrong with it, ``MissingError`` for an absent extra.
     """
+    dataset = source(spec).open(spec, settings, progress)
+    return replace(dataset, preprocessing=_overridden(dataset, settings, spec))
+
+
+def source(spec: str) -> DatasetSource:
+    """Find the first source that reads ``spec``. Raises ``InputError`` where none does."""
     understood = []
     for name in registry.claimants("datasets"):
         try:
-            source = cast(DatasetSource, registry.load("datasets", name))
+            candidate = cast(DatasetSource, registry.load("datasets", name))
         except MissingError:
             continue  # a broken plug-in of somebody else's; `penstock list` tells what is wrong with it
-        if _claims(source, spec):
-            dataset = source.open(spec, settings, progress)
-            return replace(dataset, preprocessing=_overridden(dataset, settings, spec))
-        understood.append(f"{name}: {(source.__doc__ or '').strip().splitlines()[0]}")
+        if _claims(candidate, spec):
+            return candidate
+        understood.append(f"{name}: {((candidate.__doc__ or '').strip().splitlines() or [''])[0]}")
     what = f"no data source reads {spec!r}" if spec else "no data set is given"
     if "/" in spec and ":" not in spec and not Path(spec).expanduser().exists():
         what = f"there is no file or folder {spec!r}"

@@ -7,6 +7,7 @@ Inputs are an array, or a dict from the model's input names to arrays; torch ten
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from penstock import user_code
@@ -24,6 +25,13 @@ GIVES = "return or yield inputs, or (inputs, labels), with the samples along the
 def claims(spec: str) -> bool:
     """Tell whether ``spec`` has the form of module:function or file.py:function."""
     return not spec.startswith("zoo:") and user_code.SPEC.fullmatch(spec) is not None
+
+
+def need(spec: str) -> None:
+    """Raise ``InputError`` where the function's file isn't there; nothing is imported."""
+    head = spec.rpartition(":")[0]
+    if head.endswith(".py") and not Path(head).expanduser().is_file():
+        raise InputError("no-such-file", "there is no such file", where=head, do="check --data")
 
 
 def open(spec: str, settings: DataSettings, progress: Progress = SILENT) -> Dataset:

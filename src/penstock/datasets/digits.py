@@ -7,6 +7,7 @@ covered with noise, so that a network has something to learn and a quantized one
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from penstock import roles
@@ -35,6 +36,12 @@ NOISE = (10.0, 95.0)  # grey levels to either side, per pixel and channel
 def claims(spec: str) -> bool:
     """Tell whether ``spec`` names this data set."""
     return spec == "digits"
+
+
+def need(spec: str) -> None:
+    """Raise ``MissingError`` without scikit-learn."""
+    if find_spec("sklearn") is None:
+        raise missing_extra("scikit-learn", "demo", "the data set digits")
 
 
 def open(spec: str, settings: DataSettings, progress: Progress = SILENT) -> Dataset:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,16 +34,19 @@ def claims(spec: str) -> bool:
     return False
 
 
+def need(spec: str) -> None:
+    """Raise ``MissingError`` without Pillow."""
+    if find_spec("PIL") is None:
+        raise missing_extra("pillow", "images", "a folder of images")
+
+
 def open(spec: str, settings: DataSettings, progress: Progress = SILENT) -> Dataset:
     """Read the images as RGB ``(N, H, W, 3)`` uint8, all of one size or resized to ``settings.image_size``.
 
     Raises ``InputError`` for a broken, an oversized or a deviating image, for an empty class, for a single class and
     for a test class that isn't trained on; ``MissingError`` without Pillow.
     """
-    try:
-        import PIL  # noqa: F401 - only looked for: a missing extra is told before the folder is walked
-    except ImportError as error:
-        raise missing_extra("pillow", "images", "a folder of images") from error
+    need(spec)  # a missing extra is told before the folder is walked
     if settings.image_size < 0:
         raise InputError("bad-setting", "the image size is negative", where="--image-size", do="give pixels, or 0")
     root = Path(spec).expanduser()

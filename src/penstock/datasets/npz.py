@@ -27,6 +27,12 @@ def claims(spec: str) -> bool:
     return spec.lower().endswith(".npz")
 
 
+def need(spec: str) -> None:
+    """Raise ``InputError`` where the file isn't there."""
+    if not Path(spec).expanduser().is_file():
+        raise InputError("no-such-file", "there is no such file", where=spec, do="check --data")
+
+
 def open(spec: str, settings: DataSettings, progress: Progress = SILENT) -> Dataset:
     """Read the arrays; objects are refused, nothing is unpickled.
 

@@ -35,7 +35,11 @@ class Exported:
 
 
 class Frontend(Protocol):
-    """One framework."""
+    """One framework.
+
+    It may also have ``need(source)``, which raises a ``PenstockError`` where the source can't be read here: an extra
+    that is absent, a file that isn't there. It is asked before a build begins, and by the doctor.
+    """
 
     def claims(self, spec: str) -> bool:
         """Tell whether this frontend reads ``spec``, from its form alone; never raises."""

@@ -22,6 +22,15 @@ def claims(spec: str) -> bool:
     return spec.endswith(".onnx") or (Path(spec).is_file() and not spec.endswith((".py", ".pt2", ".pt", ".pth")))
 
 
+def need(source: Source) -> None:
+    """Raise ``InputError`` where the file isn't there, or weights are given beside it."""
+    if not Path(source.spec).exists():
+        raise InputError("no-such-file", "there is no such file", where=source.spec, do="check the path")
+    if source.weights:
+        do = "leave --weights out: an .onnx file carries its own"
+        raise InputError("weights-do-not-fit", "an .onnx model takes no weights", where=source.spec, do=do)
+
+
 def tools() -> Mapping[str, str]:
     """Return nothing: the bytes are copied, no tool changes them."""
     return {}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from penstock.errors import missing_extra
+from penstock.errors import InputError, missing_extra
 from penstock.frontends import Exported, Source
 
 if TYPE_CHECKING:
@@ -27,6 +27,19 @@ def claims(spec: str) -> bool:
 
 def _is_module_path(text: str) -> bool:
     return all(part.isidentifier() for part in text.split("."))
+
+
+def need(source: Source) -> None:
+    """Raise ``MissingError`` without torch, ``InputError`` or ``UsageError`` where the source isn't there."""
+    head, _, name = source.spec.rpartition(":")
+    path = Path(source.spec if source.spec.endswith(".pt2") else head)
+    if path.suffix in (".py", ".pt2") and not path.is_file():
+        raise InputError("no-such-file", "there is no such file", where=str(path), do="check the path")
+    if head == "zoo":
+        from penstock import zoo
+
+        zoo.trained(name)
+    need_torch()
 
 
 def tools() -> Mapping[str, str]:
