@@ -8,17 +8,17 @@ import importlib.util
 import inspect
 import re
 import sys
-import sysconfig
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-import penstock
+from penstock import places
 from penstock.errors import InputError
-from penstock.store import file_digest
+from penstock.store import digest_of, file_digest
 
 T = TypeVar("T")
 SPEC = re.compile(r"(?P<file>.+\.py)?(?(file)|(?P<module>[A-Za-z_][\w.]*)):(?P<function>[A-Za-z_]\w*)")
@@ -62,19 +62,13 @@ def call(function: Callable[[], T], what: str, where: str) -> T:
 
 
 def _line(error: BaseException) -> str:
-    """Name the innermost line that is neither ours nor a library's: "file, line n, in function"."""
+    """Name the innermost line that is neither ours nor a library's, with its text."""
     if isinstance(error, SyntaxError) and error.filename and not error.filename.startswith("<"):
-        return f"{error.filename}, line {error.lineno}"
-    libraries = (
-        str(Path(penstock.__file__).parent),
-        sysconfig.get_path("stdlib"),
-        sysconfig.get_path("purelib"),
-        sysconfig.get_path("platlib"),
-    )
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if not frame.filename.startswith(("<", *libraries)):
-            return f"{frame.filename}, line {frame.lineno}, in {frame.name}"
-    return ""
+        found = places.place(str(Path(error.filename).absolute()), error.lineno or 0)
+        return places.text(found) if found else ""
+    frames = traceback.extract_tb(error.__traceback__)
+    found = places.innermost((frame.filename, frame.lineno or 0) for frame in reversed(frames))
+    return places.text(found) if found else ""
 
 
 def module(spec: str, what: str) -> ModuleType:
@@ -87,7 +81,7 @@ def module(spec: str, what: str) -> ModuleType:
         do = "write package.module:function or path/to/file.py:function"
         raise InputError("no-such-function", f"{what} {spec!r} names no function", do=do)
     if match["file"]:
-        return _import_file(Path(match["file"]).expanduser(), spec, what)
+        return _of_file(Path(match["file"]).expanduser(), what)
     with importable():
         try:
             there = importlib.util.find_spec(match["module"])
@@ -133,16 +127,82 @@ def without_arguments(spec: str, what: str) -> Callable[[], Any]:
     return found
 
 
-def _import_file(path: Path, spec: str, what: str) -> ModuleType:
+@dataclass(slots=True)
+class _Imported:
+    module: ModuleType
+    digest: str
+    brought: set[str]  # names of the modules that its import brought in
+
+
+_IMPORTED: dict[Path, _Imported] = {}
+
+
+def import_file(path: Path, what: str) -> ModuleType:
+    """Import a file once in this process, and again after an edit: what it registers can't be registered twice.
+
+    Its folder joins ``sys.path``, as for a script, so that it may import its neighbours. ``what`` says what failed, if
+    something does. Raises ``InputError``.
+    """
+    resolved = path.resolve()
+    digest = file_digest(resolved)
+    known = _IMPORTED.get(resolved)
+    if known is not None and known.digest == digest:
+        return known.module
+    folder = str(resolved.parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    name = _module_name(resolved)
+    spec = importlib.util.spec_from_file_location(name, resolved)
+    if spec is None or spec.loader is None:
+        raise InputError("not-python", "this can't be imported as Python", where=str(path), do="name a .py file")
+    made = importlib.util.module_from_spec(spec)
+    before, replaced = set(sys.modules), sys.modules.get(name)
+    sys.modules[name] = made  # dataclasses in the user's file look their module up there
+    try:
+        with explained(what, str(path)):
+            spec.loader.exec_module(made)
+    except InputError as error:
+        if replaced is None:
+            del sys.modules[name]
+        else:
+            sys.modules[name] = replaced
+        if "attempted relative import" in error.what:
+            error.do = f"{resolved.name} belongs to a package: {_in_package(resolved)}"
+        raise
+    brought = (known.brought if known is not None else set()) | (set(sys.modules) - before)
+    _IMPORTED[resolved] = _Imported(made, digest, brought)
+    return made
+
+
+def _module_name(path: Path) -> str:
+    """Return the file's own name, unless a module of that name is there or could be: it must not take its place."""
+    for name in (path.stem, f"penstock_source_{path.stem}"):
+        there = getattr(sys.modules.get(name), "__file__", None)
+        if name in sys.modules and (there is None or Path(there).resolve() != path):
+            continue
+        if name not in sys.modules and name == path.stem:
+            with contextlib.suppress(ImportError, ValueError, AttributeError):
+                found = importlib.util.find_spec(name)
+                if found is not None and (found.origin is None or Path(found.origin).resolve() != path):
+                    continue
+        return name
+    return f"penstock_source_{path.stem}_{digest_of(str(path))[:8]}"
+
+
+def _in_package(path: Path) -> str:
+    parts, folder = [path.stem], path.parent
+    while (folder / "__init__.py").is_file():
+        parts, folder = [folder.name, *parts], folder.parent
+    name = ".".join(parts)
+    if len(parts) == 1:
+        return "give its folder an __init__.py, and name it as package.module:name from the folder above"
+    return f"name it as {name}:NAME, from the folder {folder.name or folder}"
+
+
+def _of_file(path: Path, what: str) -> ModuleType:
     if not path.is_file():
         raise InputError("no-such-file", f"there is no such file for {what}", where=str(path), do="check the path")
-    found = importlib.util.spec_from_file_location(f"_penstock_user_{path.stem}", path)
-    assert found is not None and found.loader is not None  # it ends in .py
-    made = importlib.util.module_from_spec(found)
-    sys.modules[found.name] = made  # dataclasses in the user's file look their module up there
-    with explained(f"importing {what} failed", spec):
-        found.loader.exec_module(made)
-    return made
+    return import_file(path, f"importing {what} failed")
 
 
 def files(start: Iterable[ModuleType]) -> dict[str, str]:
@@ -159,6 +219,8 @@ def files(start: Iterable[ModuleType]) -> dict[str, str]:
         if resolved in found or resolved.startswith(outside) or not Path(resolved).is_file():
             continue
         found[resolved] = file_digest(Path(resolved))
+        imported = _IMPORTED.get(Path(resolved))
+        queue += [sys.modules[name] for name in (imported.brought if imported else ()) if name in sys.modules]
         for value in list(vars(module).values()):
             home = value if isinstance(value, ModuleType) else sys.modules.get(getattr(value, "__module__", None) or "")
             if home is not None and home is not module:

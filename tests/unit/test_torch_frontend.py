@@ -395,7 +395,9 @@ def test_a_file_that_does_not_import_is_told_with_its_line(text: str, line: int,
     with pytest.raises(InputError) as caught:
         run(f"{net}:Net", tmp_path / "out", input=INPUT)
     assert (
-        caught.value.id == "user-code-failed" and f"line {line}" in str(caught.value) and net.name in str(caught.value)
+        caught.value.id == "user-code-failed"
+        and f"{net.name}:{line}" in str(caught.value)
+        and net.name in str(caught.value)
     )
 
 

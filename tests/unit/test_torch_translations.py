@@ -191,7 +191,7 @@ def test_a_failure_names_the_line_of_the_translation(home: Path) -> None:
     with pytest.raises(InputError) as caught:
         run(home, spec(home, "fails"))
     line = TRANSLATIONS.splitlines().index('    raise RuntimeError("out of luck")') + 1
-    assert caught.value.where == f"{home}/squash_translations.py, line {line}, in fails"
+    assert caught.value.where == f'squash_translations.py:{line}: raise RuntimeError("out of luck")'
 
 
 def test_a_translation_that_computes_something_else_fails_the_proof(home: Path) -> None:

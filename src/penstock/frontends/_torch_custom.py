@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from penstock import user_code
+from penstock import places, user_code
 from penstock.errors import GateError, InputError, UsageError
 from penstock.frontends._torch_source import Loaded
 from penstock.graph import first_line
@@ -173,7 +173,7 @@ def _failed(made: Translation, links: list[BaseException]) -> InputError | None:
         while frame is not None:
             inside = inside or frame.tb_frame.f_code is code
             if inside and code is not None and frame.tb_frame.f_code.co_filename == code.co_filename:
-                where = f"{code.co_filename}, line {frame.tb_lineno}, in {frame.tb_frame.f_code.co_name}"
+                where = places.text(places.place(code.co_filename, frame.tb_lineno)) or made.spec
                 told = f"{type(link).__name__}: {first_line(link)}"
             frame = frame.tb_next
     if not where and any(_translating(link) in {str(overload) for overload in made.overloads} for link in links):

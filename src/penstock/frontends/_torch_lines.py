@@ -1,18 +1,15 @@
-"""Which line of the user's code a node comes from: read out of the exporters' stack traces. Imports torch."""
+"""Which line of the user's code a node comes from: read out of the exporters' stack traces."""
 
 from __future__ import annotations
 
 import re
-import sysconfig
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
-import penstock
+from penstock import places
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -31,38 +28,22 @@ class Home:
 
     def place(self, file: str, line: int) -> str:
         """Return ``file:line`` relative to the root, or an empty text for code that isn't the user's."""
-        path = Path(file)
-        if not path.is_absolute() or not path.is_relative_to(self.root):
-            return ""
-        inside = bool(self.package) and path.is_relative_to(self.root / self.package)
-        if not inside and any(path.is_relative_to(folder) for folder in _libraries()):
-            return ""
-        return f"{path.relative_to(self.root).as_posix()}:{line}"
+        return places.place(file, line, self.root, self.package)
 
-    def innermost(self, frames: Iterator[tuple[str, int]]) -> str:
+    def innermost(self, frames: Iterable[tuple[str, int]]) -> str:
         """Return the first place that is the user's, of frames from the innermost outwards."""
-        return next((place for file, line in frames if (place := self.place(file, line))), "")
+        return places.innermost(frames, self.root, self.package)
 
     def text(self, place: str) -> str:
         """Return ``file:line: the text of that line``."""
-        name, _, line = place.rpartition(":")
-        try:
-            rows = (self.root / name).read_text(encoding="utf-8").splitlines()
-            return f"{place}: {rows[int(line) - 1].strip()}"
-        except (OSError, ValueError, IndexError):
-            return place
-
-
-def _libraries() -> list[Path]:
-    names = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
-    return [Path(torch.__file__).parent, Path(penstock.__file__).parent, *(Path(name) for name in names)]
+        return places.text(place)
 
 
 def of_stack(text: str, home: Home) -> str:
     """Find the innermost frame of the user's in a stack trace of dynamo's or of TorchScript's, as ``file:line``."""
     traced = [(match["file"], int(match["line"])) for match in TRACED.finditer(text)]
     python = [(match["file"], int(match["line"])) for match in PYTHON.finditer(text)]
-    return home.innermost(iter([*traced, *reversed(python)]))
+    return home.innermost([*traced, *reversed(python)])
 
 
 def of_error(error: BaseException, home: Home) -> str:

@@ -69,6 +69,7 @@ def load(source: Source) -> Loaded:
         home = _import_file(Path(head)) if head.endswith(".py") else _import_package(head)
         _BROUGHT_IN.setdefault(head, set()).update(set(sys.modules) - before)
         reads.update(user_code.files([home, *(sys.modules[name] for name in _BROUGHT_IN[head] if name in sys.modules)]))
+        torch.manual_seed(0)  # once more: only the first import in this process draws what the file itself draws
         module = _build(home, name, source.spec)
         example = getattr(module, "example_inputs", None) or getattr(home, "example_inputs", None)
         lines = _lines_of(home, head)
@@ -91,20 +92,7 @@ def _lines_of(home: ModuleType, head: str) -> Home:
 def _import_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise InputError("no-such-file", "there is no such file", where=str(path), do="check the path before the colon")
-    name = path.stem
-    present = sys.modules.get(name)
-    if present is not None and getattr(present, "__file__", None) != str(path.resolve()):
-        name = f"penstock_source_{name}"  # a file named like a module that is loaded must not take its place
-    spec = importlib.util.spec_from_file_location(name, path.resolve())
-    if spec is None or spec.loader is None:
-        raise InputError("not-python", "this can't be imported as Python", where=str(path))
-    module = importlib.util.module_from_spec(spec)
-    folder = str(path.resolve().parent)
-    if folder not in sys.path:
-        sys.path.insert(0, folder)  # the file may import its neighbours
-    sys.modules[name] = module
-    user_code.call(lambda: spec.loader.exec_module(module), "importing the file failed", str(path))  # type: ignore[union-attr]  # checked above
-    return module
+    return user_code.import_file(path, "importing the file failed")
 
 
 def _import_package(name: str) -> ModuleType:

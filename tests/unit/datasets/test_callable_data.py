@@ -119,7 +119,7 @@ def test_an_error_names_the_line_of_the_user(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="need at least one array") as caught:
         read(tmp_path, body)
     assert caught.value.id == "user-code-failed"
-    assert caught.value.where == f"{tmp_path / 'mydata.py'}, line 9, in helper"
+    assert caught.value.where.startswith("mydata.py:9: ")
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_errors_while_importing(tmp_path: Path, body: str, line: int) -> None:
     with pytest.raises(InputError) as caught:
         read(tmp_path, body)
     assert caught.value.id == "user-code-failed"
-    assert f"mydata.py, line {line}" in caught.value.where
+    assert caught.value.where.startswith(f"mydata.py:{line}")
 
 
 @pytest.mark.parametrize(
