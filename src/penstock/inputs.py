@@ -30,14 +30,18 @@ def seeded(
 ) -> dict[str, np.ndarray]:
     """Make one batch for every input: axis 0 gets ``batch`` where it is dynamic, other dynamic axes get ``sizes``.
 
+    A dimension that is the axis 0 of one input has that size wherever else its name stands.
+
     Raises ``InputError`` for an input of unknown rank or of a type that can't be drawn.
     """
     import numpy as np
 
     random = np.random.RandomState(seed)  # its streams are frozen across numpy versions
     feeds = {}
+    first = {spec.shape[0] for spec in signature.inputs if spec.shape and isinstance(spec.shape[0], str)}
+    sizes = dict.fromkeys(first, batch) | dict(sizes or {})
     for spec in signature.inputs:
-        shape = concrete_shape(spec, batch, sizes or {})
+        shape = concrete_shape(spec, batch, sizes)
         feeds[spec.name] = _draw(spec, shape, random, (bounds or {}).get(spec.name, 2))
     return feeds
 
@@ -68,9 +72,10 @@ def size_key(spec: TensorSpec, axis: int) -> str:
 def free_axes(signature: Signature) -> list[str]:
     """List the dynamic axes, but for axis 0, each once by its :func:`size_key`."""
     found: dict[str, None] = {}
+    first = {spec.shape[0] for spec in signature.inputs if spec.shape}
     for spec in signature.inputs:
         for axis, dim in enumerate(spec.shape or ()):
-            if axis and not isinstance(dim, int):
+            if axis and not isinstance(dim, int) and (dim is None or dim not in first):
                 found[size_key(spec, axis)] = None
     return list(found)
 

@@ -15,6 +15,7 @@ import torch
 
 from penstock import places, user_code
 from penstock.errors import GateError, InputError, UsageError
+from penstock.frontends._torch_choice import need_opset
 from penstock.frontends._torch_source import Loaded
 from penstock.graph import first_line
 from penstock.stages.export import ExportSettings
@@ -39,12 +40,25 @@ class Translation:
     home: ModuleType
 
 
-def load(settings: ExportSettings, loaded: Loaded, exporter: str) -> tuple[Translation, ...]:
-    """Import the functions and find the operators of ``--translate``. Raises ``InputError`` or ``UsageError``."""
+class NeedsOpsetError(InputError):
+    """The exporter knows an operator from a later opset on."""
+
+    def __init__(self, op: str, opset: int) -> None:
+        what = f"the operator {op} has a translation to ONNX from opset {opset} on"
+        super().__init__("no-translation", what, do=f"give --opset {opset}, or leave --opset out")
+        self.op, self.opset = op, opset
+
+
+def need_dynamo(settings: ExportSettings, exporter: str) -> None:
+    """Raise ``UsageError`` for a flag that goes with dynamo only, where another exporter is used."""
     given = {"--translate": settings.translate, "--keep-function": settings.keep_function}
     for flag in [flag for flag, value in given.items() if value and exporter != "dynamo"]:
         what = f"{flag} goes with --exporter dynamo, not with {exporter}"
         raise UsageError("wrong-exporter", what, do="leave --exporter out")
+
+
+def load(settings: ExportSettings, loaded: Loaded) -> tuple[Translation, ...]:
+    """Import the functions and find the operators of ``--translate``. Raises ``InputError`` or ``UsageError``."""
     found: dict[Any, Translation] = {}
     for text in settings.translate:
         made = _translation(text, loaded)
@@ -149,6 +163,10 @@ def told(translations: tuple[Translation, ...]) -> Iterator[None]:
         for made in translations:
             if (found := _failed(made, links)) is not None:
                 raise found from error
+        for link in links:
+            opset, op = need_opset(link)
+            if opset:
+                raise NeedsOpsetError(op, opset) from error
         for link in links:
             if (found := _untranslated(link)) is not None:
                 raise found from error

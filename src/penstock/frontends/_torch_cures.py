@@ -1,0 +1,22 @@
+"""What a user can do about a size, a value or a branch that an export would lose."""
+
+from __future__ import annotations
+
+import re
+
+SCRIPT = "torch.jit.script"
+BRANCH = f"write the branch with torch.cond or torch.where, or script the function that has it with {SCRIPT}"
+SIZE = "take sizes from x.shape, without int(), len() or numpy; a reshape takes -1 for an axis that moves"
+LOOP = f"script the function that has the loop with {SCRIPT}, or write it with while_loop"
+TENSOR = f"keep it in a tensor, without int(), float() or .item(); a loop over it: script its function with {SCRIPT}"
+CONTROL = f"write a branch with torch.cond or torch.where and a loop with while_loop, or script it with {SCRIPT}"
+_STEPS = re.compile(r"\bfor\b.+\bin\b")
+_BRANCHES = re.compile(r"(^|\s|:)(if|while|elif|assert)\s")
+
+
+def for_size(where: str) -> str:
+    """Return the cure for a size that is a constant: another one for a loop over it than for a reshape."""
+    code = where.partition(": ")[2]
+    if _STEPS.search(code):
+        return LOOP
+    return BRANCH if _BRANCHES.search(code) else SIZE
