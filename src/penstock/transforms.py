@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from penstock import custom_domains, graph, machine, registry, store
+from penstock import custom_domains, graph, inputs, machine, places, registry, store
 from penstock.errors import InputError
 from penstock.frontends import Source
 from penstock.jsonable import Json, from_json, to_json
@@ -142,7 +142,8 @@ def _resolved(spec: str) -> str:
 
 
 def _frontend_code() -> str:
-    return digest_of([registry.fingerprint("frontends"), store.file_digest(Path(graph.__file__))])
+    own = [store.file_digest(Path(str(module.__file__))) for module in (graph, inputs, places)]
+    return digest_of([registry.fingerprint("frontends"), *own])
 
 
 def optimize_variant(parent: Transformed, settings: optimize.OptimizeSettings, cache: Cache) -> Transformed:

@@ -147,6 +147,7 @@ def import_file(path: Path, what: str) -> ModuleType:
     digest = file_digest(resolved)
     known = _IMPORTED.get(resolved)
     if known is not None and known.digest == digest:
+        sys.modules.setdefault(known.module.__name__, known.module)
         return known.module
     folder = str(resolved.parent)
     if folder not in sys.path:
@@ -163,7 +164,7 @@ def import_file(path: Path, what: str) -> ModuleType:
             spec.loader.exec_module(made)
     except InputError as error:
         if replaced is None:
-            del sys.modules[name]
+            sys.modules.pop(name, None)
         else:
             sys.modules[name] = replaced
         if "attempted relative import" in error.what:

@@ -6,7 +6,7 @@ import pytest
 
 pytestmark = pytest.mark.torch
 
-from exporting import forward, told  # noqa: E402
+from exporting import forward, made, told  # noqa: E402
 
 GIVEN = "x:float32[batch,3,4]"
 
@@ -92,6 +92,23 @@ def test_a_loop_over_a_size_is_cured_as_a_loop(code: str, exporter: str, tmp_pat
     error = told(tmp_path, forward(code), GIVEN, exporter=exporter)
     assert error.id == "baked-in-size" and error.where.startswith("net.py:8: ")
     assert "while_loop" in error.do and "take sizes from x.shape" not in error.do
+
+
+def test_values_that_mean_nothing_at_a_size_are_told_as_such(tmp_path: Path) -> None:
+    """Where a mask leaves nothing, torch gives zeros; the made-up mask leaves nothing at a sequence of one."""
+    body = """
+        class Net(nn.Module):
+            def forward(self, x, mask):
+                y = x.masked_fill(mask, float("-inf")).softmax(1)
+                return y if torch.compiler.is_exporting() else y.nan_to_num(0.0)
+        def ex():
+            return torch.ones(2, 5), torch.zeros(2, 5, dtype=torch.bool)
+    """
+    given = ("x:float32[batch,seq=12]", "mask:bool[batch,seq=12]")
+    error = told(tmp_path, body, *given, exporter="dynamo")
+    assert error.id == "export-differs" and "NaN" in error.what and "--example" in error.do
+    free = tuple(text.replace("=12", "") for text in given)
+    assert made(tmp_path, body, *free, exporter="dynamo", example="ex").facts["not_varied"] == []
 
 
 def test_the_cure_is_said_once(tmp_path: Path) -> None:

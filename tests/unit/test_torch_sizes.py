@@ -141,7 +141,9 @@ def test_an_axis_that_takes_multiples_is_not_fixed(tmp_path: Path) -> None:
 
 def test_batches_that_fill_the_memory_are_refused(tmp_path: Path) -> None:
     error = told(tmp_path, forward("return x * 2"), "x:float32[batch,4]", batches=(1, 100_000_000))
-    assert error.id == "sizes-too-large" and "1.6 GB" in error.what
+    assert error.id == "sizes-too-large" and "1.6 GB" in error.what and error.where == "--export-batches"
+    error = told(tmp_path, forward("return x * 2"), "x:float32[batch,n=1000000000]")
+    assert error.id == "sizes-too-large" and "8 GB" in error.what and error.where == "--input"
 
 
 @pytest.mark.parametrize(

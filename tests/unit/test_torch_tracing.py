@@ -36,6 +36,16 @@ def test_dynamo_says_which_layer_of_torchs_holds_the_size(tmp_path: Path) -> Non
     assert error.where.startswith("net.py:11: ") and "--exporter torchscript" in error.do
 
 
+def test_auto_takes_the_other_exporter_for_a_layer_that_dynamo_can_not_keep_free(tmp_path: Path) -> None:
+    """A pooling after a stride holds at every width but one, says dynamo; the traced model holds at all."""
+    init = "self.c = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten())"
+    given = "x:float32[batch,3,height=32,width=32]"
+    done = made(tmp_path, forward("return self.c(x)", init), given, exporter="auto")
+    assert done.facts["exporter"] == "torchscript" and len(done.facts["proved_at"]) == 8  # type: ignore[arg-type]
+    error = told(tmp_path, forward("return self.c(x)", init), given, exporter="dynamo")
+    assert "torch/nn/modules/" in error.what and "container.py" not in error.what
+
+
 def test_a_size_that_tracing_bakes_into_a_layer_of_torchs_is_left_to_dynamo(tmp_path: Path) -> None:
     """Its checks on shapes pass; what it bakes in shows in the proof."""
     body = forward("return self.r(x, x, x)[0]", "self.r = nn.MultiheadAttention(4, 2, batch_first=True)")

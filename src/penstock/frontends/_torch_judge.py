@@ -31,6 +31,7 @@ from penstock.signature import Signature
 NODE = re.compile(r"Name:'(?P<name>[^']*)'")
 SHAPING = ("Reshape", "Expand", "Slice", "ConstantOfShape", "Range", "Tile", "Concat", "Split", "Pad", "Gather")
 TRIALS = 16  # nodes whose size is changed to see whether the model is right then
+NOT_A_NUMBER = "NaN or infinity stands in other places"
 CLOSE = 0.05  # a relative difference up to this may be rounding
 
 
@@ -83,6 +84,8 @@ class Judge:
         figure = difference.relative
         if figure is None:  # integers and booleans have no tolerance
             figure = 0.0 if difference.equal else math.inf
+        if difference.nonfinite and not difference.reason:
+            return figure, NOT_A_NUMBER
         if difference.reason or not figure <= self.tolerance:
             return figure, difference.reason or f"{figure:.2g} relative, the limit is {self.tolerance:g}"
         return figure, ""
@@ -129,9 +132,10 @@ class Judge:
             what = f"a value of the example is baked into {self._node(node)}: {at}"
             do = "compute it with tensors: leave .item(), .tolist() and numpy out of forward"
             return GateError("baked-in-value", what, where=self._where(node), do=do)
-        return GateError(
-            "export-differs", at, where=where, do=self._cure(case.figure, case.got.shape == case.want.shape)
-        )
+        do = self._cure(case.figure, case.got.shape == case.want.shape)
+        if case.told.endswith(NOT_A_NUMBER):
+            do = f"{do}; or give --example with values that make sense at every size: a mask that leaves something"
+        return GateError("export-differs", at, where=where, do=do)
 
     def _free(self, node: str) -> str:
         """Return the cure for a size in a node: for one that the user didn't write, the other exporter."""

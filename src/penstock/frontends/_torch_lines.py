@@ -78,7 +78,8 @@ def here(home: Home) -> str:
 
 
 _LAYERS = str(Path(torch.__file__).parent / "nn")
-_CALLS = torch.nn.Module.__init__.__code__.co_filename  # it calls forward, and decides nothing
+# they call the forward of others, and decide nothing
+_CALLS = {cls.__init__.__code__.co_filename for cls in (torch.nn.Module, torch.nn.Sequential)}
 
 
 def layer(frames: Iterable[tuple[str, int]], home: Home) -> str:
@@ -87,7 +88,7 @@ def layer(frames: Iterable[tuple[str, int]], home: Home) -> str:
     for file, line in frames:
         if home.place(file, line):
             return found
-        if file.startswith(_LAYERS) and file != _CALLS:
+        if file.startswith(_LAYERS) and file not in _CALLS:
             found = f"torch{file.removeprefix(str(Path(_LAYERS).parent))}"
     return ""
 

@@ -17,6 +17,7 @@ from penstock.signature import Signature, TensorSpec, parse_input
 from penstock.stages.export import ExportSettings
 
 BATCH = "batch"
+LIMIT_BYTES = 1 << 30  # of the inputs of one run
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +131,9 @@ def _made_up(specs: list[TensorSpec], sizes: dict[str, int], notes: tuple[str, .
     for spec in specs:
         for dim in dynamic[spec.name].values():
             full.setdefault(dim, 2 if dim in named else 64 if len(spec.shape or ()) == 4 else 8)
+    taken = sum(_bytes(spec, full) for spec in specs)
+    if taken > LIMIT_BYTES:
+        raise _too_large("the example", taken, "--input")
     example = inputs.seeded(Signature(tuple(specs), ()), batch=2, seed=0, sizes=full)
     return Plan(tuple(example), example, {n: ({} if static else axes) for n, axes in dynamic.items()}, notes)
 
@@ -277,7 +281,15 @@ def _program_plan(program: Any, arrays: Mapping[str, np.ndarray], settings: Expo
     return Plan(tuple(example), example, dynamic)
 
 
-LIMIT_BYTES = 1 << 30
+def _bytes(spec: TensorSpec, sizes: Mapping[str, int]) -> int:
+    shape = [dim if isinstance(dim, int) else sizes.get(str(dim), 1) for dim in spec.shape or ()]
+    return math.prod(shape) * np.dtype(spec.dtype).itemsize
+
+
+def _too_large(what: str, taken: int, where: str) -> UsageError:
+    told = f"{what} would take {taken / 1e9:.3g} GB, the limit is {LIMIT_BYTES / 1e9:.3g} GB"
+    do = "give smaller sizes: the proof needs some that differ, not large ones"
+    return UsageError("sizes-too-large", told, where=where, do=do)
 
 
 def need_sane(plan: Plan, batches: tuple[int, ...]) -> None:
@@ -289,6 +301,4 @@ def need_sane(plan: Plan, batches: tuple[int, ...]) -> None:
             times = [size / array.shape[a] for a, dim in plan.dynamic.get(name, {}).items() if dim == batch]
             taken += math.ceil(array.nbytes * math.prod(times))
         if taken > LIMIT_BYTES:
-            what = f"inputs of batch {size} would take {taken / 1e9:.3g} GB, the limit is {LIMIT_BYTES / 1e9:.3g} GB"
-            do = "give smaller sizes: the proof needs some that differ, not large ones"
-            raise UsageError("sizes-too-large", what, where="--export-batches", do=do)
+            raise _too_large(f"inputs of batch {size}", taken, "--export-batches")
