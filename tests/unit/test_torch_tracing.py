@@ -82,6 +82,7 @@ def test_what_is_no_loss_is_no_error(code: str, given: str, static: bool, tmp_pa
         ("return x.reshape(-1, int(np.prod(x.shape[1:])))", "what numpy computes", 8, "x.shape", False),
         ("n = int(str(x.numel())) // 20\nreturn x.reshape(n, 20)", "a number", 8, "x.shape", False),
         ("return x * torch.tensor([x.sum(), 1.0])[0]", "a number", 8, "keep it in a tensor", True),
+        ("return torch.split(x, (x > 0).sum() % 4 + 1, 1)[0]", "a number", 8, "keep it in a tensor", True),
         ("return x * torch.tensor(x.sum().numpy())", "what numpy computes", 8, "torch", True),
         ("return torch.cond(x.sum() > 0, torch.sin, torch.cos, (x,))", "a torch.cond", 8, "torchscript out", False),
     ],

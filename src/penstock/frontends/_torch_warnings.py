@@ -17,6 +17,7 @@ from torch.jit._trace import TracerWarning
 
 from penstock.errors import InputError
 from penstock.frontends._torch_cures import BRANCH, LOOP, SIZE, TENSOR, for_size
+from penstock.frontends._torch_eager import Leaves
 from penstock.frontends._torch_lines import Frames, Home, here, stack
 
 NUMBER = "a number that depends on the input: the trace keeps the example's"
@@ -49,7 +50,7 @@ class Watch:
 
     home: Home
     static: bool  # no size is to be free, so that none can be lost
-    leaves: Callable[[], tuple[set[str], set[str]]]  # see ``_torch_eager.leaves``
+    leaves: Callable[[], Leaves]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,32 +130,31 @@ def _first(heard: list[_Heard], control: list[str], watch: Watch) -> InputError 
         what = "tracing would lose a torch.cond or a while_loop: the trace keeps the way that the example takes"
         do = "leave --exporter torchscript out: dynamo writes it as If or Loop; beside scripted code, script it too"
         return InputError("trace-lost-something", what, where=where, do=do)
-    known: list[tuple[set[str], set[str]]] = []
+    known = watch.leaves() if heard else Leaves(set(), set(), set())
     for one in heard:
-        if one.in_torch:
+        # torch's own checks are of truths, and mostly on sizes; a number of the input's is the user's, by whatever way
+        if one.in_torch and not (one.place in known.numbers and "Python boolean" not in one.text):
             continue
-        if not known:
-            known.append(watch.leaves())
-        if found := _loss(one, watch, *known[0]):
+        if found := _loss(one, watch, known):
             where = watch.home.text(one.place) if one.place else ""
             return InputError("trace-lost-something", f"tracing would lose {found[0]}", where=where, do=found[1])
     return None
 
 
-def _loss(one: _Heard, watch: Watch, values: set[str], constants: set[str]) -> tuple[str, str] | None:
+def _loss(one: _Heard, watch: Watch, known: Leaves) -> tuple[str, str] | None:
     """Say what a warning means and the cure, or nothing where the trace loses nothing."""
     where = watch.home.text(one.place) if one.place else ""
     if CONSTANT in one.text:
-        return (NUMBER, TENSOR) if one.place in values else None
+        return (NUMBER, TENSOR) if one.place in known.values else None
     for mark, lost, do in SIZES:
         if mark in one.text:
             return None if watch.static else (lost, LOOP if for_size(where) == LOOP else do)
     for mark, lost, do in CONVERSIONS:
         if mark in one.text:
             lost, do = (NUMBER, TENSOR) if one.printed else (lost, do)
-            if one.place in values:
+            if one.place in known.values:
                 return lost, do
-            if watch.static or one.place in constants:
+            if watch.static or one.place in known.constants:
                 return None
             return lost, BRANCH if do == BRANCH else for_size(where)
     return one.text.split(". ")[0].rstrip("."), f"{BRANCH}; {SIZE}"
