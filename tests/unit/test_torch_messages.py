@@ -134,6 +134,12 @@ def test_dynamo_names_the_line_and_the_dimension(code: str, what: str, line: int
     assert error.where.startswith(f"net.py:{line + 3}: ") and do in error.do
 
 
+def test_of_several_things_that_dynamo_settles_the_one_in_question_is_named(tmp_path: Path) -> None:
+    body = forward("if x.shape[0] > 4:\n    return x * 2\nif x.shape[2] > 3:\n    return x - 1\nreturn x")
+    error = told(tmp_path, body, "x:float32[batch,3,width=6]", exporter="dynamo")
+    assert "'batch'" in error.what and error.where.startswith("net.py:8: if x.shape[0] > 4")
+
+
 def test_limits_are_told_without_infinities(tmp_path: Path) -> None:
     body = """
         class Net(nn.Module):

@@ -6,7 +6,7 @@ import contextlib
 import re
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -51,6 +51,7 @@ class _Place:
     line: str
     layer: str  # the file of a layer of torch's that did so, called from that line
     index: bool  # the size was used as an index or as a number of steps
+    guard: str = ""  # what dynamo settled there, in its own symbols
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +84,8 @@ def _watching(seen: _Seen, home: Home) -> Iterator[None]:
         if getattr(value, "is_number", False):
             seen.fixed.extend(_place(home))
 
-    def guarding(*_: Any) -> None:
-        seen.guarded.extend(_place(home))
+    def guarding(_: Any, __: Any = None, guard: Any = None, *___: Any) -> None:
+        seen.guarded.extend(replace(place, guard=str(guard)) for place in _place(home))
 
     with _before("_set_replacement", fixing), _before("_log_guard", guarding):
         yield
@@ -161,17 +162,23 @@ def _specialized(dim: str, size: str, places: list[_Place], told: Told) -> GateE
 
 
 def _related(dim: str, guard: str, places: list[_Place], told: Told) -> GateError:
-    place = places[-1] if places else _Place("", "", False)
+    met = [one for one in places if one.guard and _bare(one.guard) in _bare(guard)]
+    place = next(reversed(met or places), _Place("", "", False))
     where = told.home.text(place.line) if place.line else ""
     what = f"the dimension {dim!r} isn't free: the module holds only where {_readable(guard, told)}"
     if place.layer:
         return _in_torch(what, place.layer, where)
-    if node := _holder(None, [one.line for one in places[-1:]], told):
+    if node := _holder(None, [place.line], told):
         what = f"{what} (at {node})"
     do = for_size(where)
     if do == SIZE and "<=" in guard:  # no size was taken: some are too small, or too large, for what is done there
         do = "try --exporter torchscript"
     return GateError("baked-in-size", what, where=where, do=f"{do}; or give it a fixed size in --input")
+
+
+def _bare(guard: str) -> str:
+    """Write a guard without the names of sizes, which differ between torch's messages and its own table."""
+    return re.sub(r"[\s()]", "", re.sub(r"\bs\d+\b", "SIZE", _SIZE_OF.sub("SIZE", guard)))
 
 
 def _in_torch(what: str, layer: str, where: str) -> InTorchError:

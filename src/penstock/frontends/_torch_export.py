@@ -17,8 +17,9 @@ from penstock.frontends._torch_choice import is_scripted, need_exporter
 from penstock.frontends._torch_custom import Translation
 from penstock.frontends._torch_errors import InTorchError, Told, explained
 from penstock.frontends._torch_lines import layer_of_node, of_node
+from penstock.frontends._torch_memory import need_room
 from penstock.frontends._torch_module import Feeds, FirstRun, first_run
-from penstock.frontends._torch_plan import Plan, make, need_sane
+from penstock.frontends._torch_plan import Plan, make
 from penstock.frontends._torch_proof import Asked, Proof, need_free, prove, read_probes
 from penstock.frontends._torch_sizes import Sizes, find
 from penstock.frontends._torch_source import Loaded
@@ -49,7 +50,8 @@ def run(loaded: Loaded, settings: ExportSettings, example: Mapping[str, np.ndarr
     _torch_custom.need_dynamo(settings, need_exporter(loaded.program is not None, scripted, settings.exporter))
     translations = _torch_custom.load(settings, loaded)
     plan = make(loaded, settings, example)
-    need_sane(plan, settings.batches)
+    for size in settings.batches if (batch := plan.batch()) else ():
+        need_room(plan.specs(), plan.sizes() | {batch: size}, f"a batch of {size}", "--export-batches")
     probes = read_probes(settings.probe, plan)
     first = first_run(loaded.module, plan.example)
     for name in first.changed:

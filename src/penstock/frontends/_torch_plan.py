@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,13 +10,13 @@ import numpy as np
 
 from penstock import inputs, user_code
 from penstock.errors import GateError, InputError, PenstockError, UsageError
+from penstock.frontends._torch_memory import need_room
 from penstock.frontends._torch_module import arrays_of, parameters, run_module
 from penstock.frontends._torch_source import Loaded
 from penstock.signature import Signature, TensorSpec, parse_input
 from penstock.stages.export import ExportSettings
 
 BATCH = "batch"
-LIMIT_BYTES = 1 << 30  # of the inputs of one run
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +39,13 @@ class Plan:
         if BATCH in self.sizes():
             return BATCH
         return next((axes[0] for axes in self.dynamic.values() if 0 in axes), "")
+
+    def specs(self) -> list[TensorSpec]:
+        """Describe the inputs, with the names of the dynamic dimensions."""
+        return [
+            TensorSpec(name, str(a.dtype), tuple(self.dynamic[name].get(i, size) for i, size in enumerate(a.shape)))
+            for name, a in self.example.items()
+        ]
 
     def fixing(self, dim: str, note: str) -> Plan:
         """Return the plan with a dimension fixed at the example's size, and a note on it."""
@@ -131,9 +137,7 @@ def _made_up(specs: list[TensorSpec], sizes: dict[str, int], notes: tuple[str, .
     for spec in specs:
         for dim in dynamic[spec.name].values():
             full.setdefault(dim, 2 if dim in named else 64 if len(spec.shape or ()) == 4 else 8)
-    taken = sum(_bytes(spec, full) for spec in specs)
-    if taken > LIMIT_BYTES:
-        raise _too_large("the example", taken, "--input")
+    need_room(specs, full, "the example", "--input")
     example = inputs.seeded(Signature(tuple(specs), ()), batch=2, seed=0, sizes=full)
     return Plan(tuple(example), example, {n: ({} if static else axes) for n, axes in dynamic.items()}, notes)
 
@@ -279,26 +283,3 @@ def _program_plan(program: Any, arrays: Mapping[str, np.ndarray], settings: Expo
         do = "export it with dynamic_shapes and an example of 2 or more; or give --static if that is meant"
         raise GateError("baked-in-size", what, where=f"the input {first!r}", do=do)
     return Plan(tuple(example), example, dynamic)
-
-
-def _bytes(spec: TensorSpec, sizes: Mapping[str, int]) -> int:
-    shape = [dim if isinstance(dim, int) else sizes.get(str(dim), 1) for dim in spec.shape or ()]
-    return math.prod(shape) * np.dtype(spec.dtype).itemsize
-
-
-def _too_large(what: str, taken: int, where: str) -> UsageError:
-    told = f"{what} would take {taken / 1e9:.3g} GB, the limit is {LIMIT_BYTES / 1e9:.3g} GB"
-    do = "give smaller sizes: the proof needs some that differ, not large ones"
-    return UsageError("sizes-too-large", told, where=where, do=do)
-
-
-def need_sane(plan: Plan, batches: tuple[int, ...]) -> None:
-    """Raise ``UsageError`` for a batch size whose inputs alone would fill the memory."""
-    batch = plan.batch()
-    for size in batches if batch else ():
-        taken = 0
-        for name, array in plan.example.items():
-            times = [size / array.shape[a] for a, dim in plan.dynamic.get(name, {}).items() if dim == batch]
-            taken += math.ceil(array.nbytes * math.prod(times))
-        if taken > LIMIT_BYTES:
-            raise _too_large(f"inputs of batch {size}", taken, "--export-batches")

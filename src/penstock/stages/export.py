@@ -22,14 +22,14 @@ class ExportSettings:
     """How a source becomes ONNX."""
 
     exporter: str = option(
-        "auto", "exporter for PyTorch; auto: dynamo, and torchscript for what is scripted",
+        "auto", "exporter for PyTorch; auto: dynamo, torchscript for what is scripted or what it alone keeps dynamic",
         choices=("auto", "dynamo", "torchscript"),
     )  # fmt: skip
     opset: int | None = option(
         None, "opset to write (default: the lowest that the exporter writes natively)", minimum=13
     )
     input: tuple[str, ...] = option((), "input signature, once per input: 'x:float32[batch,3,height=64,64]'")
-    example: str = option("", "module:function that returns example inputs")
+    example: str = option("", "module:function that returns example inputs; --input beside it names axes")
     probe: tuple[str, ...] = option((), "module:function that returns inputs which take another branch; repeatable")
     translate: tuple[str, ...] = option((), "ONNX for an operator of PyTorch, once each: 'mylib::op=module:function'")
     keep_function: tuple[str, ...] = option((), "class of submodules to keep as functions of the model, once each")
