@@ -43,7 +43,9 @@ class Plan:
     def specs(self) -> list[TensorSpec]:
         """Describe the inputs, with the names of the dynamic dimensions."""
         return [
-            TensorSpec(name, str(a.dtype), tuple(self.dynamic[name].get(i, size) for i, size in enumerate(a.shape)))
+            TensorSpec(
+                name, str(a.dtype), tuple(self.dynamic.get(name, {}).get(i, size) for i, size in enumerate(a.shape))
+            )
             for name, a in self.example.items()
         ]
 
