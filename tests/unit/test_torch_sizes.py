@@ -221,6 +221,16 @@ def test_no_output_says_what_to_do(tmp_path: Path) -> None:
     assert error.id == "no-output" and error.do
 
 
+@pytest.mark.parametrize("exporter", ["torchscript", "dynamo"])
+def test_parameters_with_defaults_are_no_inputs(exporter: str, tmp_path: Path) -> None:
+    body = forward("return x * scale if mask is None else x * mask").replace(
+        "(self, x)", "(self, x, scale=2.0, mask=None)"
+    )
+    done = made(tmp_path, body, "x:float32[batch,4]", exporter=exporter)
+    assert [spec.name for spec in done.signature.inputs] == ["x"]
+    made(tmp_path, body, "x:float32[batch,4]", "scale:float32[]", exporter=exporter)
+
+
 def test_none_beside_tensors_is_left_out(tmp_path: Path) -> None:
     done = made(tmp_path, forward("return x * 2, None"), "x:float32[batch,4]")
     assert [spec.name for spec in done.signature.outputs] == ["output"]

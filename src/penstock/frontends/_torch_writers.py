@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import logging
 import os
@@ -16,7 +17,7 @@ import torch
 from penstock.frontends import _torch_custom, _torch_functions
 from penstock.frontends._torch_custom import Translation
 from penstock.frontends._torch_eager import leaves
-from penstock.frontends._torch_module import tensors
+from penstock.frontends._torch_module import parameters, tensors
 from penstock.frontends._torch_plan import Plan
 from penstock.frontends._torch_sizes import Sizes
 from penstock.frontends._torch_source import Loaded
@@ -130,7 +131,7 @@ def torchscript(order: Order) -> bytes:
     example = tensors(plan.example)
     free = any(plan.dynamic.values())
     watch = Watch(order.loaded.home, not free, lambda: leaves(module, plan.example, order.loaded.home))
-    with losses_are_errors(watch), deaf():
+    with losses_are_errors(watch), deaf(), _without_defaults(module, len(example)):
         if _holds_scripted(module):  # a trace for ONNX knows scripted functions, and scripted submodules alone not
             module = torch.jit.trace(module, example, check_trace=False)  # type: ignore[no-untyped-call]
         torch.onnx.export(
@@ -147,6 +148,27 @@ def torchscript(order: Order) -> bytes:
             verbose=True,  # it leaves each node's stack in the model, and prints the graph, which nobody sees
         )
     return buffer.getvalue()
+
+
+@contextlib.contextmanager
+def _without_defaults(module: torch.nn.Module, given: int) -> Iterator[None]:
+    """Hide parameters of forward that keep their defaults: the exporter makes an input of each number among them."""
+    plain = module.forward
+    names = parameters(module)[:given]
+    if len(parameters(module)) <= given or isinstance(module, torch.jit.ScriptModule) or "forward" in vars(module):
+        yield
+        return
+
+    def forward(*rest: Any) -> Any:
+        return plain(*rest)
+
+    kinds = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+    forward.__signature__ = inspect.Signature(kinds)  # type: ignore[attr-defined]  # what inspect.signature returns
+    vars(module)["forward"] = forward
+    try:
+        yield
+    finally:
+        del vars(module)["forward"]
 
 
 def _holds_scripted(module: torch.nn.Module) -> bool:
