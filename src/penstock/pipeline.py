@@ -153,6 +153,7 @@ class Build:
         data, note = for_build(dataset, done.path, self.settings)  # before anything is written: the data may not fit
         self.notes += [note] if note else []
         variant = self._adopt(done, "export")
+        self.notes += [f"export: {note}" for note in cast("list[str]", done.facts.get("notes", []))]
         native = transforms.source_variant(done, self.source)
         if native is not None:
             self.journal.step("source", native, lambda append: append(native))

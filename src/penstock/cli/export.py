@@ -52,7 +52,7 @@ def command(
     if isinstance(differences, dict):
         for sizes, figure in differences.items():
             click.echo(f"proved  {sizes}: {figure:.2g} relative difference to the source")
-    for dim in cast("list[str]", done.facts.get("not_varied", [])):
-        click.echo(f"note    {dim} was not varied: the module takes no other size than the example's")
+    for note in cast("list[str]", done.facts.get("notes", [])):
+        click.echo(_console.printable(f"note    {note}"))
     click.echo(f"wrote   {output}")
     return 0
