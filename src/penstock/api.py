@@ -113,10 +113,17 @@ def inspect(model: str | Path) -> Inspection:
     return inspect_stage.inspect(Path(model))
 
 
-def optimize(model: str | Path, output: str | Path, settings: OptimizeSettings | None = None) -> Optimized:
-    """Rewrite a model's graph to a fixpoint and write it to the file ``output``. Raises ``InputError``."""
+def optimize(
+    model: str | Path, output: str | Path, settings: OptimizeSettings | None = None, *, trace: str | Path | None = None
+) -> Optimized:
+    """Rewrite a model's graph to a fixpoint, prove it, and write it to the file ``output``; the log to ``trace``.
+
+    Raises ``InputError`` for a model that can't be read, ``GateError`` with ``strict`` where a pass fails.
+    """
     with store.scratch() as work:
         done = optimize_stage.optimize(Path(model), settings or OptimizeSettings(), work)
+        if trace is not None:
+            store.write_bytes(Path(trace), done.trace_json().encode())
         target = Path(output)
         for file in sorted(work.iterdir(), key=lambda path: path.suffix == ".onnx"):
             store.copy_file(file, target if file.name == optimize_stage.MAIN else target.parent / file.name)

@@ -6,7 +6,7 @@ Transforms go through the cache; measures are steps of the journal, so an interr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -36,6 +36,7 @@ from penstock.ledger import Append, Entry
 from penstock.measures import Runnable
 from penstock.progress import SILENT, Progress
 from penstock.record import Record
+from penstock.stages import optimize
 from penstock.stages.evaluate import metric_digest
 from penstock.stages.inspect import inspect
 from penstock.stages.place import place, reference
@@ -229,6 +230,8 @@ class Build:
             done = transforms.optimize_variant(exported, self.settings.optimize, self.cache)
         except InputError as error:  # it names the store's copy, which says nothing to the user
             raise InputError(error.id, error.what, where=self.settings.source, do=error.do) from error
+        steps = (done.folder / optimize.TRACE).read_bytes()
+        done = replace(done, facts={**done.facts, "trace_blob": self.folder.blob(steps)})
         before, after = done.facts["nodes_before"], done.facts["nodes_after"]
         changes = sum(int(record["changes"]) for record in cast("list[dict[str, int]]", done.facts["passes"]))
         if done.variant.digest == exported.variant.digest or not changes:

@@ -28,7 +28,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 # what a plug-in of each kind has to have; the protocols say what it means
 WANTED: dict[str, tuple[str, ...]] = {
     "frontends": ("claims", "tools", "export"),
-    "passes": ("PHASE", "AFTER", "run"),
+    "passes": ("PHASE", "AFTER"),  # and ``run``, or ``OPERATORS`` and ``rewrite``
     "quantizers": ("available", "quantize"),
     "backends": ("ROLE", "FORMATS", "available", "facts", "load"),
     "datasets": ("claims", "open"),
@@ -99,12 +99,19 @@ def _loaded(kind: Kind, entry: importlib.metadata.EntryPoint) -> object:
             found: object = entry.load()
     except (Exception, SystemExit) as error:  # a third party's code: what it raises is its own problem
         raise _broken(entry, f"doesn't load: {_told(error)}") from error
-    if absent := [wanted for wanted in WANTED[kind] if not hasattr(found, wanted)]:
+    if absent := _absent(kind, found):
         raise _broken(entry, f"is no {_singular(kind)}: it has no {', '.join(absent)}")
     for name, allowed in CHOICES.get(kind, {}).items():
         if (value := getattr(found, name)) not in allowed:
             raise _broken(entry, f"names the {name.lower()} {value!r}; there are {', '.join(allowed)}")
     return found
+
+
+def _absent(kind: Kind, found: object) -> list[str]:
+    wanted = WANTED[kind]
+    if kind == "passes":
+        wanted = (*wanted, "OPERATORS", "rewrite") if hasattr(found, "rewrite") else (*wanted, "run")
+    return [name for name in wanted if not hasattr(found, name)]
 
 
 def _told(error: BaseException) -> str:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import inspect as python_inspect
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from penstock import custom_domains, graph, inputs, machine, places, registry, store
+from penstock import custom_domains, graph, inputs, machine, places, proof, registry, rewriting, store
 from penstock.errors import InputError
 from penstock.frontends import Source
 from penstock.jsonable import Json, from_json, to_json
@@ -150,18 +150,21 @@ def optimize_variant(parent: Transformed, settings: optimize.OptimizeSettings, c
     """Run the passes to a fixpoint."""
     tools = versions("onnx", "onnx-ir", "onnxscript")
     code = registry.fingerprint("passes")
-    key = digest_of(["optimize", parent.variant.digest, settings, tools, _code(optimize, graph), code])
+    engine = [store.file_digest(path) for path in sorted(Path(rewriting.__file__).parent.glob("*.py"))]
+    key = digest_of(["optimize", parent.variant.digest, settings, tools, _code(optimize, graph, proof), code, engine])
 
     def make(into: Path) -> Made:
         done = optimize.optimize(parent.path, settings, into)
         shape = graph.signature(graph.load(into / optimize.MAIN))
+        store.write_bytes(into / optimize.TRACE, done.trace_json().encode())
         return Made({"signature": to_json(shape), **done.facts()}, done.measured())
 
     entry, cached = _through_cache(cache, key, make)
     plain = to_json(settings)
     assert isinstance(plain, dict)
+    model = replace(entry, files=tuple(file for file in entry.files if file.path != optimize.TRACE))
     variant = _variant(
-        "slim", entry, parent.variant.precision, (parent.variant.digest,), "optimize", plain, tools, optimize.MAIN
+        "slim", model, parent.variant.precision, (parent.variant.digest,), "optimize", plain, tools, optimize.MAIN
     )
     return Transformed(variant, cache.folder(key) / "files", entry.facts, entry.measured, {}, cached)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,24 +10,37 @@ from penstock.cli import _console
 from penstock.cli._options import common, config, given, sections
 from penstock.cli._settings import checking, one
 
+if TYPE_CHECKING:
+    from penstock.stages.optimize import Optimized
+
 EPILOG = """\b
 Examples:
   penstock optimize model.onnx -o slim.onnx
   penstock optimize model.onnx -o slim.onnx --skip fold-constants
-  penstock optimize model.onnx -o slim.onnx --passes fold-batchnorm,remove-unused --json
+  penstock optimize model.onnx -o slim.onnx --verify-each --strict
+  penstock optimize model.onnx -o slim.onnx --trace steps.json --json
+
+What happened to one node, and why not more: penstock explain model.onnx NODE
 """
 
 
 @click.command(epilog=EPILOG)
 @click.argument("model", type=click.Path())
 @click.option("-o", "--output", type=click.Path(dir_okay=False), required=True, help="The .onnx file to write.")
+@click.option("--trace", type=click.Path(dir_okay=False), default=None,
+              help="Write every step there, as JSON: the graph as it came, and an event for each change.")  # fmt: skip
 @sections("check", "optimize")
 @config
 @common
 def command(
-    model: str, output: str, config: str | None, as_json: bool, quiet: bool, verbose: bool, **values: Any
-) -> int:
-    """Run the passes over MODEL until none of them finds anything, and tell what each did and did not."""
+    model: str, output: str, trace: str | None, config: str | None, as_json: bool, quiet: bool, verbose: bool,
+    **values: Any,
+) -> int:  # fmt: skip
+    """Run the passes over MODEL until none of them finds anything, prove the result, and tell what each did.
+
+    The result is standard ONNX. It runs beside the original on made-up inputs, at several sizes of every dynamic axis;
+    a pass that changes what the model computes is left out and named. Exit code 1 where --strict forbids that.
+    """
     from penstock import api
     from penstock.stages.optimize import OptimizeSettings
 
@@ -35,27 +48,54 @@ def command(
     settings = one("optimize", OptimizeSettings, flags, config)
     with _console.progress(quiet) as progress, checking(flags, config):
         progress.begin("optimize", model)
-        done = api.optimize(model, output, settings)
-        progress.end(f"{done.nodes_before} → {done.nodes_after} nodes")
+        done = api.optimize(model, output, settings, trace=trace)
+        progress.end(f"{done.nodes_before:,} → {done.nodes_after:,} nodes")
     if as_json:
         _console.emit("optimize", {"output": output, **done.facts(), "measured": done.measured()})
         return 0
-    changes: dict[str, int] = {}
-    for record in done.passes:
-        changes[record.name] = changes.get(record.name, 0) + record.changes
-    for name, count in changes.items():
-        click.echo(f"{name:<34} {count:>5} changes")
-    last = max((record.round for record in done.passes), default=0)
-    for record in done.passes:
-        if record.undone:
-            click.echo(_text(f"{record.name}: taken back in round {record.round}: {record.undone}"))
-        if record.round == last:
-            for place in record.declined[:10]:
-                click.echo(_text(f"{record.name}: not at {place.node}: {place.reason}"))
-    state = "a fixpoint" if done.settled else "no fixpoint yet: raise --max-rounds"
-    click.echo(f"{done.nodes_before} → {done.nodes_after} nodes after {done.rounds} rounds, {state}")
-    click.echo(f"wrote {output}")
+    _show(done)
+    click.echo(f"wrote     {output}" + (f", {trace}" if trace else ""))
     return 0
+
+
+def _show(done: Optimized) -> None:
+    active = [record for record in done.passes if record.changes]
+    if active:
+        click.echo(f"{'pass':<34}{'changes':>8}{'nodes':>8}{'bytes a run':>14}{'ms':>8}")
+    times = dict(zip((record.name for record in done.passes), done.seconds, strict=True))
+    for record in active:
+        saved = f"{-record.saved_bytes:+,}" if record.saved_bytes else "–"
+        nodes = f"{-record.nodes_gone:+,}" if record.nodes_gone else "–"
+        click.echo(f"{record.name:<34}{record.changes:>8,}{nodes:>8}{saved:>14}{times[record.name] * 1000:>8.1f}")
+    for culprit in done.culprits:
+        click.echo(
+            _text(f"left out  {culprit.rule}, at {', '.join(culprit.nodes[:5])} ({culprit.what}): {culprit.problem}")
+        )
+    for record in done.passes:
+        for place in record.failures:
+            click.echo(_text(f"failed    {record.name} at {place.node}: {place.reason}"))
+    shown = 0
+    for record in done.passes:
+        for place in record.declined[:3]:
+            if shown < 12:
+                click.echo(_text(f"not done  {record.name} at {place.node}: {place.reason}"))
+                shown += 1
+    more = sum(len(record.declined) for record in done.passes) - shown
+    if more > 0:
+        click.echo(f"          and {more:,} more places; --json lists them")
+    state = "a fixpoint" if done.settled else "no fixpoint yet: raise --max-rounds"
+    nodes = f"{done.nodes_before:,} → {done.nodes_after:,}" if active else f"{done.nodes_after:,}, as before"
+    click.echo(f"nodes     {nodes} (Constants don't count); {state} after {done.rounds} rounds")
+    click.echo(f"weights   {done.weight_bytes_before:,} → {done.weight_bytes_after:,} bytes")
+    proof = done.proof
+    told = f"{proof.runs} runs, largest relative difference {proof.worst:.1e}" if proof.runs else proof.oracle
+    click.echo(
+        _text(
+            f"proof     {proof.state}" + (f": {told}" if told else "") + (f"; {proof.reason}" if proof.reason else "")
+        )
+    )
+    if not active:
+        click.echo("nothing could be improved: the result computes what the model did, node for node")
 
 
 def _text(line: str) -> str:

@@ -1,12 +1,15 @@
-"""Graph rewrites: one file each, named ``verb_noun.py``, found by the registry; see :class:`Pass`."""
+"""Graph rewrites: one file each, named ``verb_noun.py``, found by the registry; see :class:`Rule` and :class:`Pass`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, TypeGuard
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+    from penstock.rewriting import Rewrite
+    from penstock.rewriting.site import Site
 
 Phase = Literal["clean", "fold", "fuse", "lower"]  # the order in which phases run
 
@@ -32,11 +35,30 @@ class PassResult:
         return bool(self.changes)
 
 
+class Rule(Protocol):
+    """A rewrite of one place: it is shown a node and answers with what to put in its place."""
+
+    PHASE: Phase
+    AFTER: tuple[str, ...]  # names of passes that run before this one in the same phase
+    OPERATORS: tuple[str, ...]  # standard operators whose nodes it is shown
+
+    def rewrite(self, node: ir.Node, site: Site) -> Rewrite | None:
+        """Return the rewrite, or ``None`` where this is no place for the rule.
+
+        Raises ``penstock.rewriting.Refusal`` with the reason where it almost is one. It only reads the graph.
+        """
+
+
 class Pass(Protocol):
-    """One rewrite. It keeps the model's inputs, outputs and meaning."""
+    """A rewrite that needs the whole model. It keeps the model's inputs, outputs and meaning."""
 
     PHASE: Phase
     AFTER: tuple[str, ...]  # names of passes that run before this one in the same phase
 
     def run(self, model: ir.Model) -> PassResult:
         """Rewrite ``model`` in place and tell what changed and what didn't, with reasons."""
+
+
+def is_rule(one: Pass | Rule) -> TypeGuard[Rule]:
+    """Tell which of the two a pass is."""
+    return hasattr(one, "rewrite")

@@ -1,4 +1,4 @@
-"""How a library's pass runs here: in silence, counted, and without sight of what a caller may override."""
+"""What passes share: a library's work in silence, names of nodes, the size of a model with its functions inlined."""
 
 from __future__ import annotations
 
@@ -6,25 +6,13 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from penstock.passes import Declined, PassResult
+from penstock.passes import Declined
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-
-
-def run_library_pass(model: ir.Model, rewrite: Callable[[ir.Model], object]) -> PassResult:
-    """Run ``rewrite`` on ``model`` in place and describe the difference node by node.
-
-    Its return value is ignored: libraries report "modified" for changes that leave no trace, and leave it out for some
-    that do.
-    """
-    before = inventory(model)
-    with quiet(), _overridable_hidden(model):
-        rewrite(model)
-    return PassResult(describe(before, inventory(model)))
 
 
 @contextlib.contextmanager
@@ -43,49 +31,6 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(level)
-
-
-@contextlib.contextmanager
-def _overridable_hidden(model: ir.Model) -> Iterator[None]:
-    # an input with a default is no constant, yet libraries read its default as one
-    hidden = [(value, value.const_value) for value in model.graph.inputs if value.const_value is not None]
-    for value, _ in hidden:
-        value.const_value = None
-    try:
-        yield
-    finally:
-        for value, tensor in hidden:
-            value.const_value = tensor
-
-
-def inventory(model: ir.Model) -> dict[tuple[str, str], str]:
-    """List what a model is made of, as (kind, name) → wiring: nodes, initializers, inputs, functions, opset imports."""
-    found: dict[tuple[str, str], str] = {}
-    count: dict[tuple[str, str], int] = {}
-    for node in (*model.graph.all_nodes(), *(n for f in model.functions.values() for n in f.all_nodes())):
-        inputs = ", ".join("" if value is None else str(value.name) for value in node.inputs)
-        names = [value.name for value in node.outputs if value.name]
-        label = names[0] if names else str(node.name)
-        first = (node.op_type, label)
-        if first in found:  # branches may use the same names
-            count[first] = count.get(first, 0) + 1
-            label += "'" if count[first] == 1 else f"'{count[first]}"
-        found[node.op_type, label] = f"{inputs} ({', '.join(sorted(node.attributes))}; {', '.join(names)})"
-    for graph in model.graphs():
-        found |= {("initializer", name): "" for name in graph.initializers}
-        found |= {("input", str(value.name)): "" for value in graph.inputs}
-    found |= {("function", "::".join(filter(None, key))): "" for key in model.functions}
-    found |= {("opset import", domain): "" for domain in model.opset_imports}
-    return found
-
-
-def describe(before: dict[tuple[str, str], str], after: dict[tuple[str, str], str]) -> tuple[str, ...]:
-    """Tell two inventories apart: what was removed, added, and, where neither, what is wired otherwise; sorted."""
-    lines = [f"removed {kind} {name}" for kind, name in sorted(before.keys() - after.keys())]
-    lines += [f"added {kind} {name}" for kind, name in sorted(after.keys() - before.keys())]
-    if not lines:
-        lines = [f"rewired {k} {n}" for k, n in sorted(before.keys() & after.keys()) if before[k, n] != after[k, n]]
-    return tuple(lines)
 
 
 def node_label(node: ir.Node) -> str:

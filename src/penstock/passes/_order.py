@@ -6,17 +6,17 @@ from collections.abc import Mapping
 from typing import get_args
 
 from penstock.errors import UsageError
-from penstock.passes import Pass, Phase
+from penstock.passes import Pass, Phase, Rule
 
 
-def in_order(passes: Mapping[str, Pass]) -> list[tuple[str, Pass]]:
+def in_order(passes: Mapping[str, Pass | Rule]) -> list[tuple[str, Pass | Rule]]:
     """Sort passes. Raises ``UsageError`` where they wait for each other in a circle or name an unknown phase."""
     phases: tuple[str, ...] = get_args(Phase)
     for name, rewrite in passes.items():
         if rewrite.PHASE not in phases:
             what = f"the pass {name!r} names the phase {rewrite.PHASE!r}"
             raise UsageError("bad-pass", what, do=f"phases are {', '.join(phases)}")
-    ordered: list[tuple[str, Pass]] = []
+    ordered: list[tuple[str, Pass | Rule]] = []
     for phase in phases:
         waiting = {name: rewrite for name, rewrite in sorted(passes.items()) if phase == rewrite.PHASE}
         while waiting:

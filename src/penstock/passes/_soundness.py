@@ -1,15 +1,14 @@
-"""What must hold after every pass: same interface, same opsets, a graph at least as valid as before."""
+"""What must hold after a third party's pass: same interface, same opsets, a graph at least as valid as before."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from penstock import graph, guard
+from penstock import graph, guard, precheck
 from penstock.analysis.weightless import weightless
-from penstock.errors import InputError
 from penstock.passes._library import expanded_size, quiet
 from penstock.signature import Signature
 
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 INLINED_NODES = 10_000  # functions that stand for more are checked by their bodies alone
-FULL_CHECK_NODES = 50_000  # above this many nodes after inlining, the checker's shape inference may not end
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,22 +25,16 @@ class Soundness:
     signature: Signature
     opsets: dict[str, int]
     domains: frozenset[str]
+    valid: bool  # it passes onnx.checker
     full: bool  # it passes the checker's shape inference as well
 
     @classmethod
-    def of(cls, model: ir.Model, where: str) -> Soundness:
-        """Look at the model as it came. Raises ``InputError`` where onnx.checker refuses it."""
-        bounded = expanded_size(model, FULL_CHECK_NODES) < FULL_CHECK_NODES
-        if not bounded:
-            what = f"its functions call each other so often that they stand for {FULL_CHECK_NODES} nodes or more"
-            raise InputError("too-many-nodes", what, where=where, do="export the model without nested functions")
-        complaint = _checker(model, full=False)
-        if complaint:
-            do = "run the model's exporter again, or skip optimize; an unsorted graph or an unknown operator are usual"
-            raise InputError("invalid-model", f"onnx.checker refuses it: {complaint}", where=where, do=do)
+    def of(cls, model: ir.Model) -> Soundness:
+        """Look at the model as it is."""
         looked_into = not model.functions or expanded_size(model, INLINED_NODES) < INLINED_NODES
-        full = looked_into and not _checker(model, full=True)
-        return cls(graph.signature(model), dict(model.opset_imports), frozenset(_domains(model)), full)
+        valid = not _checker(model, full=False)
+        full = valid and looked_into and not _checker(model, full=True)
+        return cls(graph.signature(model), dict(model.opset_imports), frozenset(_domains(model)), valid, full)
 
     def complaint(self, model: ir.Model) -> str:
         """Say what is wrong with the model after a pass; empty where nothing is."""
@@ -55,7 +47,7 @@ class Soundness:
             return f"it brings in operators of {new[0]!r}"
         if broken := _miswired(model):
             return broken
-        complaint = _checker(model, full=self.full)
+        complaint = _checker(model, full=self.full) if self.valid else ""
         return f"onnx.checker refuses the result: {complaint}" if complaint else ""
 
 
@@ -110,14 +102,17 @@ def _checker(model: ir.Model, *, full: bool) -> str:
     return ""
 
 
-def fingerprint(model: ir.Model) -> str:
-    """Return a digest of the model's structure: nodes, wiring, attributes, initializers by name, type and shape."""
-    import onnx_ir as ir
+def refusal_of(path: Path) -> str:
+    """Return what onnx.checker says against a model file, or nothing; weights beside it aren't read."""
+    import onnx
 
-    digest = hashlib.sha256()
-    for node in (*model.graph.all_nodes(), *(node for f in model.functions.values() for node in f)):
-        digest.update(ir.serde.serialize_node(node).SerializeToString(deterministic=True))
-    for scope in model.graphs():
-        for name, value in scope.initializers.items():
-            digest.update(f"{name} {value.dtype} {value.shape}".encode())
-    return digest.hexdigest()
+    try:
+        with quiet(), guard.limited_memory():
+            onnx.checker.check_model(weightless(graph.load(path)) if _has_data(path) else path.read_bytes())
+    except Exception as error:  # the checker, protobuf and onnx-ir each raise types of their own
+        return graph.first_line(error)
+    return ""
+
+
+def _has_data(path: Path) -> bool:
+    return bool(precheck.external_files(path))

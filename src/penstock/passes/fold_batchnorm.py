@@ -1,4 +1,4 @@
-"""Fold BatchNormalization into the linear operator before it.
+"""Fold BatchNormalization into the linear operator before it, or after it.
 
 In inference, per channel c::
 
@@ -8,9 +8,13 @@ and x = W∗u + b is linear in W and b, so y = (a·W)∗u + (a·b + d): the same
 
 1. Conv: ``a`` scales axis 0 of W ``(M, C/group, k…)``.
 2. ConvTranspose: W is ``(C, M/group, k…)``; output channel ``g·M/group + j`` is column ``j`` of group ``g``'s rows.
-3. Gemm, Y = alpha·A·B + beta·C: ``a`` scales the output axis of B; C becomes ``a·beta·C + d`` and beta 1.
+3. Gemm, Y = alpha·A·B + beta·C: ``a`` scales the output axis of B; C becomes ``a·beta·C + d`` and beta 1. MatMul: what
+   is left of the offset becomes an Add.
 4. A missing bias counts as zero and becomes ``d``.
 5. A weight that others read as well is left to them, and the folded one is a new initializer.
+6. Where what comes before isn't linear, a Conv without padding, a Gemm or a MatMul after it takes it in:
+   W·(a·x + d) + b = (W·a)·x + (W·d + b), ``a`` along the axis of input channels. With padding, the offset would be
+   missing at the border.
 
 The numbers are computed in float64 and rounded once. Source: Ioffe and Szegedy, Batch Normalization (2015), 3.1.
 """
@@ -19,102 +23,116 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from penstock.passes import Declined, PassResult, Phase
-from penstock.passes._fold_linear import Refusal, constant, fold_affine
-from penstock.passes._library import node_label, quiet
+from penstock.passes import Phase
+from penstock.passes._linear import folded, linear_before, numbers, rounded
+from penstock.rewriting import Refusal, Rewrite
+from penstock.rewriting.site import Site, attribute
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
     import onnx_ir as ir
+
+    from penstock.passes._linear import Array
 
 PHASE: Phase = "fold"
 AFTER: tuple[str, ...] = ("fold-constants",)
+OPERATORS: tuple[str, ...] = ("BatchNormalization",)
 
 
-def run(model: ir.Model) -> PassResult:
-    """Fold every BatchNormalization that can be, in the main graph and its subgraphs."""
-    version = model.opset_imports.get("", 1)
-    changes, declined = [], []
-    taken = _names(model)
-    for node in list(model.graph.all_nodes()):
-        if node.op_type != "BatchNormalization" or node.domain != "":
-            continue
-        try:
-            with quiet():  # a weight that overflows float16 is found below, and told
-                slope, offset = _affine(node, version)
-                linear = _linear_before(node)
-                fold_affine(linear, slope, offset, taken)
-        except Refusal as refusal:
-            declined.append(Declined(node_label(node), str(refusal)))
-            continue
-        _bypass(node, linear)
-        changes.append(f"folded {node_label(node)} into {node_label(linear)}")
-    return PassResult(tuple(changes), tuple(declined))
+def rewrite(node: ir.Node, site: Site) -> Rewrite | None:
+    """Fold one BatchNormalization."""
+    slope, offset = _affine(node, site)
+    try:
+        linear = linear_before(node.inputs[0], site)
+        return site.instead(node, folded(linear, slope, offset, site), f"folded into the {linear.op_type} before it")
+    except Refusal as refusal:
+        after = _linear_after(node, site)
+        if after is None:
+            raise refusal
+    value = _into(after, node, slope, offset, site)
+    return Rewrite({after.outputs[0]: value}, f"folded into the {after.op_type} after it")
 
 
-def _names(model: ir.Model) -> set[str]:
-    taken = {name for graph in model.graphs() for name in graph.initializers}
-    taken |= {str(value.name) for graph in model.graphs() for value in graph.inputs}
-    return taken | {str(value.name) for node in model.graph.all_nodes() for value in node.outputs}
-
-
-def _affine(node: ir.Node, version: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def _affine(node: ir.Node, site: Site) -> tuple[Array, Array]:
     """Return a and d, ``(channels,)`` each. Raises ``Refusal`` where the node doesn't compute that."""
     import numpy as np
 
-    def setting(name: str, default: float) -> float:
-        attribute = node.attributes.get(name)
-        return default if attribute is None else float(attribute.value)
-
-    if version < 7 and not setting("is_test", 0):
+    if site.opset < 7 and not attribute(node, "is_test", 0):
         raise Refusal("is_test=0: it normalizes by the statistics of the batch")
-    if setting("training_mode", 0):
+    if attribute(node, "training_mode", 0):
         raise Refusal("training_mode=1: it normalizes by the statistics of the batch")
-    if version < 9 and not setting("spatial", 1):
+    if site.opset < 9 and not attribute(node, "spatial", 1):
         raise Refusal("spatial=0: it has statistics for each position, not for each channel")
-    if any(value.name for value in node.outputs[1:]):
+    if any(value.uses() or value.is_graph_output() for value in node.outputs[1:]):
         raise Refusal("it also returns statistics, so it is in training mode or others read them")
-    found = []
-    for name, value in zip(("scale", "bias", "mean", "variance"), node.inputs[1:5], strict=True):
-        found.append(constant(value, name))
-    scale, bias, mean, variance = found
+    named = zip(("scale", "bias", "mean", "variance"), node.inputs[1:5], strict=True)
+    scale, bias, mean, variance = (numbers(value, name, site) for name, value in named)
     if not scale.ndim == 1 or not scale.shape == bias.shape == mean.shape == variance.shape:
         raise Refusal("its scale, bias, mean and variance are not of one length")
-    slope = scale / np.sqrt(variance + setting("epsilon", 1e-5))
+    with np.errstate(all="ignore"):
+        slope = scale / np.sqrt(variance + float(attribute(node, "epsilon", 1e-5)))
     if not np.isfinite(slope).all():
         raise Refusal("a variance is negative or no number")
     return slope, bias - slope * mean
 
 
-def _linear_before(node: ir.Node) -> ir.Node:
-    value = node.inputs[0]
-    linear = None if value is None else value.producer()
-    if value is None or linear is None:
-        raise Refusal("its input is a graph input or a constant, not the result of a Conv, ConvTranspose or Gemm")
-    if linear.domain != "" or linear.op_type not in ("Conv", "ConvTranspose", "Gemm"):
-        raise Refusal(f"its input comes from {linear.op_type}, not from Conv, ConvTranspose or Gemm")
-    if value.is_graph_output():
-        raise Refusal(f"the output of {linear.op_type} is a graph output")
-    if len(value.uses()) != 1:
-        raise Refusal(f"its input has {len(value.uses())} consumers")
-    if linear.graph is not node.graph:
-        raise Refusal(f"{linear.op_type} is in another graph")
-    return linear
-
-
-def _bypass(node: ir.Node, linear: ir.Node) -> None:
-    """Give the linear node's output the name and the readers of the BatchNormalization's, and remove the latter."""
-    from onnx_ir import convenience
-
-    old, new = node.outputs[0], linear.outputs[0]
-    name = old.name
-    new.type = old.type or new.type
+def _linear_after(node: ir.Node, site: Site) -> ir.Node | None:
+    """Return the linear operator that alone reads the node's result and can take it in."""
+    value = node.outputs[0]
+    if not site.sole_reader(value):
+        return None
+    (use,) = value.uses()
+    after = use.node
     if (
-        old.shape is not None or old.is_graph_output()
-    ):  # an output keeps what the model declares of it, no more, no less
-        new.shape = old.shape
-    convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
-    assert node.graph is not None
-    node.graph.remove(node, safe=True)
-    new.name = name
+        use.idx != 0
+        or after.domain != ""
+        or after.op_type not in ("Conv", "Gemm", "MatMul")
+        or after.graph is not node.graph
+    ):
+        return None
+    if after.op_type == "Conv":
+        auto = attribute(after, "auto_pad", "NOTSET")
+        if any(attribute(after, "pads") or ()) or auto not in ("NOTSET", "VALID"):
+            return None
+    elif attribute(after, "transA", 0) or site.rank(value) != 2:
+        return None
+    return after
+
+
+def _into(after: ir.Node, node: ir.Node, slope: Array, offset: Array, site: Site) -> ir.Value:
+    """Return the linear operator after a BatchNormalization with that inside."""
+    weight = numbers(after.inputs[1], f"the weight of {after.op_type}", site)
+    tensor = site.tensor(after.inputs[1])
+    bias = after.inputs[2] if len(after.inputs) > 2 else None
+    assert tensor is not None
+    if after.op_type == "Conv":
+        groups, width = int(attribute(after, "group", 1)), weight.shape[1]
+        if groups * width != slope.size:
+            raise Refusal(f"Conv has {groups * width} input channels for {slope.size}")
+        tail = (1,) * (weight.ndim - 2)
+        outputs = weight.shape[0] // groups
+
+        def by_output(numbers: Array) -> Array:  # (input channels,) → one row of its group for each output channel
+            rows: Array = numbers.reshape(groups, 1, width).repeat(outputs, 1).reshape(-1, width, *tail)
+            return rows
+
+        new_weight = weight * by_output(slope)
+        extra = (weight * by_output(offset)).reshape(weight.shape[0], -1).sum(1)
+    else:
+        turned = bool(attribute(after, "transB", 0))
+        rows = weight.T if turned else weight
+        if rows.shape[0] != slope.size:
+            raise Refusal(f"{after.op_type} has {rows.shape[0]} rows for {slope.size} channels")
+        scaled = rows * slope[:, None]
+        new_weight, extra = (scaled.T if turned else scaled), float(attribute(after, "alpha", 1.0)) * (offset @ rows)
+    old = (
+        0.0
+        if bias is None
+        else numbers(bias, f"the bias of {after.op_type}", site) * float(attribute(after, "beta", 1.0))
+    )
+    held = [site.constant(rounded(part, tensor.dtype, what), tensor.dtype)
+            for part, what in ((new_weight, "weights"), (old + extra, "bias"))]  # fmt: skip
+    source = node.inputs[0]
+    if after.op_type == "MatMul":
+        return site.make("Add", [site.make("MatMul", [source, held[0]]), held[1]])
+    changed = {"beta": None} if after.op_type == "Gemm" else {}
+    return site.copy(after, [source, *held], **changed)

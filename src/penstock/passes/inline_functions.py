@@ -1,6 +1,7 @@
 """Replace calls of the model's own functions by their bodies.
 
-1. Every call is inlined, so that later passes see plain operators and runtimes need no function support.
+1. Every call is inlined, so that later passes see plain operators and runtimes need no function support; leave the pass
+   out with ``--skip inline-functions`` to keep functions: their bodies are then rewritten where they are.
 2. A function that the user asked to keep (``--keep-function``; it is of the domain ``KEPT_DOMAIN``) stays.
 3. Nothing is inlined where the model would grow past ``MAX_NODES``: a small file of functions that call each other
    twice over ("billion laughs") expands to more nodes than any machine holds.
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from penstock.graph import KEPT_DOMAIN
 from penstock.passes import PassResult, Phase
-from penstock.passes._library import declined_all, expanded_size, run_library_pass
+from penstock.passes._library import declined_all, expanded_size, quiet
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -26,9 +27,12 @@ def run(model: ir.Model) -> PassResult:
     """Inline all calls, or none."""
     from onnx_ir.passes.common import InlinePass
 
-    if all(function.domain == KEPT_DOMAIN for function in model.functions.values()):
+    known = [key for key, function in model.functions.items() if function.domain != KEPT_DOMAIN]
+    if not known:
         return PassResult()
+    calls = [node for node in model.graph.all_nodes() if node.op_identifier() in model.functions]
     if expanded_size(model, MAX_NODES) >= MAX_NODES:
-        calls = [node for node in model.graph.all_nodes() if node.op_identifier() in model.functions]
         return PassResult((), declined_all(calls, f"inlining all functions would make {MAX_NODES} nodes or more"))
-    return run_library_pass(model, InlinePass(criteria=lambda function: function.domain != KEPT_DOMAIN))
+    with quiet():
+        InlinePass(criteria=lambda function: function.domain != KEPT_DOMAIN)(model)
+    return PassResult(tuple(f"inlined {domain}::{name}" for domain, name, _ in known))

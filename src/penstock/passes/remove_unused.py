@@ -1,8 +1,9 @@
 """Remove what nothing reads.
 
-1. Nodes whose outputs nobody reads, initializers nobody reads, optional outputs nobody reads.
-2. Functions nobody calls, opset imports that no node uses.
-3. The model's inputs and outputs stay, used or not: they are its interface.
+1. Nodes whose outputs nobody reads, and initializers nobody reads, in every graph.
+2. Optional outputs at the end of a node that nobody reads.
+3. Functions nobody calls, opset imports that no node uses.
+4. The model's inputs and outputs stay, used or not: they are its interface.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from penstock.passes import PassResult, Phase
-from penstock.passes._library import run_library_pass
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -20,10 +20,76 @@ AFTER: tuple[str, ...] = ()
 
 
 def run(model: ir.Model) -> PassResult:
-    """Remove it from graph, subgraphs and functions."""
-    import onnx_ir as ir
-    from onnx_ir.passes import common
+    """Remove it from the graph, from bodies and from functions."""
+    changes: list[str] = []
+    for graph in (model.graph, *(function.graph for function in model.functions.values())):
+        _nodes(graph, changes)
+    for graph in model.graphs():
+        _initializers(graph, changes)
+    _functions(model, changes)
+    _imports(model, changes)
+    return PassResult(tuple(changes))
 
-    unused_functions: ir.passes.InPlacePass = common.RemoveUnusedFunctionsPass()  # type: ignore[no-untyped-call]
-    passes = (common.RemoveUnusedNodesPass(), unused_functions, common.RemoveUnusedOpsetsPass())
-    return run_library_pass(model, ir.passes.Sequential(*passes))
+
+def _nodes(graph: ir.Graph, changes: list[str]) -> None:
+    from penstock.rewriting.editor import bodies_of, inside
+
+    for node in reversed(graph):
+        if not any(value.uses() or value.is_graph_output() for value in node.outputs):
+            for inner in inside(node):
+                for index in range(len(inner.inputs)):
+                    inner.replace_input_with(index, None)
+            graph.remove(node)
+            changes.append(f"removed {node.op_type} {node.name}")
+            continue
+        for attribute in node.attributes.values():
+            for body in bodies_of(attribute):
+                _nodes(body, changes)
+        _outputs(node, changes)
+
+
+def _outputs(node: ir.Node, changes: list[str]) -> None:
+    """Drop optional outputs from the end; one in the middle has its place to keep."""
+    import onnx
+
+    last = node.outputs[-1] if len(node.outputs) > 1 else None
+    if last is None or last.uses() or last.is_graph_output() or node.domain != "":
+        return
+    try:
+        least = onnx.defs.get_schema(node.op_type, max_inclusive_version=onnx.defs.onnx_opset_version()).min_output
+    except onnx.defs.SchemaError:
+        return
+    keep = len(node.outputs)
+    while keep > max(least, 1) and not node.outputs[keep - 1].uses() and not node.outputs[keep - 1].is_graph_output():
+        keep -= 1
+    if keep < len(node.outputs) and node.op_type not in ("Split", "If", "Loop", "Scan"):
+        node.resize_outputs(keep)
+        changes.append(f"dropped outputs of {node.op_type} {node.name} that nobody reads")
+
+
+def _initializers(graph: ir.Graph, changes: list[str]) -> None:
+    for name, value in list(graph.initializers.items()):
+        if not value.uses() and not value.is_graph_output() and not value.is_graph_input():
+            del graph.initializers[name]
+            changes.append(f"removed the initializer {name}")
+
+
+def _functions(model: ir.Model, changes: list[str]) -> None:
+    called: set[object] = set()
+    stack = [node for node in model.graph.all_nodes() if model.functions]
+    while stack:
+        key = stack.pop().op_identifier()
+        if key in model.functions and key not in called:
+            called.add(key)
+            stack.extend(model.functions[key].all_nodes())
+    for key in [key for key in model.functions if key not in called]:
+        del model.functions[key]
+        changes.append(f"removed the function {key[0]}::{key[1]}")
+
+
+def _imports(model: ir.Model, changes: list[str]) -> None:
+    nodes = [*model.graph.all_nodes(), *(node for f in model.functions.values() for node in f.all_nodes())]
+    used = {node.domain for node in nodes} | {""} | {key[0] for key in model.functions}
+    for domain in [domain for domain in model.opset_imports if domain not in used]:
+        del model.opset_imports[domain]
+        changes.append(f"removed the import of {domain}")

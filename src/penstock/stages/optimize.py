@@ -1,142 +1,182 @@
-"""Optimize: rewrite the graph pass by pass until nothing changes, each pass taken back where it does harm."""
+"""Optimize: rewrite the graph to a fixpoint, log every step, and prove the result against the original."""
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from penstock import graph, guard, registry, source_lines
-from penstock.errors import InputError, MissingError, PenstockError
-from penstock.jsonable import Json, to_json
-from penstock.passes import Declined, Pass
+from penstock import graph, guard, proof, registry, store
+from penstock.errors import GateError, InputError, MissingError, PenstockError
+from penstock.jsonable import Json, dumps, to_json
+from penstock.passes import Declined, Pass, Rule
+from penstock.passes._library import expanded_size
 from penstock.passes._order import in_order
-from penstock.passes._soundness import Soundness, fingerprint
+from penstock.passes._soundness import refusal_of
+from penstock.proof import Proof
+from penstock.rewriting.driver import Turns
+from penstock.rewriting.knowledge import Knowledge, to_ir
+from penstock.rewriting.run import PassBroke, Rewritten, count, rewrite, weight_bytes
+from penstock.rewriting.trace import Event, NodeRow
 from penstock.settings import option
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 MAIN = "model.onnx"  # the file that the stage writes
-IN_MEMORY_BYTES = 1 << 30  # external weights up to here are read in first
+TRACE = "trace.json"  # the log of the rewriting, beside it
 EXAMPLES = 5  # changes that a record spells out
+MOST_EXPANDED = 50_000  # nodes after inlining: what stands for more isn't looked into
 
 
 @dataclass(frozen=True, slots=True)
 class OptimizeSettings:
-    """Which passes run, and how often."""
+    """Which passes run, how often, and how the result is proved."""
 
     passes: tuple[str, ...] = option((), "passes to run (default: all)")
     skip: tuple[str, ...] = option((), "passes to leave out")
-    max_rounds: int = option(10, "most rounds over all passes", minimum=1)
+    max_rounds: int = option(30, "most rounds over all passes", minimum=1)
+    strict: bool = option(False, "end with an error where a pass fails or has to be taken back")
+    proof: bool = option(True, "run the result beside the original and compare", flag="--proof/--no-proof")
+    proof_seeds: int = option(3, "made-up inputs for each set of sizes", minimum=1)
+    proof_seconds: float = option(6.0, "longest that the proof may run the models", minimum=0.1)
+    proof_bytes: int = option(1 << 30, "largest weights that are run twice for the proof", minimum=0)
+    verify_each: bool = option(False, "prove after each pass, and name the one that breaks something")
 
 
 @dataclass(frozen=True, slots=True)
 class PassRecord:
-    """What one pass did in one round; ``undone`` says why it was taken back, empty where it wasn't."""
+    """What one pass did over the whole run; ``failures`` tells where it raised or was taken back."""
 
     name: str
     phase: str
-    round: int
     changes: int
+    nodes_gone: int
+    saved_bytes: int  # of intermediate values per run, dynamic sizes counted as 1
     examples: tuple[str, ...]
     declined: tuple[Declined, ...]
-    undone: str
-    nodes_before: int
-    nodes_after: int
+    failures: tuple[Declined, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Culprit:
+    """The change that broke something: its pass, what it did, and the nodes that it replaced."""
+
+    rule: str
+    what: str
+    nodes: tuple[str, ...]
+    problem: str
 
 
 @dataclass(frozen=True, slots=True)
 class Optimized:
-    """The result: a record for each pass of each round, and whether a fixpoint was reached."""
+    """The result: a record for each pass, the proof, and the log from which every step can be drawn again."""
 
     passes: tuple[PassRecord, ...]
     nodes_before: int
     nodes_after: int
+    weight_bytes_before: int
+    weight_bytes_after: int
     rounds: int
     settled: bool
     broken: tuple[Declined, ...]  # plug-ins that don't load
+    culprits: tuple[Culprit, ...]  # what the proof found, and was left out
+    proof: Proof
     seconds: tuple[float, ...]  # one for each record of ``passes``
+    base: tuple[NodeRow, ...] = field(repr=False)
+    events: tuple[Event, ...] = field(repr=False)
 
     def facts(self) -> dict[str, Json]:
         """Return what follows from model and settings alone."""
-        names = ("passes", "nodes_before", "nodes_after", "rounds", "settled", "broken")
-        return {name: to_json(getattr(self, name)) for name in names}
+        names = (
+            "passes", "nodes_before", "nodes_after", "weight_bytes_before", "weight_bytes_after", "rounds", "settled",
+            "broken", "culprits",
+        )  # fmt: skip
+        return {name: to_json(getattr(self, name)) for name in names} | {"proof": self.proof.state}
 
     def measured(self) -> dict[str, Json]:
-        """Return the seconds that each pass took, over all rounds."""
-        total: dict[str, float] = {}
-        for record, seconds in zip(self.passes, self.seconds, strict=True):
-            total[record.name] = total.get(record.name, 0.0) + seconds
-        return {"seconds": to_json(total)}
+        """Return the seconds that each pass took, and what the proof measured."""
+        named = zip(self.passes, self.seconds, strict=True)
+        return {"seconds": {record.name: seconds for record, seconds in named}, "proof": to_json(self.proof)}
+
+    def trace_json(self) -> str:
+        """Return the log as JSON: ``base`` and ``events`` of :mod:`penstock.rewriting.trace`."""
+        return dumps({"schema": 1, "base": self.base, "events": self.events})
 
 
 def optimize(model_path: Path, settings: OptimizeSettings, into: Path) -> Optimized:
     """Optimize a model and save it as ``into``/``model.onnx``; same bytes for the same input.
 
-    A pass works on a copy. The copy is dropped, and the reason recorded, where the pass raises, changes the inputs, the
-    outputs or an opset, brings in a domain that the model didn't use, or leaves a model that is less sound than before.
-    Raises ``InputError`` for a model that can't be read or is invalid, ``UsageError`` for an unknown pass.
+    Every rewrite is done whole or not at all. A rule that raises leaves its place as it was, and a change that the
+    proof finds wrong is left out with its pass, which the result tells; with ``strict`` either is a ``GateError``.
+    Raises ``InputError`` for a model that can't be read, ``UsageError`` for an unknown pass.
     """
     with guard.rare_collection():
-        return _optimize(model_path, settings, into)
+        passes, broken = _load(settings)
+        without: dict[str, Declined] = {}  # passes that broke, and how
+        culprits: list[Culprit] = []
+        while True:
+            model, kept = _opened(model_path), [one for one in passes if one[0] not in without]
+            before = (count(model), weight_bytes(model))
+            try:
+                done = rewrite(model, kept, max_rounds=settings.max_rounds, foreign=_foreign())
+            except PassBroke as error:
+                without[error.name] = Declined("the whole model", error.reason)
+                continue
+            _write(done.model, model_path, into / MAIN)
+            proved, culprit = _prove(model_path, into / MAIN, kept, done, before[1], settings)
+            if culprit is None:
+                break
+            culprits.append(culprit)
+            without[culprit.rule] = Declined(", ".join(culprit.nodes), culprit.problem)
+            if settings.strict:
+                break
+    records = [_record(turns, done) for turns in done.turns]
+    records += [PassRecord(name, "", 0, 0, 0, (), (), (place,)) for name, place in without.items()]
+    seconds = tuple(turns.seconds for turns in done.turns) + (0.0,) * len(without)
+    result = Optimized(
+        tuple(records), before[0], count(done.model), before[1], weight_bytes(done.model), done.rounds, done.settled,
+        broken, tuple(culprits), proved, seconds, done.trace.base, tuple(done.trace.events),
+    )  # fmt: skip
+    if settings.strict:
+        _hold(result, model_path)
+    return result
 
 
-def _optimize(model_path: Path, settings: OptimizeSettings, into: Path) -> Optimized:
-    model = _loaded(model_path)
-    sound = Soundness.of(model, str(model_path))
-    passes, broken = _load(settings)
-    nodes_before = _count(model)
-    records: list[PassRecord] = []
-    seconds: list[float] = []
-    seen = [fingerprint(model)]
-    settled, number = False, 0
-    idle: dict[str, PassRecord] = {}  # the passes that found nothing in the model as it is now
-    while not settled and number < settings.max_rounds:
-        number += 1
-        for name, rewrite in passes:
-            start = time.perf_counter()
-            if name in idle:  # it would look at the same model again and find the same
-                record = replace(idle[name], round=number)
-            else:
-                rewritten, record = _apply(model, name, rewrite, number, sound)
-                idle = {**idle, name: record} if rewritten is model else {}
-                model = rewritten
-            seconds.append(time.perf_counter() - start)
-            records.append(record)
-        mark = fingerprint(model)
-        settled = mark == seen[-1]
-        if mark in seen:
-            break  # settled, or the passes undo each other's work and more rounds would go in circles
-        seen.append(mark)
-    _write(model, sound, into / MAIN)
-    return Optimized(tuple(records), nodes_before, _count(model), number, settled, broken, tuple(seconds))
+def _hold(result: Optimized, path: Path) -> None:
+    for record in result.passes:
+        for place in record.failures:
+            do = f"leave it out with --skip {record.name}, and report it with the model"
+            what = f"the pass {record.name!r} failed at {place.node}: {place.reason}"
+            raise GateError("pass-failed", what, where=str(path), do=do)
 
 
-def _loaded(path: Path) -> ir.Model:
-    import onnx_ir as ir
-
+def _opened(path: Path) -> ir.Model:
+    """Load the model. Raises ``InputError`` for functions that stand for too many nodes."""
     model = graph.load(path)
-    tensors = [value.const_value for value in model.graph.initializers.values()]
-    if sum(tensor.nbytes for tensor in tensors if tensor is not None) <= IN_MEMORY_BYTES:
-        # passes make views of weights, and a mapped file can't be closed while there are any
-        ir.external_data.load_to_model(model)
+    if expanded_size(model, MOST_EXPANDED) >= MOST_EXPANDED:
+        what = f"its functions stand for {MOST_EXPANDED:,} nodes or more, or call each other too deeply"
+        raise InputError("too-many-nodes", what, where=str(path), do="export the model without nested functions")
     return model
 
 
-def _load(settings: OptimizeSettings) -> tuple[list[tuple[str, Pass]], tuple[Declined, ...]]:
+def _foreign() -> frozenset[str]:
+    return frozenset(registry.origins("passes"))
+
+
+def _load(settings: OptimizeSettings) -> tuple[list[tuple[str, Pass | Rule]], tuple[Declined, ...]]:
     wanted = settings.passes or registry.names("passes")
     for name in settings.skip:
         if name not in registry.names("passes"):
             registry.load("passes", name)  # raises, with the nearest name
-    loaded: dict[str, Pass] = {}
+    loaded: dict[str, Pass | Rule] = {}
     broken: list[Declined] = []
     for name in wanted:
         if name in settings.skip:
             continue
         try:
-            loaded[name] = cast(Pass, registry.load("passes", name))
+            loaded[name] = cast("Pass | Rule", registry.load("passes", name))
         except MissingError as error:
             if settings.passes:
                 raise
@@ -144,45 +184,120 @@ def _load(settings: OptimizeSettings) -> tuple[list[tuple[str, Pass]], tuple[Dec
     return in_order(loaded), tuple(broken)
 
 
-def _apply(model: ir.Model, name: str, rewrite: Pass, number: int, sound: Soundness) -> tuple[ir.Model, PassRecord]:
-    before = _count(model)
-    tensors = [value.const_value for value in model.graph.initializers.values()]
-    weights = sum(tensor.nbytes for tensor in tensors if tensor is not None)
-    candidate = model.clone()
-    undone = ""
-    changes: tuple[str, ...] = ()
-    declined: tuple[Declined, ...] = ()
-    known = source_lines.lines(graph.all_nodes(candidate))
-    try:
-        with guard.limited_memory(guard.EXTRA_BYTES + 4 * weights):
-            result = rewrite.run(candidate)
-        if known and result.modified:
-            source_lines.inherit(graph.all_nodes(candidate), known)
-        changes, declined = result.changes, result.declined
-        if result.modified:
-            undone = sound.complaint(candidate)
-    except Exception as error:  # a pass, maybe a third party's, meets arbitrary graphs: what it raises is recorded
-        undone = f"{type(error).__name__}: {graph.first_line(error)}"
-    kept = candidate if changes and not undone else model
-    record = PassRecord(
-        name, rewrite.PHASE, number, len(changes), changes[:EXAMPLES], declined, undone, before, _count(kept)
-    )
-    return kept, record
+def _record(turns: Turns, done: Rewritten) -> PassRecord:
+    told = dict.fromkeys(event.what for event in done.trace.events if event.rule == turns.name)
+    return PassRecord(
+        turns.name, turns.phase, turns.rewrites, turns.nodes_gone, turns.saved_bytes, tuple(told)[:EXAMPLES],
+        tuple(turns.declined.values()), tuple(turns.failures),
+    )  # fmt: skip
 
 
-def _count(model: ir.Model) -> int:
-    return sum(1 for _ in model.graph.all_nodes()) + sum(1 for f in model.functions.values() for _ in f.all_nodes())
-
-
-def _write(model: ir.Model, sound: Soundness, path: Path) -> None:
+def _write(model: ir.Model, source: Path, path: Path) -> None:
+    """Save the model with the shapes that are known now; what onnx.checker refuses is no result."""
     graph.tidy(model)
-    if complaint := sound.complaint(model):
-        raise PenstockError(
-            "invalid-result", f"the optimized model is invalid: {complaint}", where=str(path),
-            do="leave passes out with --skip, and report this with the model",
-        )  # fmt: skip
+    declare(model)
     try:
         graph.save(model, path)
     except (ValueError, TypeError) as error:
         what = f"the model can't be written: {graph.first_line(error)}"
-        raise InputError("unwritable-model", what, where=str(path), do="check it with onnx.checker") from error
+        raise InputError("unwritable-model", what, where=str(source), do="check it with onnx.checker") from error
+    if (complaint := refusal_of(path)) and not refusal_of(source):
+        raise PenstockError(
+            "invalid-result", f"the optimized model is invalid: {complaint}", where=str(source),
+            do="leave passes out with --skip, and report this with the model",
+        )  # fmt: skip
+
+
+def declare(model: ir.Model) -> None:
+    """Note on every inner value the shape that follows from the graph, and no other.
+
+    What an earlier exporter declared may be wrong, or no longer true. Values of other domains' operators keep theirs.
+    """
+    known = Knowledge(model)
+    outputs = set(model.graph.outputs)
+    for node in graph.all_nodes(model):
+        for value in node.outputs:
+            if node.domain == "" and value not in outputs:
+                value.shape = None
+    known.learn(model.graph)
+    for node in model.graph.all_nodes():
+        for value in node.outputs:
+            shape = known.shapes.get(value)
+            if value not in outputs and shape is not None and value.type is not None:
+                value.shape = to_ir(shape)
+
+
+def _prove(
+    source: Path, result: Path, passes: Sequence[tuple[str, Pass | Rule]], done: Rewritten, weights: int,
+    settings: OptimizeSettings,
+) -> tuple[Proof, Culprit | None]:  # fmt: skip
+    """Prove the result; where it is wrong, find the change that made it so."""
+    if not settings.proof:
+        return proof.skipped("it was switched off"), None
+    if not done.trace.events:
+        return Proof("proved", "", "nothing was changed", 0, 0.0, ()), None
+    if weights > settings.proof_bytes:
+        what = f"its weights have {weights:,} bytes, {settings.proof_bytes:,} are run twice (--proof-bytes)"
+        return proof.skipped(what), None
+    if settings.verify_each and (found := _first_bad_pass(source, passes, settings)) is not None:
+        return found
+    limits = {"seeds": settings.proof_seeds, "seconds": settings.proof_seconds}
+    proved = proof.prove(source, result, **limits)  # type: ignore[arg-type]  # an int and a float
+    if proved.state != "failed":
+        return proved, None
+    return proved, _culprit(source, passes, settings, len(done.trace.events))
+
+
+def _first_bad_pass(
+    source: Path, passes: Sequence[tuple[str, Pass | Rule]], settings: OptimizeSettings
+) -> tuple[Proof, Culprit] | None:
+    """Prove after each pass that changes something; return the first that fails."""
+
+    class Found(Exception):  # noqa: N818
+        pass
+
+    bad: list[tuple[str, Proof]] = []
+    with store.scratch() as work:
+
+        def after(name: str, model: ir.Model) -> None:
+            copy = model.clone()
+            graph.save(copy, work / MAIN)
+            proved = proof.prove(source, work / MAIN, seeds=settings.proof_seeds, seconds=settings.proof_seconds)
+            if proved.state == "failed":
+                bad.append((name, proved))
+                raise Found
+
+        try:
+            rewrite(_opened(source), passes, max_rounds=settings.max_rounds, foreign=_foreign(), after=after)
+        except Found:
+            name, proved = bad[0]
+            return proved, _culprit(source, passes, settings, None) or Culprit(name, "", (), proved.reason)
+    return None
+
+
+def _culprit(
+    source: Path, passes: Sequence[tuple[str, Pass | Rule]], settings: OptimizeSettings, events: int | None
+) -> Culprit | None:
+    """Find the first change after which the model is wrong, by halving; each try rewrites anew up to there."""
+
+    def state(stop: int | None) -> tuple[Rewritten, Proof]:
+        done = rewrite(_opened(source), passes, max_rounds=settings.max_rounds, foreign=_foreign(), stop_after=stop)
+        with store.scratch() as work:
+            graph.save(done.model, work / MAIN)
+            return done, proof.prove(source, work / MAIN, seeds=settings.proof_seeds, seconds=settings.proof_seconds)
+
+    done, proved = state(events)
+    low, high = 0, len(done.trace.events)
+    if proved.state != "failed":
+        return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        tried, found = state(middle)
+        if found.state == "failed":
+            high, done, proved = middle, tried, found
+        else:
+            low = middle
+    event = done.trace.events[min(high, len(done.trace.events)) - 1]
+    rows = {row.id: row for row in (*done.trace.base, *(row for e in done.trace.events for row in e.added))}
+    nodes = tuple(rows[id].name or rows[id].op for id in event.removed if id in rows)
+    return Culprit(event.rule, event.what, nodes[:20], proved.reason)

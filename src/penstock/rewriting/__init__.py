@@ -1,0 +1,30 @@
+"""Rewriting a graph: what a rule sees, how its rewrite is carried out whole or not at all, and the log of all of them.
+
+A *rule* (:class:`penstock.passes.Rule`) looks at one node and answers with a :class:`Rewrite`, a reason why not, or
+nothing. It only reads the graph; the editor alone changes it. So a rule that raises leaves no trace.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+
+class Refusal(Exception):  # noqa: N818 (it says no, with a reason)
+    """Raised inside a rule: there is something to rewrite here, but it must not be; the text is the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rewrite:
+    """Readers of each key read its value instead; what nobody reads any more goes. ``what``: a few words for the log.
+
+    New nodes are put before the node that the rule was shown, or before ``before``: they have to come after all that
+    they read, and before all readers of the keys.
+    """
+
+    values: dict[ir.Value, ir.Value]
+    what: str
+    before: ir.Node | None = None

@@ -1,0 +1,265 @@
+"""Carry rewrites out on a graph: each whole or not at all, and each as an event that can be replayed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from penstock import source_lines
+from penstock.rewriting import Refusal, Rewrite
+from penstock.rewriting.knowledge import Knowledge, count
+from penstock.rewriting.site import Site
+from penstock.rewriting.sizes import Product
+from penstock.rewriting.trace import Event, Trace
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+MOST_NEIGHBOURS = 64  # readers of one value that are looked at again after a rewrite
+REACH = 3  # how far below a rewrite nodes are looked at again
+
+
+class Editor:
+    """A model while it is rewritten. All changes of nodes go through here."""
+
+    def __init__(self, model: ir.Model, trace: Trace) -> None:
+        self.model = model
+        self.trace = trace
+        self.known = Knowledge(model)
+        self.site = Site(self.known)
+        self.touched: list[ir.Node] = []  # nodes to look at again, in the order of the changes
+        self._names = {name for graph in model.graphs() for name in graph.initializers}
+        self._names |= {str(value.name) for graph in model.graphs() for value in graph.inputs}
+        self._names |= {str(v.name) for node in nodes_of(model) for v in node.outputs}
+
+    def put_back(self, backup: ir.Model, before: list[ir.Node]) -> None:
+        """Take a copy in the place of a model that was spoilt; ``before`` are the nodes that were copied, in order."""
+        for old, new in zip(before, nodes_of(backup), strict=True):
+            self.trace.replaced(old, new)
+        self.model = backup
+        self.touched.clear()
+
+    def learn(self) -> None:
+        """Find out anew what is known of the values."""
+        self.known.shapes.clear()
+        self.known.elements.clear()
+        self.site.memo.clear()
+        self.site.functions = {id(function.graph) for function in self.model.functions.values()}
+        for function in self.model.functions.values():
+            self.site.functions |= {id(graph) for graph in function.subgraphs()}
+        self.known.learn(self.model.graph)
+        for function in self.model.functions.values():
+            self.known.learn(function.graph)
+
+    def drop(self) -> None:
+        """Forget nodes that a rule made and that won't be used."""
+        for made in self.site.made:
+            for node in inside(made):
+                for index in range(len(node.inputs)):
+                    node.replace_input_with(index, None)
+        self.site.made.clear()
+
+    def carry_out(self, root: ir.Node, rewrite: Rewrite, rule: str) -> Event:
+        """Change the graph as a rewrite says. Raises ``Refusal``, with nothing changed, where it can't be done."""
+        root = rewrite.before or root
+        made = self._needed(rewrite)
+        self._check(root, rewrite, made)
+        graph = root.graph
+        assert graph is not None
+        line = source_lines.line_of(root)
+        old_readers = [use.node for old in rewrite.values for use in old.uses()]
+        makers = [value.producer() for value in root.inputs if value is not None]
+        self._place(root, made, rewrite)
+        for old, new in rewrite.values.items():
+            self._take_over(old, new, new.producer() in made)
+        for node in made:
+            if line and not source_lines.line_of(node):
+                node.metadata_props[source_lines.KEY] = line
+            self.known.visit(node)
+        removed, freed = self._remove_dead(old.producer() for old in rewrite.values)
+        changed = dict.fromkeys(old_readers) | dict.fromkeys(new.producer() for new in rewrite.values.values())
+        updated = [node for node in changed if node is not None and node.graph is not None and node not in made]
+        event = self.trace.add(rule, rewrite.what, removed, made, updated, before=root, saved=freed - self._made(made))
+        self._touch(made, old_readers, makers)
+        self.site.made.clear()
+        return event
+
+    # -- steps of it ---------------------------------------------------------------------------------------------------
+
+    def _needed(self, rewrite: Rewrite) -> list[ir.Node]:
+        """Return the nodes that the new values need, in the order in which they were made; drop the others."""
+        made, wanted = set(self.site.made), set()
+        stack = [new.producer() for new in rewrite.values.values()]
+        while stack:
+            node = stack.pop()
+            if node is None or node not in made or node in wanted:
+                continue
+            wanted.add(node)
+            stack.extend(value.producer() for one in inside(node) for value in one.inputs if value is not None)
+        kept = [node for node in self.site.made if node in wanted]
+        self.site.made[:] = [node for node in self.site.made if node not in wanted]
+        self.drop()
+        self.site.made[:] = kept
+        return kept
+
+    def _check(self, root: ir.Node, rewrite: Rewrite, made: list[ir.Node]) -> None:
+        given: set[ir.Value] = set()
+        if self.site.in_function(root):
+            read = [value for node in made for value in node.inputs] + list(rewrite.values.values())
+            if any(value is not None and value.producer() is None and value.name is None for value in read):
+                raise Refusal("it lies in a function, which can't hold constants")
+        for old, new in rewrite.values.items():
+            if not old.is_graph_output():
+                continue
+            producer = new.producer()
+            if producer is None:
+                raise Refusal("it hands out, as an output of its graph, an input or a constant")
+            home = producer.graph if producer.graph is not None else root.graph
+            if home is not root.graph:
+                raise Refusal("it hands out a value of an outer graph")
+            if new.is_graph_output() or new in given:
+                raise Refusal("its input is an output of its graph too")
+            given.add(new)
+
+    def _place(self, root: ir.Node, made: list[ir.Node], rewrite: Rewrite) -> None:
+        """Name the new nodes, register their constants, and put them before the root."""
+        graph = root.graph
+        assert graph is not None
+        base = next((old.name for old in rewrite.values if old.name), None) or root.op_type
+        for node in made:
+            node.name = None
+            for value in node.inputs:
+                if value is not None and value.producer() is None and value.name is None:
+                    self._register(graph, value, base)
+            for value in node.outputs:
+                value.name = self.free_name(base)
+            node.name = node.outputs[0].name
+        graph.insert_before(root, made)
+        for new in rewrite.values.values():
+            if new.producer() is None and new.name is None:
+                self._register(graph, new, base)
+
+    def _register(self, graph: ir.Graph, value: ir.Value, base: str) -> None:
+        """Make a new constant an initializer of the graph."""
+        assert value.const_value is not None
+        value.name = self.free_name(f"{base}_const")
+        value.const_value.name = value.name
+        graph.register_initializer(value)
+
+    def free_name(self, wanted: str) -> str:
+        """Return a name that no value has, and take it."""
+        name, number = wanted, 1
+        while name in self._names:
+            number += 1
+            name = f"{wanted}_{number}"
+        self._names.add(name)
+        return name
+
+    def _take_over(self, old: ir.Value, new: ir.Value, fresh: bool) -> None:
+        """Let the readers of ``old`` read ``new``; a fresh value takes over name, type and shape."""
+        from onnx_ir import convenience
+
+        handed_out = old.is_graph_output()
+        if new.type is None or handed_out:
+            new.type = old.type or new.type
+        if fresh and old in self.known.shapes and new not in self.known.shapes:
+            self.known.shapes[new] = self.known.shapes[old]
+        if old in self.known.elements and new not in self.known.elements:
+            self.known.elements[new] = self.known.elements[old]
+        if handed_out:
+            new.shape = old.shape
+        convenience.replace_all_uses_with(old, new, replace_graph_outputs=handed_out)
+        if fresh or handed_out:
+            old.name, new.name = new.name, old.name
+
+    def _remove_dead(self, start: Iterable[ir.Node | None]) -> tuple[list[ir.Node], int]:
+        """Remove nodes that nothing reads any more, from ``start`` upwards; return them, and the bytes they made."""
+        removed: list[ir.Node] = []
+        freed = 0
+        stack = [node for node in start if node is not None]
+        while stack:
+            node = stack.pop()
+            if node.graph is None or any(v.uses() or v.is_graph_output() for v in node.outputs):
+                continue
+            stack.extend(self._let_go(node))
+            graph = node.graph
+            graph.remove(node)
+            removed.append(node)
+            for value in node.outputs:
+                freed += self._bytes(value)
+                self.known.shapes.pop(value, None)
+                self.known.elements.pop(value, None)
+        return removed, freed
+
+    def _let_go(self, node: ir.Node) -> Iterator[ir.Node]:
+        """Detach a node, and all inside its bodies, from what they read; yield the nodes that made that."""
+        found = []
+        for inner in inside(node):
+            for index, value in enumerate(inner.inputs):
+                if value is None:
+                    continue
+                if (maker := value.producer()) is not None:
+                    found.append(maker)
+                inner.replace_input_with(index, None)
+        yield from found
+
+    def _made(self, made: list[ir.Node]) -> int:
+        """Return how many bytes new nodes make per run, dynamic sizes counted as 1."""
+        return sum(self._bytes(value) for node in made for value in node.outputs)
+
+    def _bytes(self, value: ir.Value) -> int:
+        size = count(self.known.shapes.get(value))
+        elements = size.factor if isinstance(size, Product) else size
+        if elements is None or value.dtype is None:
+            return 0
+        return int(elements * value.dtype.itemsize)
+
+    def _touch(self, made: list[ir.Node], readers: list[ir.Node], makers: list[ir.Node | None]) -> None:
+        """Note the nodes whose surroundings have changed."""
+        found: dict[ir.Node, None] = dict.fromkeys(
+            node for node in makers if node is not None and node.graph is not None
+        )
+        for maker in [*found]:
+            for value in maker.outputs:
+                if len(value.uses()) <= MOST_NEIGHBOURS:
+                    found |= dict.fromkeys(use.node for use in value.uses())
+        layer = [*made, *readers[:MOST_NEIGHBOURS]]
+        for _ in range(REACH):
+            found |= dict.fromkeys(layer)
+            uses = [
+                use.node for node in layer for v in node.outputs if len(v.uses()) <= MOST_NEIGHBOURS for use in v.uses()
+            ]
+            layer = uses[:MOST_NEIGHBOURS]
+        self.touched.extend(node for node in found if node.graph is not None)
+
+
+def inside(node: ir.Node) -> Iterator[ir.Node]:
+    """Yield a node, and all nodes in its bodies."""
+    yield node
+    for attribute in node.attributes.values():
+        for body in bodies_of(attribute):
+            yield from body.all_nodes()
+
+
+def bodies_of(attribute: ir.Attr) -> tuple[ir.Graph, ...]:
+    """Return the graphs that an attribute holds."""
+    import onnx_ir as ir
+
+    if attribute.is_ref():
+        return ()
+    if attribute.type == ir.AttributeType.GRAPH:
+        return (attribute.as_graph(),)
+    return tuple(attribute.as_graphs()) if attribute.type == ir.AttributeType.GRAPHS else ()
+
+
+def nodes_of(model: ir.Model) -> Iterator[ir.Node]:
+    """Yield all nodes: of the graph, of bodies, of functions."""
+    yield from model.graph.all_nodes()
+    for function in model.functions.values():
+        yield from function.all_nodes()
+
+
+def digest(text: str) -> str:
+    """Return a short digest."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

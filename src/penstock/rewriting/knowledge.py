@@ -1,0 +1,237 @@
+"""What is known of the values of a model without running it: types, shapes, and the elements of small integer tensors.
+
+Shapes and elements are sizes (:mod:`penstock.rewriting.sizes`), so that ``Shape → Gather → Concat → Reshape`` chains
+come out as numbers, or as products of named dimensions, where they are that. Nodes are visited once, in order. What the
+rules here don't know is asked of onnx's own inference, node by node. Nothing that the file declares of its inner values
+is believed, but for what operators of other domains give.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from penstock.rewriting.sizes import Product, Size, equal, named, product
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx
+    import onnx_ir as ir
+
+    Array = np.ndarray[tuple[int, ...], np.dtype[np.generic]]
+
+Shape = tuple[Size, ...]
+Elements = tuple[Size, ...]
+MOST_ELEMENTS = 64  # of a tensor that is followed element by element
+MOST_ASKED_BYTES = 1 << 16  # of a constant that is shown to onnx's inference
+
+
+class Knowledge:
+    """Shapes and elements by value; types are kept on the values themselves."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._imports = dict(model.opset_imports)
+        self.opset = self._imports.get("", 1)
+        self.functions = frozenset(model.functions)
+        self.shapes: dict[ir.Value, Shape] = {}
+        self.elements: dict[ir.Value, Elements] = {}
+        self._opset_protos: list[onnx.OperatorSetIdProto] = []
+
+    def learn(self, graph: ir.Graph) -> None:
+        """Visit a graph from its inputs on."""
+        for value in graph.inputs:
+            if value not in self.shapes and value.shape is not None:
+                self.shapes[value] = declared(value.shape)
+        self._visit_all(graph)
+
+    def _visit_all(self, nodes: Iterable[ir.Node]) -> None:
+        for node in nodes:
+            self.visit(node)
+
+    def visit(self, node: ir.Node) -> None:
+        """Find out what a node's outputs are. A node that makes no sense leaves them unknown."""
+        with contextlib.suppress(Exception):  # a graph of any kind comes here, damaged ones too
+            self._visit(node)
+
+    def _visit(self, node: ir.Node) -> None:
+        from penstock.rewriting import control_flow, element_rules, layer_shapes, shape_rules  # noqa: F401  # rules register
+
+        if node.domain == "":
+            if rule := control_flow.RULES.get(node.op_type):
+                rule(node, self)
+                return
+            if shape_of := shape_rules.RULES.get(node.op_type):
+                done = False
+                with contextlib.suppress(_Unsure, IndexError, AttributeError, TypeError, KeyError):
+                    shape_of(node, self)
+                    done = node.outputs[0] in self.shapes and node.outputs[0].type is not None
+                if not done or len(node.outputs) > 1:
+                    self.ask_onnx(node)
+            else:
+                self.ask_onnx(node)
+            if elements_of := element_rules.RULES.get(node.op_type):
+                with contextlib.suppress(_Unsure, IndexError, AttributeError, TypeError, KeyError):
+                    elements_of(node, self)
+            return
+        for value in node.outputs:
+            if value.shape is not None and value not in self.shapes:
+                self.shapes[value] = declared(value.shape)
+        for attribute in node.attributes.values():
+            if not attribute.is_ref() and attribute.type.name == "GRAPH":
+                self._visit_all(attribute.as_graph())
+
+    # -- reading -------------------------------------------------------------------------------------------------------
+
+    def shape(self, value: ir.Value | None) -> Shape | None:
+        """Return the shape, ``None`` where not even the rank is known."""
+        if value is None:
+            return None
+        found = self.shapes.get(value)
+        if found is None and (tensor := constant(value)) is not None:
+            found = self.shapes[value] = tuple(int(dim) for dim in tensor.shape.numpy())
+        return found
+
+    def sizes(self, value: ir.Value | None) -> Elements | None:
+        """Return the elements of an integer tensor of rank 0 or 1, as far as they are known."""
+        if value is None:
+            return None
+        found = self.elements.get(value)
+        if found is None and (tensor := constant(value)) is not None and tensor.size <= MOST_ELEMENTS:
+            if len(tensor.shape) > 1 or tensor.dtype.name not in ("INT64", "INT32", "BOOL"):
+                return None
+            found = self.elements[value] = tuple(int(item) for item in tensor.numpy().reshape(-1))
+        return found
+
+    # -- writing -------------------------------------------------------------------------------------------------------
+
+    def put(self, value: ir.Value, shape: Sequence[Size] | None, like: ir.Value | ir.DataType | None = None) -> None:
+        """Note a shape, and a type where the value has none."""
+        import onnx_ir as ir
+
+        if shape is not None:
+            self.shapes[value] = tuple(shape)
+        if value.type is None and like is not None:
+            if isinstance(like, ir.DataType):
+                value.type = ir.TensorType(like)
+            elif like.type is not None:
+                value.type = like.type
+            elif (tensor := constant(like)) is not None:
+                value.type = ir.TensorType(tensor.dtype)
+
+    def ask_onnx(self, node: ir.Node) -> None:
+        """Let onnx infer one node from what is known of its inputs."""
+        import onnx
+        import onnx_ir as ir
+
+        known = [value in self.shapes and value.type is not None for value in node.outputs if value.name]
+        if known and all(known):
+            return
+        if not self._opset_protos:
+            self._opset_protos = [onnx.helper.make_opsetid(*item) for item in self._imports.items()]
+        types: dict[str, onnx.TypeProto] = {}
+        data: dict[str, onnx.TensorProto] = {}
+        for value in node.inputs:
+            if value is None or not value.name:
+                continue
+            tensor = constant(value)
+            dtype = value.dtype if tensor is None else tensor.dtype
+            if value.type is not None and not isinstance(value.type, ir.TensorType):
+                types[value.name] = ir.serde.serialize_type(value.type)
+                continue
+            if dtype is None:
+                return
+            types[value.name] = _type_proto(dtype, self.shape(value))
+            if tensor is not None and tensor.nbytes <= MOST_ASKED_BYTES and dtype.name in ("INT64", "INT32", "FLOAT"):
+                data[value.name] = onnx.numpy_helper.from_array(tensor.numpy(), value.name)
+            elif (items := self.elements.get(value)) and all(isinstance(item, int) for item in items):
+                import numpy as np
+
+                numbers = np.array(items, dtype=dtype.numpy()).reshape(() if self.shape(value) == () else -1)
+                data[value.name] = onnx.numpy_helper.from_array(numbers, value.name)
+        schema = onnx.defs.get_schema(node.op_type, self.opset, "")
+        proto = ir.serde.serialize_node(node)
+        found = onnx.shape_inference.infer_node_outputs(
+            schema, proto, types, data, opset_imports=self._opset_protos, ir_version=10
+        )
+        for value in node.outputs:
+            if value.name not in found or value in self.shapes:
+                continue
+            if not found[value.name].HasField("tensor_type"):
+                value.type = value.type or ir.serde.deserialize_type_proto_for_type(found[value.name])
+                continue
+            answer = found[value.name].tensor_type
+            shape = tuple(_size(dim) for dim in answer.shape.dim) if answer.HasField("shape") else None
+            self.put(value, shape, ir.DataType(answer.elem_type) if answer.elem_type else None)
+
+
+class _Unsure(Exception):  # noqa: N818
+    """Raised by a rule that can't tell."""
+
+
+unsure = _Unsure
+
+
+def constant(value: ir.Value) -> ir.TensorProtocol | None:
+    """Return a value's tensor: an initializer that no caller can override, or a Constant's."""
+    tensor = value.const_value
+    if tensor is not None:
+        return None if value.is_graph_input() else tensor
+    node = value.producer()
+    if node is None or node.op_type != "Constant" or node.domain != "":
+        return None
+    from onnx_ir import convenience
+
+    return convenience.get_const_tensor(value)
+
+
+def declared(shape: ir.Shape) -> Shape:
+    """Return a declared shape as sizes; a negative number is no size."""
+    found: list[Size] = []
+    for dim in shape:
+        if isinstance(dim, int):
+            found.append(dim if dim >= 0 else None)
+        else:
+            found.append(named(dim.value) if dim.value else None)
+    return tuple(found)
+
+
+def _type_proto(dtype: ir.DataType, shape: Shape | None) -> onnx.TypeProto:
+    import onnx
+
+    proto = onnx.TypeProto()
+    proto.tensor_type.elem_type = int(dtype)
+    if shape is not None:
+        proto.tensor_type.shape.SetInParent()
+        for size in shape:
+            dim = proto.tensor_type.shape.dim.add()
+            if isinstance(size, int):
+                dim.dim_value = size
+            elif size is not None:
+                dim.dim_param = str(size)
+    return proto
+
+
+def _size(dim: onnx.TensorShapeProto.Dimension) -> Size:
+    if dim.HasField("dim_value"):
+        return int(dim.dim_value) if dim.dim_value >= 0 else None
+    return named(dim.dim_param) if dim.dim_param and not dim.dim_param.startswith("unk__") else None
+
+
+def count(shape: Shape | None) -> Size:
+    """Return the number of elements of a shape."""
+    return None if shape is None else product(shape)
+
+
+def to_ir(shape: Shape) -> ir.Shape:
+    """Return the shape as a file declares it; products of dimensions have no name there."""
+    import onnx_ir as ir
+
+    plain = [size.names[0] if isinstance(size, Product) and size.factor == 1 and len(size.names) == 1 else size
+             for size in shape]  # fmt: skip
+    return ir.Shape([size if isinstance(size, int | str) else None for size in plain])
+
+
+Rule = Callable[["ir.Node", Knowledge], None]
+
+__all__ = ["Elements", "Knowledge", "Rule", "Shape", "constant", "count", "declared", "equal", "to_ir", "unsure"]

@@ -1,0 +1,115 @@
+"""Rewrite a model with passes to a fixpoint: from a loaded model to the rewritten one, with the log of how."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from penstock import graph, guard
+from penstock.passes import Declined, Pass, PassResult, Rule
+from penstock.passes._soundness import Soundness
+from penstock.rewriting.driver import Driver, Turns
+from penstock.rewriting.editor import Editor, nodes_of
+from penstock.rewriting.trace import Trace
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+
+class PassBroke(Exception):  # noqa: N818 (named for what happened)
+    """A built-in pass over the whole model raised, and may have left it half changed: begin anew without it."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name}: {reason}")
+        self.name, self.reason = name, reason
+
+
+@dataclass(slots=True)
+class Rewritten:
+    """A model after rewriting: the log, what each pass did, and whether a fixpoint was reached."""
+
+    model: ir.Model
+    trace: Trace
+    turns: tuple[Turns, ...]
+    rounds: int
+    settled: bool
+
+
+def rewrite(
+    model: ir.Model,
+    passes: Sequence[tuple[str, Pass | Rule]],
+    *,
+    max_rounds: int,
+    foreign: frozenset[str] = frozenset(),
+    stop_after: int | None = None,
+    after: Callable[[str, ir.Model], None] | None = None,
+) -> Rewritten:
+    """Rewrite ``model`` in place.
+
+    ``foreign`` passes over the whole model, of third parties, are taken back where they raise or leave the model less
+    sound. ``stop_after`` ends the run after so many changes; ``after`` is called after each pass that changed
+    something. Raises ``PassBroke``.
+    """
+    trace = Trace()
+    trace.begin(model)
+    editor = Editor(model, trace)
+    driver = Driver(editor, passes, max_rounds, stop_after)
+    weights = weight_bytes(model)
+
+    def apply(name: str, one: Pass) -> PassResult:
+        if name in foreign:
+            return _foreign(editor, driver.turns[name], name, one)
+        try:
+            result = one.run(editor.model)
+        except Exception as error:
+            raise PassBroke(name, f"{type(error).__name__}: {graph.first_line(error)}") from error
+        if result.modified:
+            trace.compare(editor.model, name, _told(result))
+        return result
+
+    def changed(name: str) -> None:
+        if after is not None:
+            after(name, editor.model)
+
+    with guard.limited_memory(guard.EXTRA_BYTES + 4 * min(weights, 1 << 30)):
+        driver.run(apply, changed)
+    return Rewritten(editor.model, trace, tuple(driver.turns.values()), driver.rounds, driver.settled)
+
+
+def _told(result: PassResult) -> str:
+    more = f", and {len(result.changes) - 3} more" if len(result.changes) > 3 else ""
+    return "; ".join(result.changes[:3]) + more
+
+
+def _foreign(editor: Editor, turns: Turns, name: str, one: Pass) -> PassResult:
+    """Run a third party's pass; put the model back where it does harm."""
+    sound = Soundness.of(editor.model)
+    before, backup = list(nodes_of(editor.model)), editor.model.clone()
+    harm = ""
+    try:
+        result = one.run(editor.model)
+        if result.modified:
+            harm = sound.complaint(editor.model)
+    except Exception as error:  # a third party's code meets arbitrary graphs
+        harm = f"{type(error).__name__}: {graph.first_line(error)}"
+    if harm:
+        turns.failures.append(Declined("the whole model", f"taken back: {harm}"))
+        editor.put_back(backup, before)
+        return PassResult()
+    if result.modified:
+        editor.trace.compare(editor.model, name, _told(result))
+    return result
+
+
+def count(model: ir.Model) -> int:
+    """Count the nodes: of the graph, of bodies, of functions; Constants are no work and don't count."""
+    return sum(1 for node in nodes_of(model) if node.op_type != "Constant" or node.domain != "")
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """Return the bytes of all constants."""
+    return sum(
+        value.const_value.nbytes for one in model.graphs() for value in one.initializers.values()
+        if value.const_value is not None
+    )  # fmt: skip
