@@ -180,14 +180,16 @@ def verify(
     data: DataSettings | None = None,
     weights: str = "",
     seed: int = 0,
+    options: Mapping[str, str] | None = None,
 ) -> Verification:
     """Hold a model on a backend against its source: another model, a PyTorch source, or a build's ``golden`` folder.
 
+    ``options`` are the backend's own, for the model (``{"optimization": "disabled"}`` for ONNX Runtime as written).
     Raises ``InputError`` when either can't be run at all; a difference is in the result's ``outcome``.
     """
     path = Path(model)
     signature = graph.signature(graph.load(path))
-    runnable = _runnable(path, backend, 1, "model")
+    runnable = _runnable(path, backend, 1, "model", options=options)
     if (Path(against) / "golden.json").is_file():
         gold = golden.read(Path(against))
     else:
@@ -229,7 +231,10 @@ def _golden(against: str, weights: str, roles: RoleFeeds, signature: Signature) 
         session.close()
 
 
-def _runnable(path: Path, backend: str, threads: int, name: str, *, io_binding: bool = False) -> Runnable:
+def _runnable(
+    path: Path, backend: str, threads: int, name: str, *, io_binding: bool = False,
+    options: Mapping[str, str] | None = None,
+) -> Runnable:  # fmt: skip
     chosen = cast(Backend, registry.load("backends", backend))
     if problem := chosen.available():
         raise MissingError("backend-missing", f"the backend {backend!r} can't run here", do=problem)
@@ -239,7 +244,7 @@ def _runnable(path: Path, backend: str, threads: int, name: str, *, io_binding: 
     loaded = graph.load(path)
     deployment = Deployment(
         f"{name}@{backend}", name, store.file_digest(path), graph.precision(loaded), backend,
-        threads=threads, io_binding=io_binding, role=chosen.ROLE,
+        threads=threads, io_binding=io_binding, role=chosen.ROLE, options=options or {},
     )  # fmt: skip
     return Runnable(deployment, _loadable(path), graph.signature(loaded).fixed_batch is None)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from penstock.backends import Loadable
@@ -132,3 +133,22 @@ class OrtSession:
         """Drop the session."""
         self._bound = None
         self._session = None
+
+
+def fuse_offline(model: Path, into: Path) -> None:
+    """Let ONNX Runtime rewrite a model with its own fusions (level extended, which is for any CPU) and save it.
+
+    The result holds operators of ``com.microsoft`` and is for this runtime alone. Raises ``InputError``.
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(into)
+    try:
+        ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the runtime raises many types, all about this model
+        what = f"ONNX Runtime can't rewrite the model: {first_line(error)}"
+        raise InputError("runtime-refuses", what, where=str(model), do="leave --for ort out") from error

@@ -18,6 +18,7 @@ Examples:
   penstock optimize model.onnx -o slim.onnx
   penstock optimize model.onnx -o slim.onnx --skip fold-constants
   penstock optimize model.onnx -o slim.onnx --verify-each --strict
+  penstock optimize model.onnx -o for-ort.onnx --for ort
   penstock optimize model.onnx -o slim.onnx --trace steps.json --json
 
 What happened to one node, and why not more: penstock explain model.onnx NODE
@@ -86,6 +87,11 @@ def _show(done: Optimized) -> None:
     state = "a fixpoint" if done.settled else "no fixpoint yet: raise --max-rounds"
     nodes = f"{done.nodes_before:,} → {done.nodes_after:,}" if active else f"{done.nodes_after:,}, as before"
     click.echo(f"nodes     {nodes} (Constants don't count); {state} after {done.rounds} rounds")
+    if (special := done.specialised) is not None:
+        told = special.refused or f"→ {' → '.join(map(str, special.nodes))} nodes by its own optimizer"
+        click.echo(
+            _text(f"{special.runtime}  {told}" + ("" if special.refused else "; not portable: it runs there alone"))
+        )
     click.echo(f"weights   {done.weight_bytes_before:,} → {done.weight_bytes_after:,} bytes")
     proof = done.proof
     told = f"{proof.runs} runs, largest relative difference {proof.worst:.1e}" if proof.runs else proof.oracle

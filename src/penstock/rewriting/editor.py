@@ -78,6 +78,11 @@ class Editor:
                 node.metadata_props[source_lines.KEY] = line
             self.known.visit(node)
         removed, freed = self._remove_dead(old.producer() for old in rewrite.values)
+        if root.name and root.graph is None:  # what stands in its place goes by its name
+            for new in rewrite.values.values():
+                if (producer := new.producer()) in made and producer is not None:
+                    producer.name = root.name
+                    break
         changed = dict.fromkeys(old_readers) | dict.fromkeys(new.producer() for new in rewrite.values.values())
         updated = [node for node in changed if node is not None and node.graph is not None and node not in made]
         event = self.trace.add(rule, rewrite.what, removed, made, updated, before=root, saved=freed - self._made(made))

@@ -20,6 +20,7 @@ from penstock.rewriting.knowledge import Knowledge, to_ir
 from penstock.rewriting.run import PassBroke, Rewritten, count, rewrite, weight_bytes
 from penstock.rewriting.trace import Event, NodeRow
 from penstock.settings import option
+from penstock.specialise import Specialised, specialise
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -42,6 +43,10 @@ class OptimizeSettings:
     proof_seeds: int = option(3, "made-up inputs for each set of sizes", minimum=1)
     proof_seconds: float = option(6.0, "longest that the proof may run the models", minimum=0.1)
     proof_bytes: int = option(1 << 30, "largest weights that are run twice for the proof", minimum=0)
+    runtime: str = option(
+        "", "add the fusions of one runtime, by its own optimizer; the result is for it alone", flag="--for",
+        choices=("", "ort"),
+    )  # fmt: skip
     verify_each: bool = option(False, "prove after each pass, and name the one that breaks something")
 
 
@@ -80,6 +85,7 @@ class Optimized:
     weight_bytes_after: int
     rounds: int
     settled: bool
+    specialised: Specialised | None  # by a runtime's own optimizer
     broken: tuple[Declined, ...]  # plug-ins that don't load
     culprits: tuple[Culprit, ...]  # what the proof found, and was left out
     proof: Proof
@@ -91,7 +97,7 @@ class Optimized:
         """Return what follows from model and settings alone."""
         names = (
             "passes", "nodes_before", "nodes_after", "weight_bytes_before", "weight_bytes_after", "rounds", "settled",
-            "broken", "culprits",
+            "specialised", "broken", "culprits",
         )  # fmt: skip
         return {name: to_json(getattr(self, name)) for name in names} | {"proof": self.proof.state}
 
@@ -125,6 +131,7 @@ def optimize(model_path: Path, settings: OptimizeSettings, into: Path) -> Optimi
                 without[error.name] = Declined("the whole model", error.reason)
                 continue
             _write(done.model, model_path, into / MAIN)
+            special = specialise(into / MAIN, "onnxruntime") if settings.runtime else None
             proved, culprit = _prove(model_path, into / MAIN, kept, done, before[1], settings)
             if culprit is None:
                 break
@@ -137,7 +144,7 @@ def optimize(model_path: Path, settings: OptimizeSettings, into: Path) -> Optimi
     seconds = tuple(turns.seconds for turns in done.turns) + (0.0,) * len(without)
     result = Optimized(
         tuple(records), before[0], count(done.model), before[1], weight_bytes(done.model), done.rounds, done.settled,
-        broken, tuple(culprits), proved, seconds, done.trace.base, tuple(done.trace.events),
+        special, broken, tuple(culprits), proved, seconds, done.trace.base, tuple(done.trace.events),
     )  # fmt: skip
     if settings.strict:
         _hold(result, model_path)
@@ -234,7 +241,7 @@ def _prove(
     """Prove the result; where it is wrong, find the change that made it so."""
     if not settings.proof:
         return proof.skipped("it was switched off"), None
-    if not done.trace.events:
+    if not done.trace.events and not settings.runtime:
         return Proof("proved", "", "nothing was changed", 0, 0.0, ()), None
     if weights > settings.proof_bytes:
         what = f"its weights have {weights:,} bytes, {settings.proof_bytes:,} are run twice (--proof-bytes)"

@@ -1,0 +1,71 @@
+"""What became of a node: the rewrites that took it, what stands in its place, and why not more."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from penstock import provenance
+from penstock.errors import UsageError
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """x → Conv → BatchNormalization → Relu → y, and a second BatchNormalization whose Conv is read twice."""
+    rng = np.random.default_rng(0)
+    held = {"w": rng.normal(size=(3, 3, 1, 1)), "one": np.ones(3), "none": np.zeros(3), "var": np.full(3, 2.0)}
+    norm = ["one", "none", "none", "var"]
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], name="conv"),
+        helper.make_node("BatchNormalization", ["c", *norm], ["n"], name="norm"),
+        helper.make_node("Relu", ["n"], ["r"], name="relu"),
+        helper.make_node("Conv", ["r", "w"], ["d"], name="shared"),
+        helper.make_node("BatchNormalization", ["d", *norm], ["m"], name="kept"),
+        helper.make_node("Add", ["m", "d"], ["y"], name="sum"),
+        helper.make_node("Sigmoid", ["r"], ["unused"], name="dead"),
+    ]
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes, "g", [info("x", TensorProto.FLOAT, ["n", 3, 4, 4])], [info("y", TensorProto.FLOAT, ["n", 3, 4, 4])],
+        [numpy_helper.from_array(array.astype(np.float32), name) for name, array in held.items()],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    return tmp_path / "m.onnx"
+
+
+def test_a_node_that_was_folded(path: Path) -> None:
+    (fate,) = provenance.fates(path, "norm")
+    assert fate.op == "BatchNormalization" and fate.outputs == ("n",)
+    (step,) = fate.steps
+    assert step.rule == "fold-batchnorm" and step.gone == ("BatchNormalization norm", "Conv conv")
+    assert step.saved_bytes == 4 * 3 * 4 * 4, "one intermediate value less, at a batch of 1"
+    assert fate.now == step.came and fate.now[0].startswith("Conv ")
+
+
+def test_a_node_that_stayed_says_why(path: Path) -> None:
+    (fate,) = provenance.fates(path, "kept")
+    assert not fate.steps and fate.now == ("BatchNormalization kept",)
+    assert fate.near_misses == (("fold-batchnorm", "the output of Conv has 2 consumers"),)
+
+
+def test_a_node_that_nobody_needs(path: Path) -> None:
+    (fate,) = provenance.fates(path, "dead")
+    assert [step.rule for step in fate.steps] == ["remove-unused"] and fate.now == ()
+
+
+def test_by_the_name_of_a_value_and_by_id(path: Path) -> None:
+    assert provenance.fates(path, "n") == provenance.fates(path, "norm") == provenance.fates(path, "n1")
+
+
+def test_an_unknown_node_offers_the_nearest(path: Path) -> None:
+    with pytest.raises(UsageError, match="no node named 'nrom'") as caught:
+        provenance.fates(path, "nrom")
+    assert "norm" in caught.value.do
+
+
+@pytest.mark.shared
+def test_a_real_model(shared: Path) -> None:
+    (fate,) = provenance.fates(shared / "models" / "mnist-8" / "model.onnx", "Plus30")
+    assert [step.rule for step in fate.steps] == ["fold-affine"] and fate.now == ("Conv Plus30",)
