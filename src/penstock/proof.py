@@ -54,13 +54,20 @@ def skipped(reason: str) -> Proof:
     return Proof("skipped", reason, "", 0, 0.0, ())
 
 
-def prove(before: Path, after: Path, *, seeds: int, seconds: float) -> Proof:
-    """Run both models on the same made-up inputs and compare. ``seconds`` bounds all runs together."""
+def prove(before: Path, after: Path, *, seeds: int, seconds: float, memory_bytes: int) -> Proof:
+    """Run both models on the same made-up inputs and compare.
+
+    ``seconds`` bounds all runs together, ``memory_bytes`` the resident memory of the process that runs them.
+    """
     argument: dict[str, Json] = {"before": str(before.resolve()), "after": str(after.resolve()), "seeds": seeds}
     argument["libraries"] = list(custom_domains.libraries(before))
     argument["seconds"] = seconds
     try:
-        answer = worker.call("penstock.proof:serve", argument, timeout_s=STARTUP_SECONDS + seconds)
+        answer = worker.call(
+            "penstock.proof:serve", argument, timeout_s=STARTUP_SECONDS + seconds, memory_bytes=memory_bytes
+        )
+    except worker.WorkerMemory:
+        return skipped(f"a run takes more than {memory_bytes:,} bytes of memory; allow more with --proof-memory-bytes")
     except worker.WorkerTimeout:
         return skipped(f"one run takes more than {seconds:g} s; allow more with --proof-seconds")
     except PenstockError as error:

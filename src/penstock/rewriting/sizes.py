@@ -23,6 +23,8 @@ class Product:
 
 
 Size = int | Product | None
+LARGEST = 1 << 63  # what no tensor has; beyond it nothing is known
+MOST_NAMES = 16  # of one product: a graph of a few nodes can ask for 2^1000 of them
 
 
 def named(text: str) -> Product:
@@ -47,9 +49,11 @@ def times(a: Size, b: Size) -> Size:
     if a is None or b is None:
         return None
     if isinstance(a, int) and isinstance(b, int):
-        return a * b
+        return a * b if abs(a * b) < LARGEST else None
     left = a if isinstance(a, Product) else Product(a, ())
     right = b if isinstance(b, Product) else Product(b, ())
+    if len(left.names) + len(right.names) > MOST_NAMES or abs(left.factor * right.factor) >= LARGEST:
+        return None
     return Product(left.factor * right.factor, tuple(sorted(left.names + right.names)))
 
 
@@ -83,7 +87,7 @@ def plus(a: Size, b: Size, sign: int = 1) -> Size:
     if a is None or b is None:
         return None
     if isinstance(a, int) and isinstance(b, int):
-        return a + sign * b
+        return a + sign * b if abs(a + sign * b) < LARGEST else None
     if b == 0:
         return a
     left = a if isinstance(a, Product) else Product(a, ())

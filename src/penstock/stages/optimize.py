@@ -43,6 +43,7 @@ class OptimizeSettings:
     proof_seeds: int = option(3, "made-up inputs for each set of sizes", minimum=1)
     proof_seconds: float = option(6.0, "longest that the proof may run the models", minimum=0.1)
     proof_bytes: int = option(1 << 30, "largest weights that are run twice for the proof", minimum=0)
+    proof_memory_bytes: int = option(768 << 20, "most memory of the proof, beside 6 times the weights", minimum=1 << 20)
     runtime: str = option(
         "", "add the fusions of one runtime, by its own optimizer; the result is for it alone", flag="--for",
         choices=("", "ort"),
@@ -248,11 +249,17 @@ def _prove(
         return proof.skipped(what), None
     if settings.verify_each and (found := _first_bad_pass(source, passes, settings)) is not None:
         return found
-    limits = {"seeds": settings.proof_seeds, "seconds": settings.proof_seconds}
-    proved = proof.prove(source, result, **limits)  # type: ignore[arg-type]  # an int and a float
+    proved = _compared(source, result, weights, settings)
     if proved.state != "failed":
         return proved, None
     return proved, _culprit(source, passes, settings, len(done.trace.events))
+
+
+def _compared(source: Path, result: Path, weights: int, settings: OptimizeSettings) -> Proof:
+    memory = settings.proof_memory_bytes + 6 * weights  # two models, as files, as weights and as packed weights
+    return proof.prove(
+        source, result, seeds=settings.proof_seeds, seconds=settings.proof_seconds, memory_bytes=memory
+    )  # fmt: skip
 
 
 def _first_bad_pass(
@@ -269,7 +276,7 @@ def _first_bad_pass(
         def after(name: str, model: ir.Model) -> None:
             copy = model.clone()
             graph.save(copy, work / MAIN)
-            proved = proof.prove(source, work / MAIN, seeds=settings.proof_seeds, seconds=settings.proof_seconds)
+            proved = _compared(source, work / MAIN, weight_bytes(model), settings)
             if proved.state == "failed":
                 bad.append((name, proved))
                 raise Found
@@ -291,7 +298,7 @@ def _culprit(
         done = rewrite(_opened(source), passes, max_rounds=settings.max_rounds, foreign=_foreign(), stop_after=stop)
         with store.scratch() as work:
             graph.save(done.model, work / MAIN)
-            return done, proof.prove(source, work / MAIN, seeds=settings.proof_seeds, seconds=settings.proof_seconds)
+            return done, _compared(source, work / MAIN, weight_bytes(done.model), settings)
 
     done, proved = state(events)
     low, high = 0, len(done.trace.events)
