@@ -68,7 +68,7 @@ def _passes(settings: BuildSettings) -> None:
     known = registry.names("passes")
     for name in settings.optimize.passes:
         registry.load("passes", name)
-    for name in settings.optimize.skip:
+    for name in (*settings.optimize.skip, *settings.optimize.also):
         if name not in known:
             registry.load("passes", name)  # raises, with the nearest name
 

@@ -36,7 +36,10 @@ class PassResult:
 
 
 class Rule(Protocol):
-    """A rewrite of one place: it is shown a node and answers with what to put in its place."""
+    """A rewrite of one place: it is shown a node and answers with what to put in its place.
+
+    A pass of either kind may have ``OPTIONAL = True``: then it runs only when it is named.
+    """
 
     PHASE: Phase
     AFTER: tuple[str, ...]  # names of passes that run before this one in the same phase

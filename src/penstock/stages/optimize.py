@@ -37,6 +37,7 @@ class OptimizeSettings:
 
     passes: tuple[str, ...] = option((), "passes to run (default: all)")
     skip: tuple[str, ...] = option((), "passes to leave out")
+    also: tuple[str, ...] = option((), "passes to run that aren't run unasked, see `penstock list passes`")
     max_rounds: int = option(30, "most rounds over all passes", minimum=1)
     strict: bool = option(False, "end with an error where a pass fails or has to be taken back")
     proof: bool = option(True, "run the result beside the original and compare", flag="--proof/--no-proof")
@@ -175,7 +176,8 @@ def _foreign() -> frozenset[str]:
 
 def _load(settings: OptimizeSettings) -> tuple[list[tuple[str, Pass | Rule]], tuple[Declined, ...]]:
     wanted = settings.passes or registry.names("passes")
-    for name in settings.skip:
+    asked = {*settings.passes, *settings.also}
+    for name in (*settings.skip, *settings.also):
         if name not in registry.names("passes"):
             registry.load("passes", name)  # raises, with the nearest name
     loaded: dict[str, Pass | Rule] = {}
@@ -184,7 +186,9 @@ def _load(settings: OptimizeSettings) -> tuple[list[tuple[str, Pass | Rule]], tu
         if name in settings.skip:
             continue
         try:
-            loaded[name] = cast("Pass | Rule", registry.load("passes", name))
+            found = cast("Pass | Rule", registry.load("passes", name))
+            if name in asked or not getattr(found, "OPTIONAL", False):
+                loaded[name] = found
         except MissingError as error:
             if settings.passes:
                 raise
