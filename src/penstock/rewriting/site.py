@@ -141,7 +141,7 @@ class Site:
         import numpy as np
         import onnx_ir as ir
 
-        tensor = ir.tensor(np.ascontiguousarray(array), dtype=dtype)
+        tensor = ir.tensor(np.asarray(array, order="C"), dtype=dtype)  # ascontiguousarray adds an axis to a scalar
         return ir.Value(shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
 
     def held(self, tensor: ir.TensorProtocol) -> ir.Value:
