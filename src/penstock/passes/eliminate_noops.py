@@ -5,7 +5,7 @@
    steps of 1 only: a reversed axis has the same shape).
 3. Transpose that leaves every axis in place; Pad by nothing; Concat, Sum, Max, Min, Mean of one thing, Split into one.
 4. Adding or subtracting 0, multiplying or dividing by 1, the power of 1, where broadcasting doesn't enlarge the result.
-   Adding 0 turns −0 into +0, which are equal.
+   Adding 0 turns −0 into +0, which are equal. The maximum with −∞, the minimum with +∞.
 5. A pool with a window of 1, without strides or pads.
 6. Where with a constant condition that is everywhere the same.
 
@@ -14,6 +14,7 @@ A node stays where the format wants one: to hand an input, a constant or a value
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from penstock.passes import Phase
@@ -28,11 +29,10 @@ PHASE: Phase = "clean"
 AFTER: tuple[str, ...] = ("lift-constants",)
 _OF_SHAPE = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Expand", "Tile", "Slice")
 _OF_ONE = ("Concat", "Sum", "Max", "Min", "Mean", "Split")
-_NEUTRAL = {"Add": 0.0, "Sub": 0.0, "Mul": 1.0, "Div": 1.0, "Pow": 1.0}
+_NEUTRAL = {"Add": 0.0, "Sub": 0.0, "Mul": 1.0, "Div": 1.0, "Pow": 1.0, "Max": -math.inf, "Min": math.inf}
 _POOLS = ("MaxPool", "AveragePool", "LpPool")
-OPERATORS: tuple[str, ...] = (
-    "Identity", "Dropout", "Cast", "CastLike", "Transpose", "Pad", "Where", *_OF_SHAPE, *_OF_ONE, *_NEUTRAL, *_POOLS
-)  # fmt: skip
+_OTHERS = ("Identity", "Dropout", "Cast", "CastLike", "Transpose", "Pad", "Where")
+OPERATORS: tuple[str, ...] = tuple(dict.fromkeys([*_OTHERS, *_OF_SHAPE, *_OF_ONE, *_NEUTRAL, *_POOLS]))
 
 
 def rewrite(node: ir.Node, site: Site) -> Rewrite | None:
@@ -51,7 +51,7 @@ def _same(node: ir.Node, site: Site) -> ir.Value | None:
     first = inputs[0] if inputs else None
     if op == "Where":
         return _chosen(node, site)
-    if op in _NEUTRAL:
+    if op in _NEUTRAL and len(inputs) == 2:
         return _neutral(node, site)
     if first is None:
         return None
@@ -101,9 +101,16 @@ def _neutral(node: ir.Node, site: Site) -> ir.Value | None:
         value, constant = node.inputs[kept], node.inputs[other]
         if value is None or not site.filled_with(constant, number):
             continue
-        if same(site.shape(value), site.shape(node.outputs[0])) and value.dtype == node.outputs[0].dtype:
+        if _keeps_shape(node, value, constant, site) and value.dtype == node.outputs[0].dtype:
             return value
     return None
+
+
+def _keeps_shape(node: ir.Node, value: ir.Value, constant: ir.Value | None, site: Site) -> bool:
+    tensor, rank = site.tensor(constant), site.rank(value)
+    if tensor is not None and tensor.size == 1 and rank is not None and len(tensor.shape) <= rank:
+        return True
+    return same(site.shape(value), site.shape(node.outputs[0]))
 
 
 def _is_off(node: ir.Node, site: Site) -> bool:
