@@ -1,7 +1,8 @@
 """Leave out what an LSTM, GRU or RNN takes as given anyway.
 
-1. An initial state of zeros is the default: a constant of zeros, and a ConstantOfShape or Expand of zero whatever its
-   shape, is left out. So goes the ``Shape → Gather → Concat → ConstantOfShape`` that exporters build for it.
+1. An initial state of zeros is the default, so it is left out: a constant of zeros, and whatever only moves, repeats or
+   casts zeros (Expand of zero, ConstantOfShape, and their Slices, Splits, Reshapes, Transposes, Gathers, Concats). So
+   goes the ``Shape → Gather → Concat → ConstantOfShape → Slice`` that exporters build for it.
 2. A bias of zeros and peepholes of zeros as well.
 """
 
@@ -20,14 +21,17 @@ PHASE: Phase = "fold"
 AFTER: tuple[str, ...] = ("fold-constants",)
 OPERATORS: tuple[str, ...] = ("LSTM", "GRU", "RNN")
 _OPTIONAL = (3, 5, 6, 7)  # bias, initial hidden state, initial cell state, peepholes
+_MOVING = (
+    "Cast", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Tile", "Transpose",
+    "Unsqueeze",
+)  # fmt: skip
+DEEPEST = 12
 
 
 def rewrite(node: ir.Node, site: Site) -> Rewrite | None:
     """Leave zeros out."""
     inputs = list(node.inputs)
-    gone = [
-        place for place in _OPTIONAL if place < len(inputs) and inputs[place] is not None and _zero(inputs[place], site)
-    ]
+    gone = [place for place in _OPTIONAL if place < len(inputs) and is_zero(inputs[place], site)]
     if not gone:
         return None
     for place in gone:
@@ -38,15 +42,18 @@ def rewrite(node: ir.Node, site: Site) -> Rewrite | None:
     return Rewrite(dict(zip(node.outputs, producer.outputs, strict=True)), "zeros are the default")
 
 
-def _zero(value: ir.Value | None, site: Site) -> bool:
-    if value is None:
+def is_zero(value: ir.Value | None, site: Site, depth: int = 0) -> bool:
+    """Whether all elements of a value are known to be 0, whatever its shape."""
+    if value is None or depth > DEEPEST:
         return False
     if site.tensor(value) is not None:
         return site.filled_with(value, 0.0)
-    maker = site.maker(value, "ConstantOfShape", "Expand", "Tile")
+    maker = site.maker(value, *_MOVING, "ConstantOfShape", "Concat")
     if maker is None:
         return False
-    if maker.op_type != "ConstantOfShape":
-        return _zero(maker.inputs[0], site)
-    held = maker.attributes.get("value")
-    return held is None or bool((held.as_tensor().numpy() == 0).all())
+    if maker.op_type == "ConstantOfShape":
+        held = maker.attributes.get("value")
+        return held is None or bool((held.as_tensor().numpy() == 0).all())
+    if maker.op_type == "Concat":
+        return all(is_zero(part, site, depth + 1) for part in maker.inputs)
+    return is_zero(maker.inputs[0], site, depth + 1)
