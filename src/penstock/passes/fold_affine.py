@@ -3,7 +3,8 @@
 1. Conv, ConvTranspose, Gemm or MatMul, then Mul or Div by a constant: the weights and the bias take it in.
 2. Then Add or Sub of a constant: the bias takes it in. A MatMul has no bias: see ``fuse-gemm``.
 3. ``c − x`` is (−1)·x + c. ``c / x`` isn't linear.
-4. The constant has to be one number, or one for each channel along the operator's axis of channels, and must not make
+4. Neg is (−1)·x.
+5. The constant has to be one number, or one for each channel along the operator's axis of channels, and must not make
    the result larger by broadcasting.
 """
 
@@ -23,13 +24,15 @@ if TYPE_CHECKING:
 
 PHASE: Phase = "fold"
 AFTER: tuple[str, ...] = ("fold-batchnorm",)
-OPERATORS: tuple[str, ...] = ("Mul", "Div", "Add", "Sub")
+OPERATORS: tuple[str, ...] = ("Mul", "Div", "Add", "Sub", "Neg")
 
 
 def rewrite(node: ir.Node, site: Site) -> Rewrite | None:
     """Fold one of them."""
     import numpy as np
 
+    if node.op_type == "Neg":
+        return _negated(node, site)
     place = next((i for i in (0, 1) if site.maker(node.inputs[i], *LINEAR)), None)
     if place is None or site.tensor(node.inputs[1 - place]) is None:
         return None
@@ -57,3 +60,15 @@ def rewrite(node: ir.Node, site: Site) -> Rewrite | None:
     else:
         return None
     return site.instead(node, folded(linear, slope, offset, site), f"{op} folded into {linear.op_type}")
+
+
+def _negated(node: ir.Node, site: Site) -> Rewrite | None:
+    import numpy as np
+
+    if site.maker(node.inputs[0], *LINEAR) is None:
+        return None
+    linear = linear_before(node.inputs[0], site)
+    count = channels_of(linear, site)
+    return site.instead(
+        node, folded(linear, -np.ones(count), np.zeros(count), site), f"Neg folded into {linear.op_type}"
+    )

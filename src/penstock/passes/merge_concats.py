@@ -4,6 +4,7 @@
 2. Neighbouring constants among the inputs become one, where that doesn't make the file larger.
 3. A Slice (or a part of a Split) of a Concat, along its axis, that cuts out just one input reads that input; one that
    covers several inputs becomes a Concat of these, if the Concat goes with it.
+4. All parts of a Split, in their order, that a Concat puts together again along the same axis are what was split.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ MOST_BYTES = 1 << 16  # of constants that are joined
 def rewrite(node: ir.Node, site: Site) -> Rewrite | None:
     """Join a Concat with those before it, or cut from the inputs of one."""
     if node.op_type == "Concat":
-        return _nested(node, site) or _constants(node, site)
+        return _nested(node, site) or _parts(node, site) or _constants(node, site)
     return _cut(node, site)
 
 
@@ -52,6 +53,26 @@ def _nested(node: ir.Node, site: Site) -> Rewrite | None:
     if not joined or axis is None or len(inputs) > MOST_INPUTS:
         return None
     return site.instead(node, site.make("Concat", inputs, axis=axis), f"{joined + 1} Concats join")
+
+
+def _parts(node: ir.Node, site: Site) -> Rewrite | None:
+    """Put what was split in the place of all its parts."""
+    axis, inputs, place = _axis(node, site), list(node.inputs), 0
+    joined = False
+    while place < len(inputs):
+        split = site.maker(inputs[place], "Split")
+        if split is not None and axis is not None and _axis(split, site) == axis:
+            parts = list(split.outputs)
+            if len(parts) > 1 and inputs[place : place + len(parts)] == parts:
+                inputs[place : place + len(parts)] = [split.inputs[0]]
+                joined = True
+        place += 1
+    if not joined or axis is None:
+        return None
+    what = "a Concat of all parts of a Split"
+    if len(inputs) == 1 and inputs[0] is not None:
+        return site.instead(node, inputs[0], what)
+    return site.instead(node, site.make("Concat", inputs, axis=axis), what)
 
 
 def _constants(node: ir.Node, site: Site) -> Rewrite | None:
