@@ -5,7 +5,8 @@ Y = softmax(s·Q·Kᵀ + M)·V with Q ``(B, H, S, D)``, K ``(B, H, T, D)``, V ``
 1. Two MatMuls with a Softmax over the last axis between them are an Attention. The number s may be multiplied to Q, to
    K or to the product; it becomes ``scale``. The Transpose that makes Kᵀ goes, or makes K in its place.
 2. Where Q, K and V come from ``(B, S, H·D)`` by Reshape and Transpose, and Y goes back there, all of these go:
-   Attention takes that form with the number of heads.
+   Attention takes that form with the number of heads. Where they are picked out of one ``(B, S, 3·H·D)``, a Split is
+   left.
 3. M has to be of the type of Q, with a row for each query and a column for each key: ONNX Runtime's Attention doesn't
    stretch them, and in opset 24 a shorter row means something else.
 4. Attention needs opset 23.
@@ -34,6 +35,7 @@ AFTER: tuple[str, ...] = ("merge-transposes",)
 OPERATORS: tuple[str, ...] = ("MatMul", "Reshape")
 SINCE = 23
 FLOATS = ("FLOAT", "FLOAT16", "BFLOAT16")
+_PACKED = [2, 0, 3, 1, 4]  # (B, S, 3, H, D) to (3, B, H, S, D)
 _HEADS_FIRST = [0, 2, 1, 3]  # (B, S, H, D) to (B, H, S, D), and back
 
 
@@ -127,13 +129,11 @@ def _joined_heads(node: ir.Node, site: Site) -> Rewrite | None:
         return None
     if not equal(end[0], whole[0]):
         return None
-    inputs, nodes = [], [turned, before]
-    for value in before.inputs[:3]:
-        found = _apart(value, site)
-        if found is None:
-            raise Refusal("queries, keys or values don't come from one axis of all heads")
-        inputs.append(found[0])
-        nodes += found[1]
+    inputs = _packed(before, site)
+    if inputs is None:
+        inputs = [source for source in (_apart(value, site) for value in before.inputs[:3]) if source is not None]
+    if len(inputs) != 3:
+        raise Refusal("queries, keys or values don't come from one axis of all heads")
     need_enclosed([turned, before], node)
     heads = [shape[1] if shape is not None else None for shape in map(site.shape, before.inputs[:2])]
     if not all(isinstance(count, int) for count in heads):
@@ -142,7 +142,7 @@ def _joined_heads(node: ir.Node, site: Site) -> Rewrite | None:
     return site.instead(node, made, "Attention takes the heads apart, and puts them together, by itself")
 
 
-def _apart(value: ir.Value | None, site: Site) -> tuple[ir.Value, list[ir.Node]] | None:
+def _apart(value: ir.Value | None, site: Site) -> ir.Value | None:
     """Return what Reshape and Transpose took the heads of apart."""
     turned = site.maker(value, "Transpose")
     apart = None if turned is None else site.maker(turned.inputs[0], "Reshape")
@@ -154,4 +154,27 @@ def _apart(value: ir.Value | None, site: Site) -> tuple[ir.Value, list[ir.Node]]
         return None
     if not equal(shape[0], split[0]) or not equal(shape[2], times(split[2], split[3])):
         return None
-    return source, [turned, apart]
+    return source
+
+
+def _packed(node: ir.Node, site: Site) -> list[ir.Value] | None:
+    """Return Q, K and V as parts of a Split, where they are picked out of one tensor ``(B, S, 3·H·D)``."""
+    picks = [site.maker(value, "Gather") for value in node.inputs[:3]]
+    sources = {pick.inputs[0] for pick in picks if pick is not None}
+    places = [site.ints(pick.inputs[1]) for pick in picks if pick is not None]
+    turned = site.maker(next(iter(sources)), "Transpose") if len(sources) == 1 and len(places) == 3 else None
+    apart = None if turned is None else site.maker(turned.inputs[0], "Reshape")
+    x = None if apart is None else apart.inputs[0]
+    if turned is None or apart is None or x is None or order_of(turned, site) != _PACKED:
+        return None
+    shape, split = site.shape(x), site.shape(apart.outputs[0])
+    if shape is None or split is None or len(shape) != 3 or len(split) != 5 or not isinstance(shape[2], int):
+        return None
+    whole = equal(shape[2], times(split[2], times(split[3], split[4])))
+    if split[2] != 3 or not whole or not equal(shape[0], split[0]) or not equal(shape[1], split[1]):
+        return None
+    if any(site.rank(pick.inputs[1]) or attribute(pick, "axis", 0) for pick in picks if pick is not None):
+        return None
+    made = site.make("Split", [x, site.int64s([shape[2] // 3] * 3)], outputs=3, axis=2).producer()
+    assert made is not None
+    return [made.outputs[place[0]] for place in places if place is not None]

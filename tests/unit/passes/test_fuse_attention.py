@@ -82,3 +82,16 @@ def test_heads_are_taken_apart_by_the_operator() -> None:
     assert found.operators == {"Attention": 1}
     assert found.attributes("Attention")["q_num_heads"] == found.attributes("Attention")["kv_num_heads"] == 4
     hold(found, {name: some(2, 5, 32, seed=place) for place, name in enumerate("qkv")})
+
+
+@pytest.mark.parametrize("order", ["q, k, v", "k, q, v"])
+def test_a_packed_projection_is_split(order: str) -> None:
+    text = "(float[B,5,96] x) => (float[B,5,32] y) {\na = Reshape(x, apart)\nt = Transpose<perm=[2, 0, 3, 1, 4]>(a)\n"
+    text += f"{order} = Split<axis=0>(t, thirds)\nq0 = Squeeze(q, zero)\nk0 = Squeeze(k, zero)\nv0 = Squeeze(v, zero)\n"
+    text += "kt = Transpose<perm=[0, 1, 3, 2]>(k0)\np = MatMul(q0, kt)\nc = Div(p, {2.828427})\n"
+    text += "s = Softmax<axis=-1>(c)\no = MatMul(s, v0)\nu = Transpose<perm=[0, 2, 1, 3]>(o)\ny = Reshape(u, whole)\n}"
+    weights = {"apart": np.array([0, 5, 3, 4, 8]), "whole": np.array([0, 5, 32])}
+    weights |= {"thirds": np.array([1, 1, 1]), "zero": np.array([0])}
+    found = rewritten(model(text, 23, weights))
+    assert found.operators == {"Split": 1, "Attention": 1}
+    hold(found, {"x": some(2, 5, 96)}, {"x": some(1, 5, 96, seed=1)})
