@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 FLOATS = ("FLOAT", "FLOAT16", "DOUBLE", "BFLOAT16")
 MOST_FACTORS = 6
-_TOLERANCE = {"FLOAT16": 2e-3, "BFLOAT16": 1e-2}
+_TOLERANCE = {"FLOAT16": 2e-3, "BFLOAT16": 1e-2, "DOUBLE": 1e-12}
 
 
 @dataclass(slots=True)
@@ -127,3 +127,13 @@ def need_opset(operator: str, since: int, site: Site) -> None:
     """Raise ``Refusal`` where the model's opset doesn't have an operator."""
     if site.opset < since:
         raise Refusal(f"{operator} needs opset {since}, the model has {site.opset}")
+
+
+def need_narrow(operator: str, *values: ir.Value | None) -> None:
+    """Raise ``Refusal`` where one of the values is of float64.
+
+    Operators that come with numbers (as attributes, or in their function body) have them in float32, and ONNX Runtime
+    has no kernels of float64 for some of the others.
+    """
+    if any(value is not None and value.dtype is not None and value.dtype.name == "DOUBLE" for value in values):
+        raise Refusal(f"{operator} isn't as exact in float64, or not there in ONNX Runtime")

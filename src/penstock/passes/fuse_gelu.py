@@ -20,6 +20,7 @@ from penstock.passes._expressions import (
     factors_of,
     near,
     need_enclosed,
+    need_narrow,
     need_opset,
     operands,
 )  # fmt: skip
@@ -52,6 +53,7 @@ def rewrite(node: ir.Node, site: Site) -> Rewrite | None:
                 if parts is None:
                     continue
                 need_opset("Gelu", SINCE, site)
+                need_narrow("Gelu", x)
                 nodes = [*found.nodes, added, *parts]
                 need_enclosed(nodes, node)
                 return site.instead(node, site.make("Gelu", [x], approximate=way), f"{len(nodes)} nodes are a Gelu")

@@ -7,6 +7,7 @@ HardSigmoid(x) = max(0, min(1, α·x + β)).
 2. Clip(a·x + b, 0, 1) has α = a and β = b.
 3. Where x is multiplied in between, x·Clip(x + 3, 0, 6) / 6 is x·HardSigmoid(x), at any opset; ``fuse-hard-swish``
    makes one node of that where the opset has it.
+4. Not in float64: α and β are attributes, in float32.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from penstock.passes import Phase
-from penstock.passes._expressions import beside_number, factors, factors_of, near, need_enclosed
+from penstock.passes._expressions import beside_number, factors, factors_of, near, need_enclosed, need_narrow
 from penstock.rewriting import Rewrite
 from penstock.rewriting.site import Site, attribute
 
@@ -49,6 +50,7 @@ def rewrite(node: ir.Node, site: Site) -> Rewrite | None:
             if rest is not None and rest is not x:
                 continue
             nodes = [*found.nodes, clip, added]
+            need_narrow("HardSigmoid", x, *added.inputs)
             need_enclosed(nodes, node)
             made = site.make("HardSigmoid", [x], alpha=found.number, beta=shift * found.number)
             made = made if rest is None else site.make("Mul", [rest, made])
@@ -64,6 +66,7 @@ def _alone(node: ir.Node, site: Site) -> Rewrite | None:
         found = factors_of(value, site)
         if found.nodes and len(found.values) == 1:
             nodes = [added, *found.nodes]
+            need_narrow("HardSigmoid", value, *added.inputs)
             need_enclosed(nodes, node)
             made = site.make("HardSigmoid", found.values, alpha=found.number, beta=shift)
             return site.instead(node, made, f"{len(nodes) + 1} nodes are a HardSigmoid")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from penstock.passes import Phase
-from penstock.passes._expressions import near, need_enclosed, need_opset, operands
+from penstock.passes._expressions import near, need_enclosed, need_narrow, need_opset, operands
 from penstock.rewriting import Rewrite
 from penstock.rewriting.site import Site, attribute
 
@@ -30,6 +30,7 @@ def rewrite(node: ir.Node, site: Site) -> Rewrite | None:
         if not near(attribute(gate, "alpha", 0.2), 1 / 6, x) or not near(attribute(gate, "beta", 0.5), 0.5, x):
             continue
         need_opset("HardSwish", SINCE, site)
+        need_narrow("HardSwish", x)
         need_enclosed([gate], node)
         return site.instead(node, site.make("HardSwish", [x]), "Mul and HardSigmoid are a HardSwish")
     return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from penstock.passes import Phase
-from penstock.passes._expressions import need_enclosed, need_opset, operands
+from penstock.passes._expressions import need_enclosed, need_narrow, need_opset, operands
 from penstock.rewriting import Rewrite
 from penstock.rewriting.site import Site
 
@@ -26,6 +26,7 @@ def rewrite(node: ir.Node, site: Site) -> Rewrite | None:
         if tanh is None or inner is None or inner.inputs[0] is not x:
             continue
         need_opset("Mish", SINCE, site)
+        need_narrow("Mish", x)
         need_enclosed([tanh, inner], node)
         return site.instead(node, site.make("Mish", [x]), "Mul, Tanh and Softplus are a Mish")
     return None

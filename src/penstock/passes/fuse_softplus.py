@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from penstock.passes import Phase
-from penstock.passes._expressions import beside_number, need_enclosed
+from penstock.passes._expressions import beside_number, need_enclosed, need_narrow
 from penstock.rewriting import Rewrite
 from penstock.rewriting.site import Site
 
@@ -27,6 +27,7 @@ def rewrite(node: ir.Node, site: Site) -> Rewrite | None:
         power = site.maker(value, "Exp")
         if added is None or power is None or power.inputs[0] is None or number != 1.0:
             continue
+        need_narrow("Softplus", power.inputs[0], added.inputs[0], added.inputs[1])
         need_enclosed([added, power], node)
         return site.instead(node, site.make("Softplus", [power.inputs[0]]), "Exp, Add and Log are a Softplus")
     return None

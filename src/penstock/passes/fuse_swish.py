@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from penstock.passes import Phase
-from penstock.passes._expressions import factors_of, need_enclosed, need_opset, operands
+from penstock.passes._expressions import factors_of, need_enclosed, need_narrow, need_opset, operands
 from penstock.rewriting import Rewrite
 from penstock.rewriting.site import Site
 
@@ -33,6 +33,7 @@ def rewrite(node: ir.Node, site: Site) -> Rewrite | None:
             continue
         need_opset("Swish", SINCE, site)
         need_enclosed([gate, *([] if plain else inner.nodes)], node)
+        need_narrow("Swish", x)
         alpha = None if plain or inner.number == 1.0 else inner.number
         return site.instead(node, site.make("Swish", [x], alpha=alpha), "Mul and Sigmoid are a Swish")
     return None

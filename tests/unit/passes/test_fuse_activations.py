@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from fusion_trial import Outcome, hold, model, rewritten, some
+from fusion_trial import Outcome, hold, model, rewritten, some, wide
 
 FEEDS = [{"x": some(2, 7) * 4}, {"x": some(1, 7, seed=1) * 0.1}]
 
@@ -171,3 +171,19 @@ def test_a_product_with_a_reciprocal_is_a_quotient() -> None:
     found = trial("r = Reciprocal(x)\ns = Sin(x)\ny = Mul(r, s)", 11)
     assert found.operators == {"Sin": 1, "Div": 1}
     hold(found, *FEEDS)
+
+
+@pytest.mark.parametrize(
+    ("body", "opset"),
+    [(GELUS[0], 20), (TANH_GELUS[0], 20), (HARD_SWISHES[0], 14), ("e = Exp(x)\na = Add(e, {1})\ny = Log(a)", 11)],
+)
+def test_float64_stays_decomposed(body: str, opset: int) -> None:
+    proto = model(f"(double[B,7] x) => (double[B,7] y) {{\n{body}\n}}", opset)
+    wide(proto)
+    found = rewritten(proto)
+    assert not {"Gelu", "HardSigmoid", "HardSwish", "Softplus"} & {*found.operators}
+    assert (
+        "Erf" in body
+        or "Tanh" in body
+        or any("in float64" in reason for reasons in found.reasons.values() for reason in reasons)
+    )
