@@ -70,6 +70,7 @@ class Editor:
         line = source_lines.line_of(root)
         old_readers = [use.node for old in rewrite.values for use in old.uses()]
         makers = [value.producer() for value in root.inputs if value is not None]
+        copied = {node: node.name for node in made if node.name}
         self._place(root, made, rewrite)
         for old, new in rewrite.values.items():
             self._take_over(old, new, new.producer() in made)
@@ -78,10 +79,12 @@ class Editor:
                 node.metadata_props[source_lines.KEY] = line
             self.known.visit(node)
         removed, freed = self._remove_dead(old.producer() for old in rewrite.values)
+        self._hand_on(copied, removed)
         if root.name and root.graph is None:  # what stands in its place goes by its name
             for new in rewrite.values.values():
                 if (producer := new.producer()) in made and producer is not None:
-                    producer.name = root.name
+                    if producer not in copied:
+                        producer.name = root.name
                     break
         changed = dict.fromkeys(old_readers) | dict.fromkeys(new.producer() for new in rewrite.values.values())
         updated = [node for node in changed if node is not None and node.graph is not None and node not in made]
@@ -144,6 +147,14 @@ class Editor:
         for new in rewrite.values.values():
             if new.producer() is None and new.name is None:
                 self._register(graph, new, base)
+
+    def _hand_on(self, copied: dict[ir.Node, str], removed: list[ir.Node]) -> None:
+        """Let a copy go by the name of the node that went: the user knows it by that."""
+        gone = {inner.name for node in removed for inner in inside(node)}
+        for node, name in copied.items():
+            if name in gone:
+                node.name = name
+                gone.discard(name)
 
     def _register(self, graph: ir.Graph, value: ir.Value, base: str) -> None:
         """Make a new constant an initializer of the graph."""

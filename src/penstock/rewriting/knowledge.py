@@ -180,6 +180,9 @@ def constant(value: ir.Value) -> ir.TensorProtocol | None:
     node = value.producer()
     if node is None or node.op_type != "Constant" or node.domain != "":
         return None
+    held = node.attributes.get("value")
+    if held is not None and not held.is_ref() and len(node.attributes) == 1:
+        return held.as_tensor()  # get_const_tensor would name it, and so change the model by looking at it
     from onnx_ir import convenience
 
     return convenience.get_const_tensor(value)

@@ -134,7 +134,9 @@ class Site:
         kept = {name: attribute for name, attribute in node.attributes.items() if name not in changed}
         if any(attribute.type.name in ("GRAPH", "GRAPHS") for attribute in kept.values()):
             raise ValueError("a body can't be in two nodes")
-        return self.make(node.op_type, inputs, outputs=len(node.outputs), domain=node.domain, **kept, **changed)
+        made = self.make(node.op_type, inputs, outputs=len(node.outputs), domain=node.domain, **kept, **changed)
+        self.made[-1].name = node.name  # which it keeps if the other one goes
+        return made
 
     def constant(self, array: Array, dtype: ir.DataType | None = None) -> ir.Value:
         """Make a constant; it becomes an initializer when the rewrite is carried out."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from penstock import graph, guard, proof, registry, store
+from penstock import graph, guard, precheck, proof, registry, store
 from penstock.errors import GateError, InputError, MissingError, PenstockError
 from penstock.jsonable import Json, dumps, to_json
 from penstock.passes import Declined, Pass, Rule
@@ -224,7 +225,9 @@ def declare(model: ir.Model) -> None:
     """Note on every inner value the shape that follows from the graph, and no other.
 
     What an earlier exporter declared may be wrong, or no longer true. Values of other domains' operators keep theirs.
+    A size that the pre-check refuses isn't written: the model is to be opened again.
     """
+    most = precheck.settings().max_tensor_bytes
     known = Knowledge(model)
     outputs = set(model.graph.outputs)
     for node in graph.all_nodes(model):
@@ -235,7 +238,8 @@ def declare(model: ir.Model) -> None:
     for node in model.graph.all_nodes():
         for value in node.outputs:
             shape = known.shapes.get(value)
-            if value not in outputs and shape is not None and value.type is not None:
+            large = shape is not None and math.prod(size for size in shape if isinstance(size, int)) > most
+            if value not in outputs and shape is not None and value.type is not None and not large:
                 value.shape = to_ir(shape)
 
 
