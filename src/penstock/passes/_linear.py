@@ -37,7 +37,7 @@ def channels_of(node: ir.Node, site: Site) -> int:
     shape = site.static(node.inputs[1])
     tensor = site.tensor(node.inputs[1])
     if tensor is None or shape is None:
-        raise Refusal(f"the weight of {node.op_type} is not constant")
+        raise _not_constant(node.inputs[1], f"the weight of {node.op_type}")
     if tensor.dtype.name not in FLOATS:
         raise Refusal(f"its weights are {tensor.dtype.name}, no floating-point type that can be folded")
     if node.op_type == "Conv":
@@ -90,11 +90,15 @@ def numbers(value: ir.Value | None, what: str, site: Site) -> Array:
 
     array = site.array(value)
     if array is None:
-        if value is not None and value.is_graph_input():
-            raise Refusal(f"{what} is an input with a default, which a caller may override")
-        raise Refusal(f"{what} is not constant")
+        raise _not_constant(value, what)
     result: Array = array.astype(np.float64)
     return result
+
+
+def _not_constant(value: ir.Value | None, what: str) -> Refusal:
+    if value is not None and value.is_graph_input() and value.const_value is not None:
+        return Refusal(f"{what} is an input with a default, which a caller may override")
+    return Refusal(f"{what} is not constant")
 
 
 def rounded(values: Array, dtype: ir.DataType, what: str) -> npt.NDArray[np.generic]:

@@ -62,7 +62,8 @@ def _affine(node: ir.Node, site: Site) -> tuple[Array, Array]:
         raise Refusal("training_mode=1: it normalizes by the statistics of the batch")
     if site.opset < 9 and not attribute(node, "spatial", 1):
         raise Refusal("spatial=0: it has statistics for each position, not for each channel")
-    if any(value.uses() or value.is_graph_output() for value in node.outputs[1:]):
+    told = any(value.name for value in node.outputs[1:])  # before opset 14 that is what training mode looks like
+    if (told and site.opset < 14) or any(value.uses() or value.is_graph_output() for value in node.outputs[1:]):
         raise Refusal("it also returns statistics, so it is in training mode or others read them")
     named = zip(("scale", "bias", "mean", "variance"), node.inputs[1:5], strict=True)
     scale, bias, mean, variance = (numbers(value, name, site) for name, value in named)

@@ -1,7 +1,8 @@
 """Remove what nothing reads.
 
 1. Nodes whose outputs nobody reads, and initializers nobody reads, in every graph.
-2. Optional outputs at the end of a node that nobody reads.
+2. Optional outputs at the end of a node that nobody reads, but for the statistics of a BatchNormalization before opset
+   14: that they are there says that it is in training mode.
 3. Functions nobody calls, opset imports that no node uses.
 4. The model's inputs and outputs stay, used or not: they are its interface.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from penstock.passes import PassResult, Phase
+from penstock.passes._library import node_label
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -22,8 +24,9 @@ AFTER: tuple[str, ...] = ()
 def run(model: ir.Model) -> PassResult:
     """Remove it from the graph, from bodies and from functions."""
     changes: list[str] = []
+    opset = model.opset_imports.get("", 1)
     for graph in (model.graph, *(function.graph for function in model.functions.values())):
-        _nodes(graph, changes)
+        _nodes(graph, changes, opset)
     for graph in model.graphs():
         _initializers(graph, changes)
     _functions(model, changes)
@@ -31,7 +34,7 @@ def run(model: ir.Model) -> PassResult:
     return PassResult(tuple(changes))
 
 
-def _nodes(graph: ir.Graph, changes: list[str]) -> None:
+def _nodes(graph: ir.Graph, changes: list[str], opset: int) -> None:
     from penstock.rewriting.editor import bodies_of, inside
 
     for node in reversed(graph):
@@ -40,12 +43,13 @@ def _nodes(graph: ir.Graph, changes: list[str]) -> None:
                 for index in range(len(inner.inputs)):
                     inner.replace_input_with(index, None)
             graph.remove(node)
-            changes.append(f"removed {node.op_type} {node.name}")
+            changes.append(f"removed {node_label(node)}")
             continue
         for attribute in node.attributes.values():
             for body in bodies_of(attribute):
-                _nodes(body, changes)
-        _outputs(node, changes)
+                _nodes(body, changes, opset)
+        if node.op_type != "BatchNormalization" or opset >= 14:
+            _outputs(node, changes)
 
 
 def _outputs(node: ir.Node, changes: list[str]) -> None:
@@ -64,7 +68,7 @@ def _outputs(node: ir.Node, changes: list[str]) -> None:
         keep -= 1
     if keep < len(node.outputs) and node.op_type not in ("Split", "If", "Loop", "Scan"):
         node.resize_outputs(keep)
-        changes.append(f"dropped outputs of {node.op_type} {node.name} that nobody reads")
+        changes.append(f"dropped outputs of {node_label(node)} that nobody reads")
 
 
 def _initializers(graph: ir.Graph, changes: list[str]) -> None:

@@ -48,6 +48,7 @@ class Editor:
         self.site.functions = {id(function.graph) for function in self.model.functions.values()}
         for function in self.model.functions.values():
             self.site.functions |= {id(graph) for graph in function.subgraphs()}
+        self.site.owners = {body: node for node in nodes_of(self.model) for body in bodies_in(node)}
         self.known.learn(self.model.graph)
         for function in self.model.functions.values():
             self.known.learn(function.graph)
@@ -256,6 +257,12 @@ def inside(node: ir.Node) -> Iterator[ir.Node]:
     for attribute in node.attributes.values():
         for body in bodies_of(attribute):
             yield from body.all_nodes()
+
+
+def bodies_in(node: ir.Node) -> Iterator[ir.Graph]:
+    """Yield the graphs that a node holds."""
+    for attribute in node.attributes.values():
+        yield from bodies_of(attribute)
 
 
 def bodies_of(attribute: ir.Attr) -> tuple[ir.Graph, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from penstock.rewriting import Refusal, Rewrite
 from penstock.rewriting.knowledge import Elements, Knowledge, Shape, constant
@@ -25,6 +25,7 @@ class Site:
         self.sweeping = False  # every node is shown, in the order of its graph
         self.memo: dict[str, dict[Any, Any]] = {}  # what rules keep for themselves during one sweep
         self.functions: set[int] = set()  # the graphs of functions, by identity
+        self.owners: dict[ir.Graph, ir.Node] = {}  # the node in which a body lies
 
     # -- values --------------------------------------------------------------------------------------------------------
 
@@ -90,8 +91,8 @@ class Site:
         return node
 
     def sole_reader(self, value: ir.Value) -> bool:
-        """Whether one node reads the value, once, and it is no output of its graph."""
-        return len(value.uses()) == 1 and not value.is_graph_output()
+        """Whether one node reads the value, once, as often as it is made, and it is no output of its graph."""
+        return len(value.uses()) == 1 and not value.is_graph_output() and not self._turning(value)
 
     def need_sole_reader(self, value: ir.Value, what: str) -> None:
         """Raise ``Refusal`` where others read the value as well."""
@@ -99,6 +100,19 @@ class Site:
             raise Refusal(f"{what} is an output of its graph")
         if (count := len(value.uses())) != 1:
             raise Refusal(f"{what} has {count} consumers")
+        if loop := self._turning(value):
+            raise Refusal(f"{what} is read in the body of a {loop.op_type}, at every turn")
+
+    def _turning(self, value: ir.Value) -> ir.Node | None:
+        """Return the Loop or Scan in whose body the value is read, where it is made outside: once for all turns."""
+        maker, (use, *_) = value.producer(), value.uses()
+        graph = use.node.graph
+        while maker is not None and graph is not None and graph is not maker.graph:
+            owner = self.owners.get(cast("ir.Graph", graph))
+            if owner is None or owner.op_type in ("Loop", "Scan"):
+                return owner
+            graph = owner.graph
+        return None
 
     def in_function(self, node: ir.Node) -> bool:
         """Whether a node lies in a function, where there are no initializers."""
