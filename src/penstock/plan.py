@@ -7,6 +7,7 @@ compares, so that plan and build can't disagree. Where a step has to run, what d
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +68,9 @@ class _Folder(BuildFolder):
 
     def adopt(self, name: str, source: Path, files: tuple[ModelFile, ...]) -> Path:
         return source
+
+    def blob(self, data: bytes) -> str:
+        return hashlib.sha256(data).hexdigest()
 
 
 class _Cache(Cache):
