@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -12,9 +13,11 @@ from onnx.reference import ReferenceEvaluator
 
 from penstock import registry
 from penstock.passes import Declined
+from penstock.rewriting import Rewrite
 from penstock.rewriting.driver import Turns
 from penstock.rewriting.editor import nodes_of
 from penstock.rewriting.run import Rewritten, rewrite
+from penstock.rewriting.site import Site
 from penstock.rewriting.trace import snapshot
 
 Feeds = dict[str, np.ndarray]
@@ -108,6 +111,10 @@ class Applied:
         return [place.reason for turns in self.turns.values() for place in turns.declined.values()]
 
     @property
+    def failures(self) -> list[str]:
+        return [place.reason for turns in self.turns.values() for place in turns.failures]
+
+    @property
     def declined(self) -> list[Declined]:
         return [place for turns in self.turns.values() for place in turns.declined.values()]
 
@@ -115,11 +122,19 @@ class Applied:
         return next(numpy_helper.to_array(held) for held in self.proto.graph.initializer if held.name == name)
 
 
-def apply(proto: onnx.ModelProto, *names: str, max_rounds: int = ROUNDS) -> Applied:
-    """Run passes to a fixpoint; the log has to lead to the result, and no pass may fail."""
+def rule(function: Callable[[ir.Node, Site], Rewrite | None], *shown: str, name: str = "rule") -> tuple[str, object]:
+    """Make a rule of a function, for nodes of the operators ``shown``."""
+    return name, SimpleNamespace(PHASE="fold", AFTER=(), OPERATORS=shown, rewrite=function)
+
+
+def apply(
+    proto: onnx.ModelProto, *names: str | tuple[str, object], max_rounds: int = ROUNDS, failures: bool = False
+) -> Applied:
+    """Run passes to a fixpoint; the log has to lead to the result, and no pass may fail unless that is asked for."""
     loaded = ir.from_proto(proto)
-    done = rewrite(loaded, [(name, registry.load("passes", name)) for name in names], max_rounds=max_rounds)
-    assert not [turns.failures for turns in done.turns if turns.failures]
+    passes = [(name, registry.load("passes", name)) if isinstance(name, str) else name for name in names]
+    done = rewrite(loaded, passes, max_rounds=max_rounds)
+    assert failures or not [turns.failures for turns in done.turns if turns.failures]
     assert_replays(done)
     return Applied(ir.to_proto(done.model), done, {turns.name: turns for turns in done.turns})
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Iterable, Iterator
+from typing import TYPE_CHECKING, cast
 
 from penstock import source_lines
 from penstock.rewriting import Refusal, Rewrite
@@ -70,6 +69,7 @@ class Editor:
         assert graph is not None
         line = source_lines.line_of(root)
         old_readers = [use.node for old in rewrite.values for use in old.uses()]
+        renamed = [use.node for old, new in rewrite.values.items() if old.is_graph_output() for use in new.uses()]
         makers = [value.producer() for value in root.inputs if value is not None]
         copied = {node: node.name for node in made if node.name}
         self._place(root, made, rewrite)
@@ -81,13 +81,14 @@ class Editor:
             self.known.visit(node)
         removed, freed = self._remove_dead(old.producer() for old in rewrite.values)
         self._hand_on(copied, removed)
+        self._hand_on(copied, removed)
         if root.name and root.graph is None:  # what stands in its place goes by its name
             for new in rewrite.values.values():
                 if (producer := new.producer()) in made and producer is not None:
                     if producer not in copied:
                         producer.name = root.name
                     break
-        changed = dict.fromkeys(old_readers) | dict.fromkeys(new.producer() for new in rewrite.values.values())
+        changed = dict.fromkeys([*old_readers, *renamed, *(new.producer() for new in rewrite.values.values())])
         updated = [node for node in changed if node is not None and node.graph is not None and node not in made]
         event = self.trace.add(rule, rewrite.what, removed, made, updated, before=root, saved=freed - self._made(made))
         self._touch(made, old_readers, makers)
@@ -118,6 +119,7 @@ class Editor:
             read = [value for node in made for value in node.inputs] + list(rewrite.values.values())
             if any(value is not None and value.producer() is None and value.name is None for value in read):
                 raise Refusal("it lies in a function, which can't hold constants")
+        self._check_scope(root, rewrite, made)
         for old, new in rewrite.values.items():
             if not old.is_graph_output():
                 continue
@@ -130,6 +132,22 @@ class Editor:
             if new.is_graph_output() or new in given:
                 raise Refusal("its input is an output of its graph too")
             given.add(new)
+
+    def _check_scope(self, root: ir.Node, rewrite: Rewrite, made: list[ir.Node]) -> None:
+        """Raise ``ValueError`` where a rule wires what can't be: that is a fault of the rule."""
+        seen, graph = set(made), root.graph
+        scope = {graph}
+        while (owner := self.site.owners.get(cast("ir.Graph", graph))) is not None:
+            graph = owner.graph
+            scope.add(graph)
+        for value in (value for node in made for value in node.inputs if value is not None):
+            if value in rewrite.values:
+                raise ValueError(f"a new node reads {value.name!r}, in whose place it is put")
+            if value.producer() not in seen and not _lies_in(value, scope):
+                raise ValueError(f"a new node reads {value.name!r}, which is not to be seen from its graph")
+        for new in rewrite.values.values():
+            if new.producer() not in seen and not _lies_in(new, scope):
+                raise ValueError(f"{new.name!r} is not to be seen from the graph of the node")
 
     def _place(self, root: ir.Node, made: list[ir.Node], rewrite: Rewrite) -> None:
         """Name the new nodes, register their constants, and put them before the root."""
@@ -251,6 +269,13 @@ class Editor:
         self.touched.extend(node for node in found if node.graph is not None)
 
 
+def _lies_in(value: ir.Value, scope: Collection[object]) -> bool:
+    """Whether a value is of one of these graphs; a new constant is of none, and will be of the innermost."""
+    if value.producer() is None and value.name is None:
+        return True
+    return value.graph in scope
+
+
 def inside(node: ir.Node) -> Iterator[ir.Node]:
     """Yield a node, and all nodes in its bodies."""
     yield node
@@ -281,8 +306,3 @@ def nodes_of(model: ir.Model) -> Iterator[ir.Node]:
     yield from model.graph.all_nodes()
     for function in model.functions.values():
         yield from function.all_nodes()
-
-
-def digest(text: str) -> str:
-    """Return a short digest."""
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

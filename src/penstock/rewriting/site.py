@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from penstock.rewriting import Refusal, Rewrite
 from penstock.rewriting.knowledge import Elements, Knowledge, Shape, constant
@@ -108,7 +108,7 @@ class Site:
         maker, (use, *_) = value.producer(), value.uses()
         graph = use.node.graph
         while maker is not None and graph is not None and graph is not maker.graph:
-            owner = self.owners.get(cast("ir.Graph", graph))
+            owner = self.owners.get(graph)
             if owner is None or owner.op_type in ("Loop", "Scan"):
                 return owner
             graph = owner.graph
