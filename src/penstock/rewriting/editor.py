@@ -81,7 +81,6 @@ class Editor:
             self.known.visit(node)
         removed, freed = self._remove_dead(old.producer() for old in rewrite.values)
         self._hand_on(copied, removed)
-        self._hand_on(copied, removed)
         if root.name and root.graph is None:  # what stands in its place goes by its name
             for new in rewrite.values.values():
                 if (producer := new.producer()) in made and producer is not None:

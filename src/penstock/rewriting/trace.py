@@ -90,8 +90,8 @@ class Trace:
         self.events.append(event)
         return event
 
-    def compare(self, model: ir.Model, rule: str, what: str) -> Event | None:
-        """Log what a pass did that works on the whole model, by comparing; ``None`` where it did nothing."""
+    def compare(self, model: ir.Model, rule: str, what: str) -> Event:
+        """Log what a pass did that works on the whole model, by comparing; it may have changed no node."""
         walked = list(self._walk(model))
         now = {node for node, _ in walked}
         gone = [node for node in self.rows if node not in now]
@@ -103,7 +103,7 @@ class Trace:
                 self.rows[node] = self._row(node, scope, self._id(node))
                 added.append(self.rows[node])
             elif (row := self._row(node, scope, before.id)) != before:
-                if row.scope == before.scope and row.attributes == before.attributes and row.name == before.name:
+                if row == replace(before, inputs=row.inputs, outputs=row.outputs):
                     rewired.append(Rewiring(row.id, row.inputs, row.outputs))
                 else:  # more than its wiring: it goes and comes back
                     removed = (*removed, row.id)
