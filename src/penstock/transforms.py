@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from penstock import custom_domains, graph, inputs, machine, places, proof, registry, rewriting, store
+from penstock import blame, custom_domains, graph, inputs, machine, places, proof, registry, rewriting, store
 from penstock.errors import InputError
 from penstock.frontends import Source
 from penstock.jsonable import Json, from_json, to_json
@@ -151,7 +151,9 @@ def optimize_variant(parent: Transformed, settings: optimize.OptimizeSettings, c
     tools = versions("onnx", "onnx-ir", "onnxscript")
     code = registry.fingerprint("passes")
     engine = [store.file_digest(path) for path in sorted(Path(rewriting.__file__).parent.glob("*.py"))]
-    key = digest_of(["optimize", parent.variant.digest, settings, tools, _code(optimize, graph, proof), code, engine])
+    key = digest_of(
+        ["optimize", parent.variant.digest, settings, tools, _code(optimize, graph, proof, blame), code, engine]
+    )
 
     def make(into: Path) -> Made:
         done = optimize.optimize(parent.path, settings, into)

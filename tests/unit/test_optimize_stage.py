@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from penstock import cli, graph, registry
+from penstock import cli, graph, proof, registry
 from penstock.errors import GateError, InputError, MissingError, UsageError
 from penstock.passes import Declined, PassResult
 from penstock.passes._order import in_order
@@ -290,6 +290,37 @@ def test_the_one_wrong_change_among_many_is_found(model: Path, monkeypatch: pyte
     with_rule(monkeypatch, rewrite, "Identity", "Add")
     result, _ = run(model)
     assert [(culprit.what, culprit.nodes) for culprit in result.culprits] == [("doubled", ("Add", "Relu"))]
+
+
+def test_a_rule_that_makes_an_invalid_model_is_named_and_left_out(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that wires a value that is computed later: runtimes sort nodes themselves, the format doesn't allow it."""
+
+    def early(node: object, site: Site) -> Rewrite | None:
+        if node.op_type == "Identity":
+            return site.instead(node, node.inputs[0], "gone")
+        later = [other for other in node.graph if other.op_type == "Relu" and other is not node]
+        return site.instead(node, later[-1].outputs[0], "the other Relu") if len(later) == 1 else None
+
+    with_rule(monkeypatch, early, "Identity", "Relu")
+    proto = messy()
+    proto.graph.node.insert(5, helper.make_node("Neg", ["r1"], ["early"]))
+    proto.graph.node.insert(8, helper.make_node("Add", ["s", "early"], ["s2"]))
+    proto.graph.node[9].input[0] = "s2"
+    onnx.save(proto, model)
+    result, after = run(model)
+    (culprit,) = result.culprits
+    assert (culprit.rule, culprit.what) == ("bad", "the other Relu") and "onnx.checker refuses" in culprit.problem
+    assert after.graph.node == proto.graph.node and result.proof.state == "proved"
+
+
+def test_a_proof_that_blames_no_change_takes_all_of_them_back(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where one run failed and the same model passed in the next, nothing is handed out that isn't sure."""
+    found = iter([proof.Proof("failed", "once", "onnxruntime", 1, 1.0, ())])
+    prove = proof.prove
+    monkeypatch.setattr(proof, "prove", lambda *given, **named: next(found, None) or prove(*given, **named))
+    result, after = run(model)
+    assert [(culprit.rule, culprit.problem) for culprit in result.culprits] == [("every pass", "once")]
+    assert after.graph.node == messy().graph.node and result.nodes_after == result.nodes_before
 
 
 def test_exit_code_is_1_where_strict_forbids_it(

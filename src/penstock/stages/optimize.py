@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from penstock import graph, guard, precheck, proof, registry, store
+from penstock.blame import EVERY, Again, Culprit, Problem, first_bad
 from penstock.errors import GateError, InputError, MissingError, PenstockError
 from penstock.jsonable import Json, dumps, to_json
 from penstock.passes import Declined, Pass, Rule
@@ -68,16 +69,6 @@ class PassRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class Culprit:
-    """The change that broke something: its pass, what it did, and the nodes that it replaced."""
-
-    rule: str
-    what: str
-    nodes: tuple[str, ...]
-    problem: str
-
-
-@dataclass(frozen=True, slots=True)
 class Optimized:
     """The result: a record for each pass, the proof, and the log from which every step can be drawn again."""
 
@@ -126,22 +117,32 @@ def optimize(model_path: Path, settings: OptimizeSettings, into: Path) -> Optimi
         without: dict[str, Declined] = {}  # passes that broke, and how
         culprits: list[Culprit] = []
         while True:
-            model, kept = _opened(model_path), [one for one in passes if one[0] not in without]
+            model = _opened(model_path)
+            kept = [one for one in passes if one[0] not in without and EVERY not in without]
             before = (count(model), weight_bytes(model))
             try:
                 done = rewrite(model, kept, max_rounds=settings.max_rounds, foreign=_foreign())
             except PassBroke as error:
                 without[error.name] = Declined("the whole model", error.reason)
                 continue
-            _write(done.model, model_path, into / MAIN)
-            special = specialise(into / MAIN, "onnxruntime") if settings.runtime else None
-            proved, culprit = _prove(model_path, into / MAIN, kept, done, before[1], settings)
-            if culprit is None:
+            complaint, special = _write(done.model, model_path, into / MAIN), None
+            if complaint:
+                proved = Proof("failed", complaint, "onnx.checker", 0, 0.0, ())
+                culprit: Culprit | None = _invalid(_again(model_path, kept, settings), done)
+            else:
+                special = specialise(into / MAIN, "onnxruntime") if settings.runtime else None
+                proved, culprit = _prove(model_path, into / MAIN, kept, done, before[1], settings)
+            if culprit is None or (culprit.rule == EVERY and not kept):
                 break
             culprits.append(culprit)
             without[culprit.rule] = Declined(", ".join(culprit.nodes), culprit.problem)
             if settings.strict:
                 break
+    if complaint:
+        raise PenstockError(
+            "invalid-result", f"the optimized model is invalid: {complaint}", where=str(model_path),
+            do="leave passes out with --skip, and report this with the model",
+        )  # fmt: skip
     records = [_record(turns, done) for turns in done.turns]
     records += [PassRecord(name, "", 0, 0, 0, (), (), (place,)) for name, place in without.items()]
     seconds = tuple(turns.seconds for turns in done.turns) + (0.0,) * len(without)
@@ -205,8 +206,8 @@ def _record(turns: Turns, done: Rewritten) -> PassRecord:
     )  # fmt: skip
 
 
-def _write(model: ir.Model, source: Path, path: Path) -> None:
-    """Save the model with the shapes that are known now; what onnx.checker refuses is no result."""
+def _write(model: ir.Model, source: Path, path: Path) -> str:
+    """Save the model with the shapes that are known now; return what onnx.checker has against it, and only it."""
     graph.tidy(model)
     declare(model)
     try:
@@ -214,11 +215,8 @@ def _write(model: ir.Model, source: Path, path: Path) -> None:
     except (ValueError, TypeError) as error:
         what = f"the model can't be written: {graph.first_line(error)}"
         raise InputError("unwritable-model", what, where=str(source), do="check it with onnx.checker") from error
-    if (complaint := refusal_of(path)) and not refusal_of(source):
-        raise PenstockError(
-            "invalid-result", f"the optimized model is invalid: {complaint}", where=str(source),
-            do="leave passes out with --skip, and report this with the model",
-        )  # fmt: skip
+    complaint = refusal_of(path)
+    return complaint if complaint and not refusal_of(source) else ""
 
 
 def declare(model: ir.Model) -> None:
@@ -260,7 +258,25 @@ def _prove(
     proved = _compared(source, result, weights, settings)
     if proved.state != "failed":
         return proved, None
-    return proved, _culprit(source, passes, settings, len(done.trace.events))
+    if settings.runtime and not passes:
+        return proved, None
+    culprit = first_bad(_again(source, passes, settings), len(done.trace.events), _difference(source, settings))
+    return proved, culprit or Culprit(EVERY, "", (), proved.reason)
+
+
+def _invalid(again: Again, done: Rewritten) -> Culprit:
+    """Find the change after which onnx.checker refuses the model."""
+    reason = "onnx.checker refuses the result"
+    found = first_bad(again, len(done.trace.events), lambda path, _: refusal_of(path))
+    return replace(found, problem=f"{reason}: {found.problem}") if found else Culprit(EVERY, "", (), reason)
+
+
+def _difference(source: Path, settings: OptimizeSettings) -> Problem:
+    def problem(path: Path, weights: int) -> str:
+        proved = _compared(source, path, weights, settings)
+        return proved.reason if proved.state == "failed" else ""
+
+    return problem
 
 
 def _compared(source: Path, result: Path, weights: int, settings: OptimizeSettings) -> Proof:
@@ -293,33 +309,12 @@ def _first_bad_pass(
             rewrite(_opened(source), passes, max_rounds=settings.max_rounds, foreign=_foreign(), after=after)
         except Found:
             name, proved = bad[0]
-            return proved, _culprit(source, passes, settings, None) or Culprit(name, "", (), proved.reason)
+            culprit = first_bad(_again(source, passes, settings), None, _difference(source, settings))
+            return proved, culprit or Culprit(name, "", (), proved.reason)
     return None
 
 
-def _culprit(
-    source: Path, passes: Sequence[tuple[str, Pass | Rule]], settings: OptimizeSettings, events: int | None
-) -> Culprit | None:
-    """Find the first change after which the model is wrong, by halving; each try rewrites anew up to there."""
-
-    def state(stop: int | None) -> tuple[Rewritten, Proof]:
-        done = rewrite(_opened(source), passes, max_rounds=settings.max_rounds, foreign=_foreign(), stop_after=stop)
-        with store.scratch() as work:
-            graph.save(done.model, work / MAIN)
-            return done, _compared(source, work / MAIN, weight_bytes(done.model), settings)
-
-    done, proved = state(events)
-    low, high = 0, len(done.trace.events)
-    if proved.state != "failed":
-        return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        tried, found = state(middle)
-        if found.state == "failed":
-            high, done, proved = middle, tried, found
-        else:
-            low = middle
-    event = done.trace.events[min(high, len(done.trace.events)) - 1]
-    rows = {row.id: row for row in (*done.trace.base, *(row for e in done.trace.events for row in e.added))}
-    nodes = tuple(rows[id].name or rows[id].op for id in event.removed if id in rows)
-    return Culprit(event.rule, event.what, nodes[:20], proved.reason)
+def _again(source: Path, passes: Sequence[tuple[str, Pass | Rule]], settings: OptimizeSettings) -> Again:
+    return lambda stop: rewrite(
+        _opened(source), passes, max_rounds=settings.max_rounds, foreign=_foreign(), stop_after=stop
+    )
