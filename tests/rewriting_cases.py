@@ -79,16 +79,20 @@ def in_branch(proto: onnx.ModelProto, feeds: Feeds | None = None) -> onnx.ModelP
     inner = helper.make_graph(proto.graph.node, "then", [], proto.graph.output, proto.graph.initializer)
     zeros = [node("Constant", [], [f"else_{name}"], value=tensor("", np.zeros_like(result)))
              for name, result in zip(names, results, strict=True)]  # fmt: skip
-    ends = [helper.make_tensor_value_info(f"else_{value.name}", value.type.tensor_type.elem_type, None)
-            for value in proto.graph.output]  # fmt: skip
-    other = helper.make_graph(zeros, "else", [], ends)
-    out = [helper.make_tensor_value_info(f"if_{value.name}", value.type.tensor_type.elem_type, None)
-           for value in proto.graph.output]  # fmt: skip
+    shapes = [[None] * np.asarray(result).ndim for result in results]
+
+    def infos(prefix: str) -> list[onnx.ValueInfoProto]:
+        return [
+            helper.make_tensor_value_info(prefix + value.name, value.type.tensor_type.elem_type, shape)
+            for value, shape in zip(proto.graph.output, shapes, strict=True)
+        ]
+
+    other = helper.make_graph(zeros, "else", [], infos("else_"))
     taken = helper.make_tensor_value_info("taken", TensorProto.BOOL, [])
     choice = node(
         "If", ["taken"], [f"if_{name}" for name in names], then_branch=inner, else_branch=other, name="choose"
     )
-    main = helper.make_graph([choice], "g", [*proto.graph.input, taken], out)
+    main = helper.make_graph([choice], "g", [*proto.graph.input, taken], infos("if_"))
     return helper.make_model(
         main, opset_imports=proto.opset_import, ir_version=proto.ir_version, functions=proto.functions
     )
@@ -251,7 +255,8 @@ def assert_becomes(
     if branch:
         outer = in_branch(proto, feeds)
         inside = apply(outer, *chosen)
-        assert inside.operators == ["If", *wanted, *["Constant"] * len(proto.graph.output)], inside.reasons
+        other = ["Constant"] * len(proto.graph.output)  # attributes are sorted: the else branch comes first
+        assert inside.operators == ["If", *other, *wanted], inside.reasons
         given = None if feeds is None else {**feeds, "taken": np.array(True)}
         assert_same(outer, inside.proto, feeds=given, tolerance=tolerance, oracle=oracle)
     return found
