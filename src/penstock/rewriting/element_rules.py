@@ -26,12 +26,18 @@ def _rule(*names: str) -> Callable[[ElementRule], ElementRule]:
                 return
             found = function(node, known)
             if len(found) <= MOST_ELEMENTS and (not shape or shape[0] in (None, len(found))):
-                known.elements[node.outputs[0]] = found
+                known.elements[node.outputs[0]] = tuple(map(_held_by(node.outputs[0].dtype), found))
 
         RULES.update(dict.fromkeys(names, put))
         return function
 
     return register
+
+
+def _held_by(dtype: ir.DataType | None) -> Callable[[Size], Size]:
+    """Return what lets a number through that a type holds; what overflows isn't known."""
+    limit = 1 << (31 if dtype is not None and dtype.name == "INT32" else 63)
+    return lambda size: None if isinstance(size, int) and not -limit <= size < limit else size
 
 
 def _need(node: ir.Node, known: Knowledge, index: int = 0) -> Elements:
