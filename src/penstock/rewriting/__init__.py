@@ -6,7 +6,8 @@ nothing. It only reads the graph; the editor alone changes it. So a rule that ra
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,9 +23,11 @@ class Rewrite:
     """Readers of each key read its value instead; what nobody reads any more goes. ``what``: a few words for the log.
 
     New nodes are put before the node that the rule was shown, or before ``before``: they have to come after all that
-    they read, and before all readers of the keys.
+    they read, and before all readers of the keys. Where no one place is that, ``places`` says for first outputs of new
+    nodes before which node of the same graph they go.
     """
 
     values: dict[ir.Value, ir.Value]
     what: str
     before: ir.Node | None = None
+    places: Mapping[ir.Value, ir.Node] = field(default_factory=dict)

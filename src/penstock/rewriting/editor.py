@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterable, Iterator
 from typing import TYPE_CHECKING, cast
 
@@ -75,9 +76,11 @@ class Editor:
         self._place(root, made, rewrite)
         for old, new in rewrite.values.items():
             self._take_over(old, new, new.producer() in made)
+        places = {node: rewrite.places[node.outputs[0]] for node in made if node.outputs[0] in rewrite.places}
         for node in made:
-            if line and not source_lines.line_of(node):
-                node.metadata_props[source_lines.KEY] = line
+            own = source_lines.line_of(places[node]) if node in places else line
+            if own and not source_lines.line_of(node):
+                node.metadata_props[source_lines.KEY] = own
             self.known.visit(node)
         removed, freed = self._remove_dead(old.producer() for old in rewrite.values)
         self._hand_on(copied, removed)
@@ -89,7 +92,8 @@ class Editor:
                     break
         changed = dict.fromkeys([*old_readers, *renamed, *(new.producer() for new in rewrite.values.values())])
         updated = [node for node in changed if node is not None and node.graph is not None and node not in made]
-        event = self.trace.add(rule, rewrite.what, removed, made, updated, before=root, saved=freed - self._made(made))
+        saved = freed - self._made(made)
+        event = self.trace.add(rule, rewrite.what, removed, made, updated, before=root, saved=saved, places=places)
         self._touch(made, old_readers, makers)
         self.site.made.clear()
         return event
@@ -161,7 +165,8 @@ class Editor:
             for value in node.outputs:
                 value.name = self.free_name(base)
             node.name = node.outputs[0].name
-        graph.insert_before(root, made)
+        for place, nodes in itertools.groupby(made, lambda node: rewrite.places.get(node.outputs[0], root)):
+            graph.insert_before(place, tuple(nodes))
         for new in rewrite.values.values():
             if new.producer() is None and new.name is None:
                 self._register(graph, new, base)

@@ -55,6 +55,7 @@ class Event:
     saved_bytes: int  # of intermediate values per run, dynamic sizes counted as 1
     lines: tuple[str, ...]  # of the user's code behind the nodes that went
     order: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # scope → ids, where a pass moved nodes
+    places: Mapping[str, str] = field(default_factory=dict)  # new nodes that came before another node than ``before``
 
 
 @dataclass(slots=True)
@@ -74,10 +75,11 @@ class Trace:
 
     def add(
         self, rule: str, what: str, removed: Sequence[ir.Node], made: Sequence[ir.Node], updated: Iterable[ir.Node], *,
-        before: ir.Node, saved: int,
+        before: ir.Node, saved: int, places: Mapping[ir.Node, ir.Node] | None = None,
     ) -> Event:  # fmt: skip
         """Log one rewrite that was carried out."""
         place = self.rows[before]
+        others = {node: self.rows[other].id for node, other in (places or {}).items() if other is not before}
         lines = tuple(dict.fromkeys(line for node in removed if (line := self.rows[node].line)))
         added = []
         for node in made:
@@ -86,7 +88,10 @@ class Trace:
             added += self._bodies(node, self.rows[node].id)
         gone = tuple(row.id for node in removed for row in self._take_out(node))
         rewired = tuple(self._rewire(node) for node in updated)
-        event = Event(len(self.events), rule, what, gone, tuple(added), place.id, rewired, saved, lines)
+        event = Event(
+            len(self.events), rule, what, gone, tuple(added), place.id, rewired, saved, lines,
+            places={self.rows[node].id: id for node, id in others.items()},
+        )  # fmt: skip
         self.events.append(event)
         return event
 
@@ -218,7 +223,8 @@ def snapshot(base: Sequence[NodeRow], events: Sequence[Event]) -> dict[str, list
             for row in event.added:
                 rows[row.id] = row
                 place = order.setdefault(row.scope, [])
-                at = place.index(event.before) if event.before in place else len(place)
+                before = event.places.get(row.id, event.before)
+                at = place.index(before) if before in place else len(place)
                 place.insert(at, row.id)
             for id in gone:
                 if (old := rows.pop(id, None)) is not None:
