@@ -56,7 +56,7 @@ def feeds(proto: onnx.ModelProto, batch: int = 2, seed: int = 0) -> dict[str, np
         if value.name in constants:
             continue
         info = value.type.tensor_type
-        shape = [dim.dim_value or batch for dim in info.shape.dim]
+        shape = [dim.dim_value if dim.dim_value > 0 else batch for dim in info.shape.dim]
         dtype = onnx.helper.tensor_dtype_to_np_dtype(info.elem_type)
         integers = np.dtype(dtype).kind in "iub"
         made[value.name] = (
