@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from penstock.passes import Phase
 from penstock.rewriting import Refusal, Rewrite
-from penstock.rewriting.orders import Order, inverse, order_of, turned_constant
+from penstock.rewriting.orders import Order, inverse, keeps, order_of, turned_constant
 from penstock.rewriting.region import ONE, Region
 from penstock.rewriting.site import Site
 
@@ -39,6 +39,8 @@ def rewrite(node: ir.Node, site: Site) -> Rewrite | None:
     """Look below a Transpose, then above it."""
     source, result, order = node.inputs[0], node.outputs[0], order_of(node, site.rank(node.inputs[0]))
     if source is None or order is None or site.shape(source) is None:
+        return None
+    if sorted(order) != list(range(len(order))):
         return None
     dearer = False
     for value, turn in ((result, order), (source, inverse(order))):
@@ -108,7 +110,7 @@ class _Writing:
         if value is None or order is None:
             return value
         array = self.site.array(value)
-        if array is None and value not in self.region.orders:
+        if array is None and keeps(self.site.shape(value), order):
             return value
         if (value, order) not in self.new:
             self.new[value, order] = self._turned(value, order, array, chosen)

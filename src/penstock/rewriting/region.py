@@ -64,6 +64,16 @@ class Region:
             self.fresh.append(value)
         return True
 
+    def take_all(self, pairs: list[tuple[ir.Value | None, Order | None]]) -> bool:
+        """Let values have their orders, all of them or none."""
+        count = len(self.fresh)
+        if all(self.take(*pair) for pair in pairs):  # one may stand in the way of the next
+            return True
+        for value in self.fresh[count:]:
+            del self.orders[value]
+        del self.fresh[count:]
+        return False
+
     def grow(self) -> None:
         """Add nodes around values that have an order, nearest first."""
         for value in self.fresh:  # it grows meanwhile
@@ -82,10 +92,8 @@ class Region:
                 if (made.outputs if of_output else made.inputs)[place] != self.orders[value]:
                     continue
                 pairs = [*zip(node.inputs, made.inputs, strict=True), *zip(node.outputs, made.outputs, strict=True)]
-                if all(self.fits(*pair) for pair in pairs):
+                if self.take_all(pairs):
                     self.nodes[node] = made
-                    for pair in pairs:
-                        self.take(*pair)
 
     # -- what is around a value ----------------------------------------------------------------------------------------
 
@@ -162,6 +170,7 @@ class Region:
                     network.edge(new, SINK, cost)
             elif wants_new := not cancelled:
                 network.edge(new, SINK, cost)
+            self._tie(value, network)
             for reader in readers:
                 if gives_old:
                     network.edge(old, reader, FOREVER)
@@ -169,6 +178,18 @@ class Region:
                     network.edge(reader, new, FOREVER)
         side, cost = network.cut()
         return self.sorted(node for node in self.nodes if node in side), network.wins - cost
+
+    def _tie(self, value: ir.Value, network: Network) -> None:
+        """Let a QuantizeLinear and the DequantizeLinear after it be turned together: runtimes know them as a pair."""
+        quantize = value.producer()
+        if quantize is None or quantize.op_type != "QuantizeLinear":
+            return
+        for reader in dict.fromkeys(use.node for use in value.uses()):
+            if reader.op_type != "DequantizeLinear":
+                continue
+            for one, other in ((quantize, reader), (reader, quantize)):
+                if one in self.nodes:
+                    network.edge(one, other if other in self.nodes else SINK, FOREVER)
 
     def sorted(self, chosen: Iterable[ir.Node]) -> list[ir.Node]:
         """Put nodes in the order in which they depend on each other."""

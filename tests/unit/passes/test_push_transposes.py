@@ -177,6 +177,15 @@ def test_a_reader_between_that_needs_the_value_as_it_is() -> None:
     alone.agree(before, after)
 
 
+def test_a_sum_of_a_value_and_its_transpose() -> None:
+    """Both can't be in an order of their own: one is the Transpose of the other."""
+    before = alone.model("""(float[4,4,4] x) => (float[4,4,4] y) {
+        a = Transpose<perm=[0,2,1]>(x) b = Add(a, x) y = Transpose<perm=[1,2,0]>(b) }""")
+    after, _ = alone.rewritten(before, *PASSES)
+    assert alone.ops(after)["Transpose"] <= 2
+    alone.agree(before, after)
+
+
 def test_less_to_transpose() -> None:
     """A Transpose goes below a reduction, and above an Expand, where it moves less."""
     before = alone.model("""(float[N,4,5,6] x) => (float[5,N,4] y) {
@@ -184,6 +193,17 @@ def test_less_to_transpose() -> None:
     after, _ = alone.rewritten(before, *PASSES)
     assert [node.op_type for node in after.graph.node] == ["ReduceSum", "Transpose"]
     alone.agree(before, after)
+
+
+def test_a_quantizing_pair_isn_t_parted() -> None:
+    """There would be less to transpose between the two, in 8 bits; but runtimes look for pairs."""
+    before = alone.model(
+        """(float[N,4,5] x) => (float[N,5,4] y) { a = Transpose<perm=[0,2,1]>(x) q = QuantizeLinear(a, s, z)
+        d = DequantizeLinear(q, s, z) y = Relu(d) }""",
+        s=np.array(0.1, np.float32), z=np.array(0, np.int8),
+    )  # fmt: skip
+    after, _ = alone.rewritten(before, *PASSES)
+    assert [node.op_type for node in after.graph.node] == [node.op_type for node in before.graph.node]
 
 
 @pytest.mark.parametrize(
