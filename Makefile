@@ -2,8 +2,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PEERS := build/peers/.ready
 
-.PHONY: demo test check fix bench torture docs clean
+.PHONY: demo test check fix bench bench-optimizers torture docs clean
 
 demo: $(READY)  ## set up, then run the whole job on CIFAR-10 if it is at hand, else on the embedded digits
 	$(BIN)/python scripts/demo.py
@@ -20,6 +21,9 @@ fix: $(READY)  ## mend what can be mended by machine
 bench: $(READY)  ## measure what the docs claim
 	$(BIN)/python benchmarks/reference_network.py
 
+bench-optimizers: $(READY) $(PEERS)  ## hold the graph optimizer against its peers, on all models and nets
+	$(BIN)/python benchmarks/optimizers.py --page docs/performance.md
+
 torture: $(READY)  ## interrupt builds 300 times and compare what comes out
 	$(BIN)/python scripts/torture.py --kills 300
 
@@ -35,3 +39,8 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install -q --disable-pip-version-check torch==2.13.0 -c constraints.txt
 	$(BIN)/pip install -q --disable-pip-version-check -e '.[dev]' -c constraints.txt
 	@touch $(READY)
+
+$(PEERS): benchmarks/peers.txt
+	$(PYTHON) -m venv build/peers
+	build/peers/bin/pip install -q --disable-pip-version-check -r benchmarks/peers.txt
+	@touch $(PEERS)

@@ -117,3 +117,20 @@ def test_covers_one() -> None:
     assert intervals.covers_one(0.9, 1.1)
     assert intervals.covers_one(1.0, 1.1)
     assert not intervals.covers_one(1.01, 1.1)
+
+
+def test_bootstrap_median_covers_what_is_true() -> None:
+    """Of 400 samples of 30 from a normal distribution, about 5 % may miss its median."""
+    source = np.random.default_rng(5)
+    missed = 0
+    for seed in range(400):
+        middle, low, high = intervals.bootstrap_median(source.normal(2.0, 1.0, 30), seed=seed, resamples=500)
+        assert low <= middle <= high
+        missed += not low <= 2.0 <= high
+    assert 0.01 * 400 <= missed <= 0.08 * 400
+
+
+def test_bootstrap_median_claims_nothing_from_few_values() -> None:
+    assert intervals.bootstrap_median([4.0, 2.0, 3.0], seed=0) == (3.0, -math.inf, math.inf)
+    with pytest.raises(ValueError, match="one row"):
+        intervals.bootstrap_median([], seed=0)
