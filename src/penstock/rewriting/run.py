@@ -16,6 +16,8 @@ from penstock.rewriting.trace import Trace
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+FIRST_WITH_FREE_INITIALIZERS = 4  # IR version: an initializer needn't be listed as an input
+
 
 class PassBroke(Exception):  # noqa: N818 (named for what happened)
     """A built-in pass over the whole model raised, and may have left it half changed: begin anew without it."""
@@ -69,12 +71,21 @@ def rewrite(
         return result
 
     def changed(name: str) -> None:
+        _permit_initializers(editor.model)
         if after is not None:
             after(name, editor.model)
 
     with guard.limited_memory(guard.EXTRA_BYTES + 4 * min(weights, 1 << 30)):
         driver.run(apply, changed)
     return Rewritten(editor.model, trace, tuple(driver.turns.values()), driver.rounds, driver.settled)
+
+
+def _permit_initializers(model: ir.Model) -> None:
+    """Raise the IR version to the first in which an initializer needn't be an input, where there is such a one."""
+    if (model.ir_version or 0) < FIRST_WITH_FREE_INITIALIZERS and any(
+        not value.is_graph_input() for one in model.graphs() for value in one.initializers.values()
+    ):
+        model.ir_version = FIRST_WITH_FREE_INITIALIZERS
 
 
 def _told(result: PassResult) -> str:
