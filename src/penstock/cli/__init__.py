@@ -106,6 +106,9 @@ def group() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit."""
+    from penstock.cli import _deferred
+
+    _deferred.install()
     arguments = [*(sys.argv[1:] if arguments is None else arguments)]
     code = run(arguments)
     with contextlib.suppress(BrokenPipeError):
