@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -250,6 +251,7 @@ def _folder(kind: Kind) -> Path:
     return Path(__file__).parent / ("cli" if kind == "commands" else kind)
 
 
+@functools.cache
 def _built_in(kind: Kind) -> dict[str, str]:
     folder = _folder(kind)
     found = {}
@@ -259,6 +261,13 @@ def _built_in(kind: Kind) -> dict[str, str]:
 
 
 def _entry_points(kind: Kind) -> list[importlib.metadata.EntryPoint]:
+    return [*_installed(kind, tuple(sys.path))]
+
+
+@functools.cache
+def _installed(kind: Kind, path: tuple[str, ...]) -> tuple[importlib.metadata.EntryPoint, ...]:
+    """Read the metadata of all that is installed on this path; that takes longer than to optimize a small model."""
     import importlib.metadata
 
-    return sorted(importlib.metadata.entry_points(group=f"penstock.{kind}"), key=lambda entry: entry.name)
+    found = importlib.metadata.entry_points(group=f"penstock.{kind}")
+    return tuple(sorted(found, key=lambda entry: entry.name))
