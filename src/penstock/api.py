@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from penstock import custom_domains, datasets, feeds, golden, graph, inputs, pipeline, registry, store, trial
+from penstock import custom_domains, datasets, feeds, golden, graph, inputs, pipeline, precheck, registry, store, trial
 from penstock.backends import Backend, Loadable, Session
 from penstock.build_settings import BuildSettings
 from penstock.data import DataSettings
@@ -118,16 +118,29 @@ def optimize(
 ) -> Optimized:
     """Rewrite a model's graph to a fixpoint, prove it, and write it to the file ``output``; the log to ``trace``.
 
+    In the model's own folder the result shares with it the weights in files beside them that weren't changed.
     Raises ``InputError`` for a model that can't be read, ``GateError`` with ``strict`` where a pass fails.
     """
-    with store.scratch() as work:
-        done = optimize_stage.optimize(Path(model), settings or OptimizeSettings(), work)
-        if trace is not None:
-            store.write_bytes(Path(trace), done.trace_json().encode())
-        target = Path(output)
-        for file in sorted(work.iterdir(), key=lambda path: path.suffix == ".onnx"):
-            store.copy_file(file, target if file.name == optimize_stage.MAIN else target.parent / file.name)
+    settings, source, target = settings or OptimizeSettings(), Path(model), Path(output)
+    beside = target.parent.resolve() == source.parent.resolve() and not settings.runtime
+    if beside and (shared := precheck.external_files(source)):
+        with store.replacing(target) as part:
+            data = _free_name(target, {file.name for file in shared})
+            done = optimize_stage.optimize(source, settings, part.parent, name=part.name, data=data, beside=True)
+    else:
+        with store.scratch() as work:
+            done = optimize_stage.optimize(source, settings, work, name=target.name)
+            for file in sorted(work.iterdir(), key=lambda path: path.name == target.name):
+                store.copy_file(file, target.parent / file.name)
+    if trace is not None:
+        store.write_bytes(Path(trace), done.trace_json().encode())
     return done
+
+
+def _free_name(target: Path, taken: set[str]) -> str:
+    """Return a name for the weights beside a file that isn't one of those ``taken``."""
+    names = (f"{target.name}{f'-{number}' if number else ''}.data" for number in range(len(taken) + 1))
+    return next(name for name in names if name not in taken)
 
 
 def quantize(

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from penstock.variant import Precision
 
 
+SMALL_BYTES = 256  # of a tensor that is always inside
 KEPT_DOMAIN = "penstock.modules"  # of functions that the user asked to keep; no pass inlines them
 
 
@@ -38,19 +39,47 @@ def load(path: Path) -> ir.Model:
     return model
 
 
-def save(model: ir.Model, path: Path, *, inline_limit_bytes: int = 1 << 30) -> None:
-    """Save into a scratch folder: one file, or with the weights beside it where they exceed the limit."""
+def save(
+    model: ir.Model, path: Path, *, inline_limit_bytes: int = 1 << 30, data: str = "", beside: bool = False
+) -> None:
+    """Save a model: one file, or with the weights beside it, in the file ``data``, where they exceed the limit.
+
+    Into a scratch folder the weights are copied. ``beside``: the result lies in the folder of the model it came from,
+    and tensors that still lie in a file there stay where they are, unread; the others count for the limit.
+    """
     import onnx_ir as ir
 
-    total = sum(
-        value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None
-    )
-    if total > inline_limit_bytes:
-        ir.save(model, path, external_data=path.name + ".data")
+    data = data or path.name + ".data"
+    tensors = [
+        value.const_value
+        for graph in ((*model.graphs(),) if beside else (model.graph,))
+        for value in graph.initializers.values()
+        if value.const_value is not None
+    ]
+    own = [tensor for tensor in tensors if not (beside and isinstance(tensor, ir.ExternalTensor))]
+    large = sum(tensor.nbytes for tensor in own) > inline_limit_bytes
+    if beside:
+        if large:
+            _move_out(model, own, path.parent, data)
+        ir.save(model, path)
+    elif large:
+        ir.save(model, path, external_data=data)
     else:
         # external tensors are read in first, because the result may lie in another folder
         ir.external_data.load_to_model(model)
         ir.save(model, path)
+
+
+def _move_out(model: ir.Model, tensors: list[ir.TensorProtocol], folder: Path, data: str) -> None:
+    """Write tensors into a file, and let the model's initializers refer to it."""
+    import onnx_ir as ir
+
+    held = [tensor for tensor in tensors if tensor.nbytes > SMALL_BYTES]
+    moved = dict(zip(map(id, held), ir.external_data.convert_tensors_to_external(held, folder, data), strict=True))
+    for scope in model.graphs():
+        for value in scope.initializers.values():
+            if value.const_value is not None and id(value.const_value) in moved:
+                value.const_value = moved[id(value.const_value)]
 
 
 def inline(model: ir.Model) -> bool:

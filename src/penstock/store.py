@@ -140,6 +140,24 @@ def scratch(parent: Path | None = None) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a path beside ``path`` to write to: it takes its place when the block ends well, else it is gone."""
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=f".part{path.suffix}")
+        os.close(handle)
+    try:
+        yield Path(name)
+        with explained(path):
+            os.chmod(name, 0o644)
+            os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
+
+
+@contextlib.contextmanager
 def resuming(path: Path) -> Iterator[IO[bytes]]:
     """Open ``path``'s part file, for reading and appending, for a long write such as a download.
 

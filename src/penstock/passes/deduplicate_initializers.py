@@ -1,12 +1,15 @@
 """Keep one of several initializers that hold the same numbers in the same type and shape.
 
-1. Within each graph. Data is read only where type and shape are equal, so most large weights are never looked at.
+1. Within each graph. Data is read only where type and shape are equal, and of large weights beside the model only the
+   beginning unless that is equal too: most are never looked at.
 2. Inputs and outputs of graphs keep theirs.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from penstock.passes import PassResult, Phase
@@ -16,6 +19,8 @@ if TYPE_CHECKING:
 
 PHASE: Phase = "clean"
 AFTER: tuple[str, ...] = ("lift-constants",)
+BEGINNING_BYTES = 4096
+PART_BYTES = 1 << 20
 
 
 def run(model: ir.Model) -> PassResult:
@@ -38,13 +43,44 @@ def _in_graph(graph: ir.Graph, changes: list[str]) -> None:
     for group in alike.values():
         if len(group) < 2:
             continue
+        begins = Counter(_beginning(value) for value in group)
         first: dict[bytes, ir.Value] = {}
         for value in group:
-            assert value.const_value is not None
-            data = value.const_value.tobytes()
-            kept = first.setdefault(data if len(data) <= 64 else hashlib.sha256(data).digest(), value)
+            if begins[_beginning(value)] < 2:
+                continue
+            kept = first.setdefault(_digest(value), value)
             if kept is value:
                 continue
             convenience.replace_all_uses_with(value, kept)
             del graph.initializers[str(value.name)]
             changes.append(f"{value.name} is {kept.name}")
+
+
+def _beginning(value: ir.Value) -> bytes:
+    """Return the first bytes of data beside the model, nothing where the data is inside."""
+    import onnx_ir as ir
+
+    tensor = value.const_value
+    if not isinstance(tensor, ir.ExternalTensor) or tensor.nbytes <= BEGINNING_BYTES:
+        return b""
+    with Path(tensor.path).open("rb") as file:
+        file.seek(tensor.offset or 0)
+        return file.read(BEGINNING_BYTES)
+
+
+def _digest(value: ir.Value) -> bytes:
+    """Return what tells the data from other data; what lies beside the model is read in parts."""
+    import onnx_ir as ir
+
+    tensor = value.const_value
+    assert tensor is not None
+    if not isinstance(tensor, ir.ExternalTensor):
+        data = tensor.tobytes()
+        return data if len(data) <= 64 else hashlib.sha256(data).digest()
+    total, left = hashlib.sha256(), tensor.nbytes
+    with Path(tensor.path).open("rb") as file:
+        file.seek(tensor.offset or 0)
+        while left and (part := file.read(min(left, PART_BYTES))):
+            total.update(part)
+            left -= len(part)
+    return total.digest()

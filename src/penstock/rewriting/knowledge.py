@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from penstock.rewriting.sizes import Product, Size, equal, named, product
@@ -176,7 +177,7 @@ def constant(value: ir.Value) -> ir.TensorProtocol | None:
     """Return a value's tensor: an initializer that no caller can override, or a Constant's."""
     tensor = value.const_value
     if tensor is not None:
-        return None if value.is_graph_input() else tensor
+        return None if value.is_graph_input() else alone(tensor)
     node = value.producer()
     if node is None or node.op_type != "Constant" or node.domain != "":
         return None
@@ -186,6 +187,29 @@ def constant(value: ir.Value) -> ir.TensorProtocol | None:
     from onnx_ir import convenience
 
     return convenience.get_const_tensor(value)
+
+
+def alone(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    """Return a tensor that lies in another file as one that reads its own part of it, each time it is asked.
+
+    onnx-ir maps the whole file for every tensor, and keeps it: hundreds of tensors in gigabytes leave no address space.
+    """
+    import onnx_ir as ir
+
+    if not isinstance(tensor, ir.ExternalTensor) or tensor.dtype.bitwidth < 8 or tensor.size == 0:
+        return tensor
+    return ir.LazyTensor(lambda: _read(tensor), tensor.dtype, tensor.shape, name=tensor.name)
+
+
+def _read(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
+    import numpy as np
+    import onnx_ir as ir
+
+    with Path(tensor.path).open("rb") as file:
+        file.seek(tensor.offset or 0)
+        data = file.read(tensor.nbytes)
+    array = np.frombuffer(data, np.dtype(tensor.dtype.numpy()).newbyteorder("<")).reshape(tensor.shape.numpy())
+    return ir.Tensor(array, dtype=tensor.dtype)
 
 
 def declared(shape: ir.Shape) -> Shape:
@@ -237,4 +261,6 @@ def to_ir(shape: Shape) -> ir.Shape:
 
 Rule = Callable[["ir.Node", Knowledge], None]
 
-__all__ = ["Elements", "Knowledge", "Rule", "Shape", "constant", "count", "declared", "equal", "to_ir", "unsure"]
+__all__ = [
+    "Elements", "Knowledge", "Rule", "Shape", "alone", "constant", "count", "declared", "equal", "to_ir", "unsure",
+]  # fmt: skip

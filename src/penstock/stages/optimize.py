@@ -105,8 +105,13 @@ class Optimized:
         return dumps({"schema": 1, "base": self.base, "events": self.events})
 
 
-def optimize(model_path: Path, settings: OptimizeSettings, into: Path) -> Optimized:
-    """Optimize a model and save it as ``into``/``model.onnx``; same bytes for the same input.
+def optimize(
+    model_path: Path, settings: OptimizeSettings, into: Path, *, name: str = MAIN, data: str = "", beside: bool = False
+) -> Optimized:
+    """Optimize a model and save it as ``into``/``name``; same bytes for the same input.
+
+    Large weights lie beside it in the file ``data``. ``beside``: ``into`` is the model's own folder, and what isn't
+    touched of the weights beside the model stays where it is, for both (:func:`penstock.graph.save`).
 
     Every rewrite is done whole or not at all. A rule that raises leaves its place as it was, and a change that the
     proof finds wrong is left out with its pass, which the result tells; with ``strict`` either is a ``GateError``.
@@ -125,13 +130,13 @@ def optimize(model_path: Path, settings: OptimizeSettings, into: Path) -> Optimi
             except PassBroke as error:
                 without[error.name] = Declined("the whole model", error.reason)
                 continue
-            complaint, special = _write(done.model, model_path, into / MAIN), None
+            complaint, special = _write(done.model, model_path, into / name, data, beside), None
             if complaint:
                 proved = Proof("failed", complaint, "onnx.checker", 0, 0.0, ())
                 culprit: Culprit | None = _invalid(_again(model_path, kept, settings), done)
             else:
-                special = specialise(into / MAIN, "onnxruntime") if settings.runtime else None
-                proved, culprit = _prove(model_path, into / MAIN, kept, done, before[1], settings)
+                special = specialise(into / name, "onnxruntime") if settings.runtime else None
+                proved, culprit = _prove(model_path, into / name, kept, done, before[1], settings)
             if culprit is None or (culprit.rule == EVERY and not kept):
                 break
             culprits.append(culprit)
@@ -207,12 +212,12 @@ def _record(turns: Turns, done: Rewritten) -> PassRecord:
     )  # fmt: skip
 
 
-def _write(model: ir.Model, source: Path, path: Path) -> str:
+def _write(model: ir.Model, source: Path, path: Path, data: str, beside: bool) -> str:
     """Save the model with the shapes that are known now; return what onnx.checker has against it, and only it."""
     graph.tidy(model)
     declare(model)
     try:
-        graph.save(model, path)
+        graph.save(model, path, data=data, beside=beside)
     except (ValueError, TypeError) as error:
         what = f"the model can't be written: {graph.first_line(error)}"
         raise InputError("unwritable-model", what, where=str(source), do="check it with onnx.checker") from error
