@@ -68,4 +68,4 @@ def test_an_unknown_node_offers_the_nearest(path: Path) -> None:
 @pytest.mark.shared
 def test_a_real_model(shared: Path) -> None:
     (fate,) = provenance.fates(shared / "models" / "mnist-8" / "model.onnx", "Plus30")
-    assert [step.rule for step in fate.steps] == ["fold-affine"] and fate.now == ("Conv Plus30",)
+    assert [step.rule for step in fate.steps] == ["fold-affine"] and fate.now == ("Conv Convolution28",)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import get_args
 
+from penstock import registry
 from penstock.errors import UsageError
 from penstock.passes import Pass, Phase, Rule
 
@@ -26,3 +27,8 @@ def in_order(passes: Mapping[str, Pass | Rule]) -> list[tuple[str, Pass | Rule]]
                 raise UsageError("pass-order", what, do="leave one of them out with --skip")
             ordered.append((ready, waiting.pop(ready)))
     return ordered
+
+
+def run_unasked() -> list[str]:
+    """List the passes that run when none is named: all but those that say that they are optional."""
+    return [name for name in registry.names("passes") if not getattr(registry.load("passes", name), "OPTIONAL", False)]

@@ -87,13 +87,12 @@ def test_other_readers_of_the_real_numbers_keep_them() -> None:
 
 def test_quantizing_is_never_folded_away() -> None:
     """By none of all passes: it rounds and clips."""
-    from penstock import registry
 
     before = alone.model(
         "(float[N,4] x) => (float[N,4] y) { a = QuantizeLinear(x, s, z) y = DequantizeLinear(a, s, z) }",
         21, s=np.array(0.5, np.float32), z=np.array(0, np.int8),
     )  # fmt: skip
-    after, _ = alone.rewritten(before, *(set(registry.names("passes")) - {"remove-unused", "sort-nodes"}))
+    after, _ = alone.rewritten(before, *(set(run_unasked()) - {"remove-unused", "sort-nodes"}))
     assert alone.ops(after) == alone.ops(before)
     alone.agree(before, after, exactly=True)
 
@@ -101,7 +100,6 @@ def test_quantizing_is_never_folded_away() -> None:
 @pytest.mark.parametrize("operator", ["Identity(d)", "Transpose(d)", "Reshape(d, t)", "Squeeze(d, u)"])
 def test_the_dequantization_of_a_weight_stays(operator: str) -> None:
     """All passes leave the weight in 8 bits, whatever stands between it and the product."""
-    from penstock import registry
 
     shape = (1, 6, 4) if "Squeeze" in operator else (4, 6) if "Transpose" in operator else (6, 4)
     rng = np.random.default_rng(2)
@@ -110,7 +108,7 @@ def test_the_dequantization_of_a_weight_stays(operator: str) -> None:
         21, w=rng.integers(-128, 128, shape).astype(np.int8), s=np.array(0.02, np.float32), z=np.array(1, np.int8),
         t=np.array([6, 4]), u=np.array([0]),
     )  # fmt: skip
-    after, _ = alone.rewritten(before, *(set(registry.names("passes")) - {"remove-unused", "sort-nodes"}))
+    after, _ = alone.rewritten(before, *(set(run_unasked()) - {"remove-unused", "sort-nodes"}))
     assert alone.ops(after) == {"DequantizeLinear": 1, "MatMul": 1}
     assert {one.data_type for one in after.graph.initializer if len(one.dims) == 2} == {3}  # INT8
     alone.agree(before, after)
