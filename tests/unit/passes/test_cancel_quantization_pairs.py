@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import alone
+from penstock.passes._order import run_unasked
 
 PASS = "cancel-quantization-pairs"
 ONE = {"s": np.array(0.05, np.float32), "z": np.array(3, np.int8)}
