@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import logging
 import warnings
 from collections.abc import Iterator
@@ -45,27 +46,29 @@ def expanded_size(model: ir.Model, limit: int) -> int:
     functions that call each other in a circle reach the limit.
     """
     sizes: dict[object, int] = {}
-    open_calls: set[object] = set()
-
-    def size_of(nodes: Iterator[ir.Node]) -> int:
-        total = 0
+    # each call that is open: the function, its nodes that are left, and what has been counted of it; None is the graph
+    calls: list[tuple[object, Iterator[ir.Node], int]] = [(None, iter(model.graph.all_nodes()), 0)]
+    active: set[object] = set()
+    while True:
+        function, nodes, total = calls.pop()
         for node in nodes:
             key = node.op_identifier()
-            if key not in model.functions:
-                total += 1
-                continue
-            if key not in sizes:
-                if key in open_calls or len(open_calls) > 200:
+            if key in model.functions and key not in sizes:
+                if key in active:
                     return limit
-                open_calls.add(key)
-                sizes[key] = size_of(iter(model.functions[key].all_nodes()))
-                open_calls.discard(key)
-            total += sizes[key]
-            if total >= limit:
-                return limit
-        return min(total, limit)
-
-    return size_of(iter(model.graph.all_nodes()))
+                active.add(key)
+                # a call is counted when its function is: the node is looked at again
+                calls += [
+                    (function, itertools.chain((node,), nodes), total),
+                    (key, iter(model.functions[key].all_nodes()), 0),
+                ]
+                break
+            total = min(total + sizes.get(key, 1), limit)
+        else:
+            if function is None:
+                return total
+            active.discard(function)
+            sizes[function] = total
 
 
 def declined_all(nodes: list[ir.Node], reason: str) -> tuple[Declined, ...]:
