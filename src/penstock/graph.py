@@ -19,13 +19,21 @@ SMALL_BYTES = 256  # of a tensor that is always inside
 KEPT_DOMAIN = "penstock.modules"  # of functions that the user asked to keep; no pass inlines them
 
 
-def load(path: Path) -> ir.Model:
-    """Load a model that the pre-check lets through; external data stays on disk. Raises ``InputError``."""
+def load(path: Path, *, weights: bool = True) -> ir.Model:
+    """Load a model that the pre-check lets through; external data stays on disk. Raises ``InputError``.
+
+    ``weights`` says that they will be read, so that a model whose weights can't be held here is refused.
+    """
+    precheck.check(path, weights=weights)
+    return parse(path)
+
+
+def parse(path: Path) -> ir.Model:
+    """Load a model that has been checked. Raises ``InputError``."""
     import onnx_ir as ir
 
     from penstock.passes._library import quiet
 
-    precheck.check(path)
     try:
         with quiet():
             model = ir.load(path)

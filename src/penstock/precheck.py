@@ -8,17 +8,20 @@ come declared sizes, external data (:mod:`penstock.analysis.external_data`), nam
 from __future__ import annotations
 
 import contextlib
-import math
+import itertools
 import mmap
+import os
 import stat
+import sys
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from penstock.analysis import external_data, structure, wire
-from penstock.analysis.finding import Finding, refusal, shown
+from penstock import guard
+from penstock.analysis import external_data, outline, structure, tensors, wire
+from penstock.analysis.finding import Finding, refusal
 from penstock.errors import InputError
 from penstock.settings import option
 
@@ -26,9 +29,10 @@ if TYPE_CHECKING:
     import onnx
 
 MAX_MODEL_BYTES = 2 << 30  # protobuf's own limit
-MAX_RANK = 64
 MOST_OF_A_KIND = 20
 _NO_MODEL = "check that the file is whole, for example against its published SHA-256, or export it again"
+_UNHEARD_OF = "no exporter writes this; don't trust the file"
+_RAW = "have its tensors written as raw data (onnx.numpy_helper.from_array), or raise [check] max_integer_bytes"
 _TRUST = "raise the limit under [check] in penstock.toml if you trust the model"
 
 
@@ -36,11 +40,19 @@ _TRUST = "raise the limit under [check] in penstock.toml if you trust the model"
 class CheckSettings:
     """How much a model file may ask for."""
 
-    max_nodes: int = option(200_000, "most nodes, functions expanded", minimum=1)
-    max_messages: int = option(2_000_000, "most protobuf messages in the file", minimum=1)
+    max_nodes: int = option(120_000, "most nodes, functions expanded", minimum=1)
+    max_tensors: int = option(250_000, "most tensors: weights, and what nodes make", minimum=1)
+    max_messages: int = option(3_000_000, "most protobuf messages and texts in the file", minimum=1)
+    max_numbers: int = option(10_000_000, "most numbers in attributes and shapes", minimum=1)
+    max_integer_bytes: int = option(1 << 28, "most bytes of integers that tensors hold one by one", minimum=1)
+    max_text_bytes: int = option(100_000_000, "most bytes of texts: names, notes, vocabularies", minimum=1)
+    max_name_bytes: int = option(10_000, "longest name, in bytes", minimum=1)
     max_depth: int = option(100, "deepest nesting of protobuf messages", minimum=4)
     max_subgraph_depth: int = option(16, "deepest nesting of If, Loop and Scan bodies", minimum=1)
     max_tensor_bytes: int = option(1 << 36, "largest declared tensor, in bytes", minimum=1)
+    max_model_bytes: int = option(
+        0, "most bytes of all tensors together, where they have to be held; 0: this machine's memory", minimum=0
+    )
     allow_domain: tuple[str, ...] = option(
         (), "custom domain to let through, once each; 'com.acme=libacme_ops.so' loads that library"
     )
@@ -50,11 +62,16 @@ class CheckSettings:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What the pre-check found in one file; ``figures``: size, nodes, messages, depths, tensors, declared bytes."""
+    """What the pre-check found in one file; ``figures``: size, nodes, messages, depths, tensors, declared bytes.
+
+    ``external`` are the files of external data, in order of first use, and ``links`` those that are links themselves.
+    """
 
     file: str
     findings: tuple[Finding, ...]
     figures: dict[str, int]
+    links: tuple[Path, ...] = ()
+    external: tuple[Path, ...] = ()
 
     @property
     def refused(self) -> tuple[Finding, ...]:
@@ -80,11 +97,16 @@ def settings() -> CheckSettings:
     return _SETTINGS.get() or CheckSettings()
 
 
-def check(path: Path) -> None:
-    """Raise ``InputError`` for a file that is no sound ONNX model, with the first reason."""
-    if refused := examine(path, settings()).refused:
-        first = refused[0]
-        raise InputError(first.id, first.what, where=first.where, do=first.do)
+def check(path: Path, *, weights: bool = True) -> Checked:
+    """Look a file through; raise ``InputError`` where it is no sound ONNX model, with the first reason.
+
+    ``weights`` says that its weights will be held in memory, so that more of them than that are a reason too.
+    """
+    found = examine(path, settings())
+    reasons = found.refused or [finding for finding in found.findings if weights and finding.id == "more-than-memory"]
+    if reasons:
+        raise InputError(reasons[0].id, reasons[0].what, where=reasons[0].where, do=reasons[0].do)
+    return found
 
 
 def examine(path: Path, held: CheckSettings | None = None) -> Checked:
@@ -100,6 +122,8 @@ def examine(path: Path, held: CheckSettings | None = None) -> Checked:
     with _mapped(path) as data:  # only what the walk looks at comes into memory
         figures["size_bytes"] = len(data)
         whole, found = _walk(data, path, held, figures)
+    if whole and not found and (missing := external_data.holes(path.resolve())) * 2 > figures["size_bytes"]:
+        found = [external_data.hollow(missing, figures["size_bytes"], str(path), path)]
     if found:
         return Checked(str(path), tuple(found), figures)
     model = onnx.ModelProto()
@@ -115,52 +139,105 @@ def examine(path: Path, held: CheckSettings | None = None) -> Checked:
         return Checked(
             str(path), (refusal("not-onnx", what, str(path), "check that the path names an .onnx file"),), figures
         )
-    findings = [*_tensors(model, path, held, figures), *_declared(model, path, held)]
-    findings += structure.examine(model, str(path), held.max_nodes)
-    return Checked(str(path), tuple(_first_of_each(findings)), figures)
+    with guard.rare_collection():
+        return _look_through(model, path, held, figures)
 
 
-def _first_of_each(findings: list[Finding]) -> Iterator[Finding]:
+def _look_through(model: onnx.ModelProto, path: Path, held: CheckSettings, figures: dict[str, int]) -> Checked:
+    """Look at what was parsed: tensors and their files, declared sizes, names."""
+    outlined = outline.read(model)
+    files = external_data.Files(path)
+    values = itertools.chain(model.graph.input, model.graph.output, model.graph.value_info)
+    findings = itertools.chain(
+        tensors.examine(outlined.tensors, outlined.sparse, files, held.max_tensor_bytes, figures),
+        tensors.declared(values, path, held.max_tensor_bytes),
+        structure.examine(outlined, str(path), held.max_nodes),
+    )
+    found = _first_of_each(findings)
+    room = held.max_model_bytes or memory_bytes()
+    if room and figures["declared_bytes"] > room:
+        what = f"its tensors claim {figures['declared_bytes']:,} bytes together, there is memory for {room:,}"
+        do = "use a machine with more memory, or raise [check] max_model_bytes"
+        found.append(Finding("more-than-memory", "warning", what, str(path), do))
+    return Checked(str(path), tuple(found), figures, tuple(files.links), files.paths())
+
+
+def memory_bytes() -> int:
+    """Return how much memory this machine, or the group that the process was put in, has; 0 where it isn't told."""
+    found = 0
+    with contextlib.suppress(OSError, ValueError):
+        found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):
+            found = min(found or sys.maxsize, int(Path(limit).read_text(encoding="ascii")))
+    return found
+
+
+def _first_of_each(findings: Iterable[Finding]) -> list[Finding]:
     """Keep the first findings of a kind, and count the rest."""
+    kept: list[Finding] = []
     count: dict[tuple[str, str], int] = {}
     for finding in findings:
         key = (finding.id, finding.severity)
         count[key] = count.get(key, 0) + 1
         if count[key] <= MOST_OF_A_KIND:
-            yield finding
+            kept.append(finding)
     for (id, severity), number in count.items():
         if number > MOST_OF_A_KIND:
             left = number - MOST_OF_A_KIND
-            yield Finding(id, "refused" if severity == "refused" else "note", f"{left:,} more of this kind", "")
+            kept.append(Finding(id, "refused" if severity == "refused" else "note", f"{left:,} more of this kind", ""))
+    return kept
 
 
 def _walk(
-    data: mmap.mmap | bytes, path: Path, settings: CheckSettings, figures: dict[str, int]
+    data: mmap.mmap | bytes, path: Path, held: CheckSettings, figures: dict[str, int]
 ) -> tuple[bool, list[Finding]]:
     """Tell whether the bytes are protobuf to their end, and hold what they ask for against the limits.
 
     Nothing has been built from them so far.
     """
     found = wire.extent(
-        data, max_nodes=settings.max_nodes, max_messages=settings.max_messages, max_depth=settings.max_depth
-    )
+        data,
+        wire.Limits(
+            nodes=held.max_nodes, tensors=held.max_tensors, messages=held.max_messages, numbers=held.max_numbers,
+            integer_bytes=held.max_integer_bytes,
+            text_bytes=held.max_text_bytes, name_bytes=held.max_name_bytes, depth=held.max_depth,
+        ),
+    )  # fmt: skip
     figures |= {"nodes": found.nodes, "messages": found.messages, "depth": found.depth}
     figures["subgraph_depth"] = found.subgraph_depth
     told = []
-    if found.nodes > settings.max_nodes:
-        what = f"it has more than {settings.max_nodes:,} nodes"
-        told.append(refusal("too-many-nodes", what, str(path), _TRUST))
-    if found.messages > settings.max_messages:
-        what = f"it has more than {settings.max_messages:,} protobuf messages"
-        told.append(refusal("too-many-messages", what, str(path), _TRUST))
-    if found.depth > settings.max_depth:
-        what = f"its protobuf messages nest deeper than {settings.max_depth}"
-        told.append(refusal("too-deep", what, str(path), "no exporter writes this; don't trust the file"))
-    elif found.subgraph_depth > settings.max_subgraph_depth:
+
+    def refuse(id: str, what: str, do: str = _TRUST) -> None:
+        told.append(refusal(id, what, str(path), do))
+
+    for id, amount, limit, what in (
+        ("too-many-nodes", found.nodes, held.max_nodes, "nodes"),
+        ("too-many-tensors", found.tensors, held.max_tensors, "tensors, results of nodes counted"),
+        ("too-many-messages", found.messages, held.max_messages, "protobuf messages and texts"),
+        ("too-many-numbers", found.numbers, held.max_numbers, "numbers in attributes and shapes"),
+        ("too-much-text", found.text_bytes, held.max_text_bytes, "bytes of text"),
+    ):
+        if amount > limit:
+            refuse(id, f"it has more than {limit:,} {what}")
+    if found.name_bytes > held.max_name_bytes:
+        refuse("name-too-long", f"it has a name of {found.name_bytes:,} bytes, {held.max_name_bytes:,} are allowed")
+    if found.functions > wire.MOST_FUNCTIONS:
+        refuse("too-many-functions", f"it has more than {wire.MOST_FUNCTIONS:,} functions", _UNHEARD_OF)
+    if found.inside:
+        most, each = wire.MOST_INSIDE, wire.COSTS["AttributeProto"]
         what = (
-            f"its bodies (If, Loop, Scan) nest {found.subgraph_depth} deep, {settings.max_subgraph_depth} are allowed"
+            f"one {wire.HOLDERS[found.inside]} has more than {most:,} names, or {most // each:,} attributes or opsets"
         )
-        told.append(refusal("too-deep", what, str(path), _TRUST))
+        refuse("too-many-inside", what, _UNHEARD_OF)
+    if found.integer_bytes > held.max_integer_bytes:
+        what = f"its tensors hold integers one by one, of more than {held.max_integer_bytes:,} bytes in memory"
+        refuse("too-many-numbers", what, _RAW)
+    if found.depth > held.max_depth:
+        refuse("too-deep", f"its protobuf messages nest deeper than {held.max_depth}", _UNHEARD_OF)
+    elif found.subgraph_depth > held.max_subgraph_depth:
+        deep, limit = found.subgraph_depth, held.max_subgraph_depth
+        refuse("too-deep", f"its bodies (If, Loop, Scan) nest {deep} deep, {limit} are allowed")
     return found.whole, told
 
 
@@ -208,140 +285,3 @@ def _plain(path: Path) -> None:
         raise InputError("unreadable-file", what, where=str(path), do="check its permissions") from error
     except ValueError as error:  # a path with a zero byte
         raise InputError("no-such-file", "there is no such file", where=repr(str(path)), do="check the path") from error
-
-
-def external_files(path: Path) -> list[Path]:
-    """List the files of external data that a checked model refers to, each once, in order of first use."""
-    import onnx
-
-    model = onnx.ModelProto()
-    model.ParseFromString(read(path))
-    found: dict[Path, None] = {}
-    for tensor in _all_tensors(model):
-        location = next((entry.value for entry in tensor.external_data if entry.key == "location"), None)
-        if location is not None:
-            found[path.parent / location] = None
-    return list(found)
-
-
-def linked_files(path: Path) -> list[tuple[Path, Path]]:
-    """List the external data that are links themselves: the link, and where a symbolic one leads (itself if hard)."""
-    found = []
-    for file in external_files(path):
-        parts = file.relative_to(path.parent).parts
-        inside = ".." not in parts and external_data.linked(path.parent, parts[:-1] or ("",)) is None
-        if inside and external_data.linked(path.parent, parts) is not None:
-            found.append((file, file.resolve()))
-    return found
-
-
-def _tensors(model: onnx.ModelProto, path: Path, settings: CheckSettings, figures: dict[str, int]) -> Iterator[Finding]:
-    """Yield what is wrong with tensors: where their data lies, how large they claim to be, whether it is there."""
-    tensors = _all_tensors(model)
-    figures |= {"tensors": len(tensors), "declared_bytes": 0}
-    for tensor in tensors:
-        where = f"{path}, tensor {shown(tensor.name)}"
-        if len(tensor.dims) > MAX_RANK:
-            what = f"it has {len(tensor.dims)} dimensions, {MAX_RANK} are allowed"
-            yield refusal("too-many-dims", what, where, "export the model again")
-            continue
-        needed = external_data.bytes_of(tensor)
-        figures["declared_bytes"] += needed or 0
-        if needed is not None and needed > settings.max_tensor_bytes:
-            what = f"it claims {needed:,} bytes, {settings.max_tensor_bytes:,} are allowed"
-            yield refusal("tensor-too-large", what, where, _TRUST)
-        elif tensor.data_location == tensor.EXTERNAL or tensor.external_data:
-            yield from external_data.examine(tensor, path)
-        elif problem := _misfit(tensor, needed):
-            yield refusal("bad-tensor", problem, where, "the file is damaged: export the model again")
-    for sparse in _all_sparse(model):
-        dense = math.prod(max(dim, 0) for dim in sparse.dims) * 8
-        if dense > settings.max_tensor_bytes or any(dim < 0 for dim in sparse.dims):
-            what = f"as a dense tensor it claims {dense:,} bytes, {settings.max_tensor_bytes:,} are allowed"
-            where = f"{path}, sparse tensor {shown(sparse.values.name)}"
-            yield refusal("tensor-too-large", what, where, _TRUST)
-
-
-def _misfit(tensor: onnx.TensorProto, needed: int | None) -> str:
-    """Tell how the data inside a tensor doesn't fit its shape and type; empty where it does."""
-    if any(dim < 0 for dim in tensor.dims):
-        return f"it has a negative dimension: {[*tensor.dims][:8]}"
-    count = math.prod(tensor.dims)
-    if tensor.data_type == tensor.STRING:
-        return "" if len(tensor.string_data) == count else f"it holds {len(tensor.string_data)} texts, not {count}"
-    if needed is None:
-        return f"its type {tensor.data_type} is not known"
-    if tensor.HasField("raw_data"):
-        held = len(tensor.raw_data)
-        return "" if held == needed else f"it holds {held} bytes, its shape and type need {needed}"
-    lengths = {
-        len(values)
-        for values in (
-            tensor.float_data, tensor.int32_data, tensor.int64_data, tensor.double_data, tensor.uint64_data
-        )
-        if len(values)
-    }  # fmt: skip
-    allowed = {count, needed, 2 * count}  # packed types have a value a byte, complex ones two values each
-    if (lengths or {0}) <= allowed:
-        return ""
-    return f"it holds {max(lengths, default=0)} values, its shape needs {count}"
-
-
-def _declared(model: onnx.ModelProto, path: Path, settings: CheckSettings) -> Iterator[Finding]:
-    """Yield inputs and outputs that claim to be larger than is allowed."""
-    for value in [*model.graph.input, *model.graph.output, *model.graph.value_info]:
-        shape = value.type.tensor_type.shape.dim if value.type.HasField("tensor_type") else []
-        where = f"{path}, value {shown(value.name)}"
-        if len(shape) > MAX_RANK:
-            what = f"it has {len(shape)} dimensions, {MAX_RANK} are allowed"
-            yield refusal("too-many-dims", what, where, "export the model again")
-        elif math.prod(dim.dim_value for dim in shape if dim.dim_value > 0) > settings.max_tensor_bytes:
-            what = f"it is declared with more than {settings.max_tensor_bytes:,} elements"
-            yield refusal("tensor-too-large", what, where, _TRUST)
-
-
-def _all_tensors(model: onnx.ModelProto) -> list[onnx.TensorProto]:
-    """List every tensor wherever the format allows one: graphs, subgraphs, function bodies, sparse ones too."""
-    found = _in_graph(model.graph)
-    for function in model.functions:
-        found.extend(_in_nodes(function.node))
-        found.extend(_in_attributes(function.attribute_proto))
-    for training in model.training_info:
-        found.extend([*_in_graph(training.initialization), *_in_graph(training.algorithm)])
-    return found
-
-
-def _in_graph(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
-    found = [*graph.initializer, *_in_nodes(graph.node)]
-    for sparse in graph.sparse_initializer:
-        found.extend([sparse.values, sparse.indices])
-    return found
-
-
-def _in_nodes(nodes: Iterable[onnx.NodeProto]) -> list[onnx.TensorProto]:
-    return [tensor for node in nodes for tensor in _in_attributes(node.attribute)]
-
-
-def _in_attributes(attributes: Iterable[onnx.AttributeProto]) -> list[onnx.TensorProto]:
-    found: list[onnx.TensorProto] = []
-    for attribute in attributes:
-        found.extend([attribute.t] if attribute.HasField("t") else [])
-        found.extend(attribute.tensors)
-        sparse = [attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []
-        for tensor in [*sparse, *attribute.sparse_tensors]:
-            found.extend([tensor.values, tensor.indices])
-        for inner in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
-            found.extend(_in_graph(inner))
-    return found
-
-
-def _all_sparse(model: onnx.ModelProto) -> Iterator[onnx.SparseTensorProto]:
-    """Yield the sparse tensors of the main graph and of attributes anywhere."""
-    yield from model.graph.sparse_initializer
-    for nodes in [model.graph.node, *(function.node for function in model.functions)]:
-        for node in structure.all_nodes(nodes):
-            for attribute in node.attribute:
-                yield from [attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []
-                yield from attribute.sparse_tensors
-                for body in [attribute.g, *attribute.graphs]:
-                    yield from body.sparse_initializer

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -106,11 +107,16 @@ def append_line(path: Path, text: str, longest: int) -> None:
 
 def copy_file(source: Path, target: Path) -> None:
     """Copy a file's bytes, whole or not at all."""
+    with explained(source), source.open("rb") as data:
+        _copy_open(data, target)
+
+
+def _copy_open(data: IO[bytes], target: Path) -> None:
     with explained(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
         try:
-            with os.fdopen(handle, "wb") as out, source.open("rb") as data:
+            with os.fdopen(handle, "wb") as out:
                 shutil.copyfileobj(data, out, 1 << 20)
             os.chmod(name, 0o644)
             os.replace(name, target)
@@ -118,6 +124,26 @@ def copy_file(source: Path, target: Path) -> None:
             with contextlib.suppress(OSError):
                 os.unlink(name)
             raise
+
+
+def copy_plain(link: Path, most_bytes: int) -> str:
+    """Put a copy of what a link leads to in its place, if that is a plain file; else return the reason against it."""
+    try:
+        # not blocking: a link may lead to a pipe that nobody writes to
+        handle = os.open(link, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError as error:
+        return f"it can't be opened: {os.strerror(error.errno or 0)}"
+    try:
+        info = os.fstat(handle)
+        if not stat.S_ISREG(info.st_mode):
+            return "it is not a plain file"
+        if info.st_size > most_bytes:
+            return f"it has {info.st_size:,} bytes, {most_bytes:,} are allowed"
+        with os.fdopen(handle, "rb", closefd=False) as data:
+            _copy_open(data, link)
+    finally:
+        os.close(handle)
+    return ""
 
 
 def scratch_home() -> Path:

@@ -23,7 +23,7 @@ def raised() -> dict[str, str]:
             if not isinstance(node, ast.Call):
                 continue
             name = getattr(node.func, "id", getattr(node.func, "attr", ""))
-            if not (name.endswith("Error") or name in ("Finding", "refusal") or name.startswith("Worker")):
+            if not (name.endswith("Error") or name in ("Finding", "refusal", "refuse") or name.startswith("Worker")):
                 continue
             for first in node.args[:1]:
                 if isinstance(first, ast.Constant) and isinstance(first.value, str) and ID.fullmatch(first.value):

@@ -25,14 +25,12 @@ def refused(path: Path) -> InputError:
 def test_sound_models_pass(external: bool, tiny: ModuleType, tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     (tiny.with_external if external else tiny.save)(tiny.conv(), path)
-    precheck.check(path)
-    assert precheck.external_files(path) == ([tmp_path / "w.data"] if external else [])
+    assert precheck.check(path).external == ((tmp_path / "w.data",) if external else ())
 
 
 def test_data_in_a_folder_below_passes(tiny: ModuleType, tmp_path: Path) -> None:
     path = tiny.with_external(tiny.mlp(), tmp_path / "m.onnx", "sub/deep/w.data")
-    precheck.check(path)
-    assert precheck.external_files(path) == [tmp_path / "sub/deep/w.data"]
+    assert precheck.check(path).external == (tmp_path / "sub/deep/w.data",)
 
 
 def test_what_is_no_plain_file(tmp_path: Path) -> None:
@@ -98,6 +96,10 @@ def secret(tmp_path: Path) -> Path:
         ("./", "external data"),
         ("gone.data", "missing"),
         ("sub", "not a plain file"),
+        ("w.data/", "a folder, not a plain file"),
+        ("w.data/.", "a folder, not a plain file"),
+        ("a" * 300, "File name too long"),
+        ("a/" * 3000 + "w", "missing"),
         ("w.data\0", "names no file"),
     ],
 )
@@ -119,6 +121,11 @@ def test_external_data_that_lies_elsewhere(
         ({"length": "-8"}, "claims"),
         ({"length": "x"}, "not a number"),
         ({"offset": "1e3"}, "not a number"),
+        ({"offset": "1_0"}, "not a number"),  # what int() takes as well, and no other reader does
+        ({"offset": " 0 "}, "not a number"),
+        ({"offset": "٣"}, "not a number"),
+        ({"length": "+0"}, "not a number"),
+        ({"length": "9" * 6000}, "not a number"),
         ({"novel": "1"}, "unknown key 'novel'"),
     ],
 )
@@ -288,3 +295,78 @@ def test_real_models_pass(shared: Path) -> None:
     assert len(models) > 20
     for path in models:
         precheck.check(path)
+
+
+def hollow(path: Path, size: int) -> None:
+    with path.open("wb") as file:
+        file.truncate(size)
+
+
+def test_weights_that_are_holes_are_refused(tiny: ModuleType, tmp_path: Path) -> None:
+    """A hundred bytes and a file that takes no room would make optimize hold gigabytes."""
+    hollow(tmp_path / "w.data", 512 << 20)
+    path = tiny.save(hidden("constant"), tmp_path / "m.onnx")
+    model = onnx.load(path, load_external_data=False)
+    held = model.graph.node[0].attribute[0].t
+    held.dims[0] = 128 << 20
+    held.external_data[0].value = "w.data"
+    found = refused(tiny.save(model, path))
+    assert found.id == "sparse-file" and "536,870,912 bytes" in found.what
+    with (tmp_path / "w.data").open("r+b") as file:  # mostly there is enough
+        file.write(b"\1" * (300 << 20))
+    precheck.check(path)
+
+
+def test_a_small_file_may_have_holes(tmp_path: Path) -> None:
+    from penstock.analysis import external_data
+
+    hollow(tmp_path / "small", 60 << 20)
+    assert external_data.holes(tmp_path / "small") == 0
+    assert external_data.holes(tmp_path / "gone") == 0
+
+
+def test_more_weights_than_memory(tiny: ModuleType, tmp_path: Path) -> None:
+    """They are a warning for who looks, and a refusal for who has to hold them."""
+    path = tiny.with_external(tiny.mlp(), tmp_path / "m.onnx")
+    with precheck.limits(precheck.CheckSettings(max_model_bytes=100)):
+        found = precheck.check(path, weights=False)
+        assert [finding.id for finding in found.findings] == ["more-than-memory"] and not found.refused
+        assert refused(path).id == "more-than-memory"
+    assert precheck.memory_bytes() > 1 << 28
+
+
+@pytest.mark.parametrize("kind", ["plain", "fifo", "device", "folder", "gone", "circle", "too large"])
+def test_a_link_is_copied_only_if_it_leads_to_a_plain_file(
+    kind: str, tiny: ModuleType, tmp_path: Path, secret: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from penstock.cli import run
+
+    path = tiny.with_external(tiny.mlp(), tmp_path / "in" / "m.onnx")
+    data = tmp_path / "in" / "w.data"
+    target = data.rename(tmp_path / "elsewhere\x1b[31m")
+    if kind == "fifo":
+        target = tmp_path / "pipe"
+        os.mkfifo(target)
+    elif kind in ("device", "folder", "gone", "circle"):
+        target = {"device": Path("/dev/zero"), "folder": tmp_path, "gone": tmp_path / "none", "circle": data}[kind]
+    data.symlink_to(target)
+    limits = ["--max-tensor-bytes", "100"] if kind == "too large" else []
+    code = run(["check", str(path), "--copy-links", *limits])
+    shown = capsys.readouterr()
+    assert "\x1b[31m" not in shown.err + shown.out and "error" not in shown.err
+    if kind == "plain":
+        assert code == 0 and not data.is_symlink() and "replaced by a copy" in shown.err
+        return
+    assert code == 2 and data.is_symlink()
+    if kind != "too large":  # there the tensor itself is refused, before any link is followed
+        assert "not copied" in shown.err and "put the data file itself" in shown.out
+
+
+def test_no_link_is_copied_of_a_model_that_is_refused(tiny: ModuleType, tmp_path: Path, secret: Path) -> None:
+    from penstock.cli import run
+
+    path = link(lambda a, b: b.symlink_to(a), tiny, tmp_path / "a", secret)
+    assert run(["check", str(path), "--copy-links", "--max-nodes", "1"]) == 2
+    assert (tmp_path / "a" / "w.data").is_symlink()
+    path.write_bytes(path.read_bytes()[:-5])
+    assert run(["check", str(path), "--copy-links"]) == 2

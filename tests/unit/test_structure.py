@@ -1,5 +1,6 @@
 """Names, functions and extents of hostile models: counted without expanding or building anything."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,16 @@ from penstock.analysis import wire
 from penstock.errors import InputError
 
 FLOATS = TensorProto.FLOAT
+LIMITS = wire.Limits(
+    nodes=10**6,
+    tensors=10**6,
+    messages=10**6,
+    numbers=10**6,
+    integer_bytes=10**6,
+    text_bytes=10**6,
+    name_bytes=10**6,
+    depth=50,
+)
 
 
 def model(
@@ -127,12 +138,12 @@ def test_nesting_is_held_to_its_limit(tmp_path: Path) -> None:
 
 def test_the_walk_counts_what_the_parser_would_build(tmp_path: Path) -> None:
     made = model([node("Relu", ["x"], ["a"]), node("Relu", ["a"], ["y"])])
-    found = wire.extent(made.SerializeToString(), max_nodes=10, max_messages=1000, max_depth=50)
+    found = wire.extent(made.SerializeToString(), LIMITS)
     assert (found.nodes, found.subgraph_depth, found.whole) == (2, 1, True)
     many = onnx.ModelProto()
     for _ in range(5000):
         many.graph.node.add()
-    found = wire.extent(many.SerializeToString(), max_nodes=100, max_messages=10**6, max_depth=50)
+    found = wire.extent(many.SerializeToString(), replace(LIMITS, nodes=100))
     assert found.nodes == 101 and not found.whole
 
 
@@ -197,3 +208,85 @@ def test_names_reach_the_terminal_harmless(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(made.SerializeToString())
     told = precheck.examine(tmp_path / "m.onnx").refused[0].what
     assert "\x1b" not in told and "\n" not in told and len(told) < 200
+
+
+@pytest.mark.parametrize(
+    ("data", "counted"),
+    [
+        (b"\x40\x01" * 1000, 1000),  # one field, again and again
+        (b"\x3d\x00\x00\x80\x3f" * 1000, 1000),
+        (b"\x11" + b"\xff" * 8, 4),  # a single one, by the bytes that it takes
+        (b"\xf8\x07\x01" * 1000, 1500),
+        (b"\x18\x80\x80\x01" * 2_000_000, 2_000_000),  # longer than the pieces that it is read in
+    ],
+)
+def test_numbers_are_counted(data: bytes, counted: int) -> None:
+    found = wire.extent(data, replace(LIMITS, numbers=10**9))
+    assert found.whole and found.numbers == counted
+    assert not wire.extent(data + b"\x18", replace(LIMITS, numbers=10**9)).whole
+    assert not wire.extent(data, replace(LIMITS, numbers=counted - 1)).whole
+
+
+def test_the_walk_knows_every_kind_of_message() -> None:
+    """The kinds come from onnx's own description, so that a new one is followed as well."""
+    kinds = wire._kinds()
+    assert {"onnx.NodeProto", "onnx.TensorShapeProto.Dimension", "onnx.ShardingSpecProto"} <= kinds.keys()
+    assert {1, 2, 3, 4, 7, 8} == kinds["onnx.NodeProto"].names
+    assert [kinds["onnx.TensorProto"].packed[n] for n in (4, 5, 7, 10)] == [0, 4, 8, 0]
+
+
+@pytest.mark.shared
+def test_real_models_are_far_from_the_limits(shared: Path) -> None:
+    held = precheck.CheckSettings()
+    paths = sorted(shared.glob("models/*/model.onnx"))
+    assert len(paths) >= 30
+    for path in paths:
+        found = wire.extent(
+            path.read_bytes(),
+            wire.Limits(
+                held.max_nodes // 20, held.max_tensors // 20, held.max_messages // 20, held.max_numbers // 20,
+                held.max_integer_bytes // 20, held.max_text_bytes // 20, held.max_name_bytes // 20, held.max_depth // 2,
+            ),
+        )  # fmt: skip
+        assert found.whole, f"{path}: {found}"
+
+
+def test_a_large_model_passes(tmp_path: Path) -> None:
+    """100,000 nodes with the names, shapes and weights that an exporter writes."""
+    made = onnx.ModelProto(ir_version=8, opset_import=[helper.make_opsetid("", 17)])
+    made.graph.input.append(helper.make_tensor_value_info("x", FLOATS, ["batch", 4]))
+    weight = numpy_helper.from_array(np.ones(4, np.float32))
+    before = "x"
+    for index in range(50_000):
+        weight.name = f"layers.{index}.weight"
+        made.graph.initializer.append(weight)
+        for op, operand in (("Mul", weight.name), ("LeakyRelu", "")):
+            name = f"/layers.{index}/{op}"
+            call = node(op, [before, operand] if operand else [before], [f"{name}_output_0"], name=name)
+            call.attribute.extend([helper.make_attribute("alpha", 0.1)] if not operand else [])
+            made.graph.node.append(call)
+            before = f"{name}_output_0"
+            made.graph.value_info.append(helper.make_tensor_value_info(before, FLOATS, ["batch", 4]))
+    made.graph.output.append(helper.make_tensor_value_info(before, FLOATS, ["batch", 4]))
+    (tmp_path / "m.onnx").write_bytes(made.SerializeToString())
+    assert precheck.examine(tmp_path / "m.onnx").findings == ()
+
+
+def test_functions_in_a_line_stand_for_what_they_hold(tmp_path: Path) -> None:
+    """900 functions, each of which calls the next one once, are one node and no explosion."""
+    from penstock import graph
+    from penstock.passes._library import expanded_size
+
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+    line = [helper.make_function("own", "f0", ["a"], ["b"], [node("Relu", ["a"], ["b"])], imports)]
+    for i in range(1, 900):
+        call = node(f"f{i - 1}", ["a"], ["b"], domain="own")
+        line.append(helper.make_function("own", f"f{i}", ["a"], ["b"], [call], imports))
+    made = model([node("f899", ["x"], ["y"], domain="own")], functions=tuple(line))
+    (tmp_path / "m.onnx").write_bytes(made.SerializeToString())
+    loaded = graph.load(tmp_path / "m.onnx")
+    assert expanded_size(loaded, 50_000) == 1
+    made = model([node("f0", ["x"], ["y"], domain="own")], functions=tuple(doubling(10)))
+    (tmp_path / "m.onnx").write_bytes(made.SerializeToString())
+    loaded = graph.load(tmp_path / "m.onnx")
+    assert expanded_size(loaded, 50_000) == 1024 and expanded_size(loaded, 1000) == 1000

@@ -94,7 +94,7 @@ def _run(model: ir.Model) -> tuple[dict[ir.Value, Shape], str]:
     import onnx
 
     try:
-        bare = weightless(model)
+        bare = weightless(model, hollow_bodies=True)
         bare.ClearField("functions")  # what isn't inlined is not looked into: it may stand for millions of nodes
         with guard.limited_memory():  # it makes up an entry for every element of a one-dimensional value
             proto = onnx.shape_inference.infer_shapes(bare, strict_mode=False, data_prop=True)

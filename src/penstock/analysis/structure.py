@@ -1,4 +1,4 @@
-"""Look through the names of a parsed model: who makes what, who reads it, and whether the graph can be run in order.
+"""Look through the names of a model's outline: who makes what, who reads it, and whether the graph can be run in order.
 
 Reading is by scope, as the ONNX specification has it: a body (of If, Loop, Scan) sees its own names and those of the
 graphs around it, a function only its own.
@@ -6,14 +6,11 @@ graphs around it, a function only its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from penstock.analysis.finding import Finding, refusal, shown
-
-if TYPE_CHECKING:
-    import onnx
+from penstock.analysis.outline import Function, Graph, Node, Outline, all_nodes
 
 _EXPORT = "export the model again, or tell its producer"
 _STANDARD = {"", "ai.onnx", "ai.onnx.ml", "ai.onnx.training", "ai.onnx.preview.training", "ai.onnx.preview"}
@@ -22,47 +19,25 @@ KNOWN_DOMAINS = frozenset(_STANDARD | _RUNTIME)
 Key = tuple[str, str, str]  # domain, name, overload of a function
 
 
-def examine(model: onnx.ModelProto, file: str, max_nodes: int) -> Iterator[Finding]:
+def examine(model: Outline, file: str, max_nodes: int) -> Iterator[Finding]:
     """Yield what is wrong or strange about opsets, domains, functions and names."""
-    if (name := next((name for name in _names(model) if isinstance(name, bytes)), None)) is not None:
-        yield refusal("not-text", f"the name {shown(name)} is no text in UTF-8", file, _EXPORT)
+    if model.no_text is not None:
+        yield refusal("not-text", f"the name {shown(model.no_text)} is no text in UTF-8", file, _EXPORT)
         return  # nothing can be said of names that aren't any
     yield from _opsets(model, file)
     yield from _domains(model, file)
     yield from _functions(model, file, max_nodes)
-    yield from _Scope(file).graph(model.graph)
+    yield from _Names(file).graph(model.graph)
     for function in model.functions:
-        yield from _Scope(file).function(function)
+        yield from _Names(file).function(function)
 
 
-def _names(model: onnx.ModelProto) -> Iterator[object]:
-    """Yield every name that is looked at here or printed; protobuf gives bytes for one that is no text."""
-    yield from (entry.domain for entry in model.opset_import)
-    for function in model.functions:
-        yield from (function.name, function.domain, function.overload, *function.input, *function.output)
-        yield from (entry.domain for entry in function.opset_import)
-    graphs = [model.graph]
-    for nodes in [model.graph.node, *(function.node for function in model.functions)]:
-        for node in all_nodes(nodes):
-            yield from (node.name, node.op_type, node.domain, node.overload, *node.input, *node.output)
-            yield from (attribute.name for attribute in node.attribute)
-            graphs += bodies(node)
-    for graph in graphs:
-        yield from (value.name for value in [*graph.input, *graph.output, *graph.value_info])
-        yield from (tensor.name for tensor in graph.initializer)
-        yield from (tensor.values.name for tensor in graph.sparse_initializer)
-
-
-def _domain(name: str) -> str:
-    return "" if name == "ai.onnx" else name
-
-
-def _opsets(model: onnx.ModelProto, file: str) -> Iterator[Finding]:
+def _opsets(model: Outline, file: str) -> Iterator[Finding]:
     versions: dict[str, set[int]] = {}
     count: dict[str, int] = {}
-    for entry in model.opset_import:
-        versions.setdefault(_domain(entry.domain), set()).add(entry.version)
-        count[_domain(entry.domain)] = count.get(_domain(entry.domain), 0) + 1
+    for domain, version in model.opsets:
+        versions.setdefault(domain, set()).add(version)
+        count[domain] = count.get(domain, 0) + 1
     for domain, found in versions.items():
         if beyond := [version for version in found if not 0 <= version < 1 << 31]:
             what = f"the opset of {shown(domain or 'ai.onnx')} has the version {beyond[0]}, which can't be one"
@@ -75,22 +50,21 @@ def _opsets(model: onnx.ModelProto, file: str) -> Iterator[Finding]:
             yield Finding("duplicate-opset", "note", f"{told} {count[domain]} times", file)
 
 
-def _domains(model: onnx.ModelProto, file: str) -> Iterator[Finding]:
-    declared = {_domain(entry.domain) for entry in model.opset_import}
+def _domains(model: Outline, file: str) -> Iterator[Finding]:
+    declared = {domain for domain, _ in model.opsets}
     own = {function.domain for function in model.functions}
     custom: dict[str, set[str]] = {}
     undeclared: dict[str, str] = {}
-    for node in all_nodes(model.graph.node):
-        domain = _domain(node.domain)
-        if domain not in declared:
-            undeclared.setdefault(domain, node.op_type)
-        if domain not in KNOWN_DOMAINS | own:
-            custom.setdefault(domain, set()).add(node.op_type)
+    for node in all_nodes(model.graph.nodes):
+        if node.domain not in declared:
+            undeclared.setdefault(node.domain, node.op_type)
+        if node.domain not in KNOWN_DOMAINS and node.domain not in own:
+            custom.setdefault(node.domain, set()).add(node.op_type)
     for function in model.functions:
-        inner = {_domain(entry.domain) for entry in function.opset_import} | declared
-        for node in all_nodes(function.node):
-            if _domain(node.domain) not in inner:
-                undeclared.setdefault(_domain(node.domain), node.op_type)
+        inner = {*function.imports, *declared}
+        for node in all_nodes(function.nodes):
+            if node.domain not in inner:
+                undeclared.setdefault(node.domain, node.op_type)
     for domain, op in undeclared.items():
         what = f"the operator {shown(op)} is of the domain {shown(domain or 'ai.onnx')}, which the model doesn't import"
         yield refusal("undeclared-domain", what, file, _EXPORT)
@@ -101,42 +75,20 @@ def _domains(model: onnx.ModelProto, file: str) -> Iterator[Finding]:
         yield Finding("custom-domain", "warning", what, file, do)
 
 
-def all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    """Yield nodes and those of their bodies."""
-    stack = [iter(nodes)]
-    while stack:
-        node = next(stack[-1], None)
-        if node is None:
-            stack.pop()
-            continue
-        yield node
-        stack.extend(iter(body.node) for body in bodies(node))
-
-
-def bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
-    """Return the graphs that a node holds as attributes."""
-    found = []
-    for attribute in node.attribute:
-        found.extend([attribute.g] if attribute.HasField("g") else [])
-        found.extend(attribute.graphs)
-    return found
-
-
-def _functions(model: onnx.ModelProto, file: str, max_nodes: int) -> Iterator[Finding]:
+def _functions(model: Outline, file: str, max_nodes: int) -> Iterator[Finding]:
     """Count the nodes that are left when every function is expanded, without expanding one."""
-    known = {(_domain(f.domain), f.name, f.overload): f for f in model.functions}
+    known = {(f.domain, f.name, f.overload): f for f in model.functions}
     if len(known) < len(model.functions):
         yield refusal("duplicate-name", "two functions have the same name", file, _EXPORT)
     cost: dict[Key, int] = {}
     for start in known:
-        path: list[tuple[Key, Iterator[Key]]] = [(start, _calls(known[start].node, known))]
+        path: list[tuple[Key, Iterator[Key]]] = [(start, _calls(known[start].nodes, known))]
         active = {start}
         while path:
             key, calls = path[-1]
             called = next(calls, None)
             if called is None:
-                own = list(all_nodes(known[key].node))
-                cost[key] = sum(cost.get(_key(node), 1) for node in own)
+                cost[key] = sum(cost.get(_key(node), 1) for node in all_nodes(known[key].nodes))
                 active.discard(key)
                 path.pop()
             elif called in active:
@@ -145,8 +97,8 @@ def _functions(model: onnx.ModelProto, file: str, max_nodes: int) -> Iterator[Fi
                 return
             elif called not in cost:
                 active.add(called)
-                path.append((called, _calls(known[called].node, known)))
-    total = sum(cost.get(_key(node), 1) for node in all_nodes(model.graph.node))
+                path.append((called, _calls(known[called].nodes, known)))
+    total = sum(cost.get(_key(node), 1) for node in all_nodes(model.graph.nodes))
     if total > max_nodes or any(figure > max_nodes for figure in cost.values()):
         most = max([total, *cost.values()])
         told = f"{most:,}" if most < 10**15 else f"more than 10^{len(str(most)) - 1}"
@@ -154,51 +106,48 @@ def _functions(model: onnx.ModelProto, file: str, max_nodes: int) -> Iterator[Fi
         yield refusal("function-explosion", what, file, "raise [check] max_nodes if you trust the model")
 
 
-def _key(node: onnx.NodeProto) -> Key:
-    return (_domain(node.domain), node.op_type, node.overload)
+def _key(node: Node) -> Key:
+    return (node.domain, node.op_type, node.overload)
 
 
-def _calls(nodes: Iterable[onnx.NodeProto], known: dict[Key, onnx.FunctionProto]) -> Iterator[Key]:
+def _calls(nodes: Iterable[Node], known: dict[Key, Function]) -> Iterator[Key]:
     return (_key(node) for node in all_nodes(nodes) if _key(node) in known)
 
 
 @dataclass(slots=True)
-class _Scope:
-    """The names that can be read at one place: those made here, and the scope around."""
+class _Frame:
+    """A graph that is being looked through: which node makes a name, which nodes each one needs, and where we are."""
 
-    file: str
-    outer: _Scope | None = None
-    made: set[str] = field(default_factory=set)
+    maker: dict[str, int]
+    needs: list[list[int]]
+    at: int = 0
 
-    def sees(self, name: str) -> bool:
-        """Tell whether a name is made here or around."""
-        scope: _Scope | None = self
-        while scope is not None:
-            if name in scope.made:
-                return True
-            scope = scope.outer
-        return False
 
-    def graph(self, graph: onnx.GraphProto) -> Iterator[Finding]:
+class _Names:
+    """The names that can be read at one place, those of the graphs around it too; each is looked up once."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.frames: list[_Frame] = []
+        self.level: dict[str, int] = {}  # name → the frame that makes it, the innermost of several
+
+    def graph(self, graph: Graph) -> Iterator[Finding]:
         """Yield what is wrong in a graph and in the bodies inside it."""
-        inputs = [value.name for value in graph.input]
-        held = [t.name for t in graph.initializer] + [t.values.name for t in graph.sparse_initializer]
-        yield from self._twice(inputs, "inputs")
-        yield from self._twice(held, "initializers")
-        if shadowed := sorted(set(inputs) & set(held)):
+        yield from self._twice(graph.inputs, "inputs")
+        yield from self._twice(graph.held, "initializers")
+        inputs = set(graph.inputs)
+        if shadowed := sorted(inputs.intersection(graph.held)):
             first = shown(shadowed[0])
             what = f"{len(shadowed)} initializers are inputs as well (first: {first}): a caller may change them"
             yield Finding("shadowed-input", "warning", what, self.file)
-        self.made |= {*inputs, *held}
-        yield from self._body(graph.node, [value.name for value in graph.output])
+        yield from self._scope(inputs.union(graph.held), graph.nodes, graph.outputs)
 
-    def function(self, function: onnx.FunctionProto) -> Iterator[Finding]:
+    def function(self, function: Function) -> Iterator[Finding]:
         """Yield what is wrong in a function's body."""
-        yield from self._twice([*function.input], f"inputs of the function {shown(function.name)}")
-        self.made |= set(function.input)
-        yield from self._body(function.node, [*function.output])
+        yield from self._twice(function.inputs, f"inputs of the function {shown(function.name)}")
+        yield from self._scope(set(function.inputs), function.nodes, function.outputs)
 
-    def _twice(self, names: list[str], what: str) -> Iterator[Finding]:
+    def _twice(self, names: Sequence[str], what: str) -> Iterator[Finding]:
         seen: set[str] = set()
         for name in names:
             if name in seen and name:
@@ -206,56 +155,63 @@ class _Scope:
                 return
             seen.add(name)
 
-    def _body(self, nodes: Iterable[onnx.NodeProto], outputs: list[str]) -> Iterator[Finding]:
-        nodes = list(nodes)
+    def _scope(self, given: set[str], nodes: Sequence[Node], outputs: Sequence[str]) -> Iterator[Finding]:
         maker: dict[str, int] = {}
         for index, node in enumerate(nodes):
-            for name in node.output:
-                if name and (name in maker or name in self.made):
+            for name in node.outputs:
+                if name and (name in maker or name in given):
                     what = f"the name {shown(name)} is given twice, the second time by {_called(node)}"
                     yield refusal("duplicate-name", what, self.file, _EXPORT)
                     return
                 if name:
                     maker[name] = index
-        self.made |= set(maker)
+        level, made = len(self.frames), (*given, *maker)
+        outer = {name: self.level[name] for name in made if name in self.level}
+        self.level.update(dict.fromkeys(made, level))
+        self.frames.append(_Frame(maker, [[] for _ in nodes]))
+        try:
+            yield from self._read(level, nodes, outputs)
+        finally:
+            self.frames.pop()
+            for name in made:
+                self.level.pop(name, None)
+            self.level.update(outer)
+
+    def _read(self, level: int, nodes: Sequence[Node], outputs: Sequence[str]) -> Iterator[Finding]:
+        frame = self.frames[level]
         for name in outputs:
-            if name and not self.sees(name):
+            if name and not self._reads(name, level, None):
                 yield refusal("undefined-value", f"nothing makes the output {shown(name)}", self.file, _EXPORT)
                 return
-        needs: list[set[int]] = []
-        for node in nodes:
-            read = set(node.input) | {name for body in bodies(node) for name in _captured(body)}
-            for name in node.input:
-                if name and not self.sees(name):
+        for index, node in enumerate(nodes):
+            frame.at = index
+            for name in node.inputs:
+                if name and not self._reads(name, level, frame):
                     what = f"{_called(node)} reads {shown(name)}, which nothing makes"
                     yield refusal("undefined-value", what, self.file, _EXPORT)
                     return
-            needs.append({maker[name] for name in read if name in maker})
-        if (stuck := _cycle(needs)) is not None:
+            for body in node.bodies:
+                yield from self.graph(body)
+        if (stuck := _cycle(frame.needs)) is not None:
             what = f"the graph goes in a circle through {_called(nodes[stuck])}"
             yield refusal("cyclic-graph", what, self.file, _EXPORT)
-            return
-        for node in nodes:
-            for body in bodies(node):
-                yield from _Scope(self.file, self).graph(body)
+
+    def _reads(self, name: str, level: int, here: _Frame | None) -> bool:
+        """Note that the node at hand, or the one around it whose body this is, needs what makes a name."""
+        made_at = self.level.get(name)
+        if made_at is None:
+            return False
+        frame = here if made_at == level else self.frames[made_at]
+        if frame is not None and (maker := frame.maker.get(name)) is not None:
+            frame.needs[frame.at].append(maker)
+        return True
 
 
-def _called(node: onnx.NodeProto) -> str:
+def _called(node: Node) -> str:
     return f"the node {shown(node.name)} ({shown(node.op_type)})" if node.name else f"a node {shown(node.op_type)}"
 
 
-def _captured(graph: onnx.GraphProto) -> set[str]:
-    """Return the names that a body reads from around it."""
-    own = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
-    own |= {name for node in graph.node for name in node.output}
-    read = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
-    for node in graph.node:
-        for body in bodies(node):
-            read |= _captured(body)
-    return read - own
-
-
-def _cycle(needs: list[set[int]]) -> int | None:
+def _cycle(needs: list[list[int]]) -> int | None:
     """Return one node of a circle, ``None`` where there is an order (Kahn's algorithm)."""
     waiting = [len(before) for before in needs]
     readers: list[list[int]] = [[] for _ in needs]

@@ -11,14 +11,17 @@ if TYPE_CHECKING:
 SMALL_BYTES = 1024  # shapes, axes and pads stay, because shape inference reads them
 
 
-def weightless(model: ir.Model) -> onnx.ModelProto:
+def weightless(model: ir.Model, *, hollow_bodies: bool = False) -> onnx.ModelProto:
     """Serialise a copy whose large initializers are inputs, and whose small ones are inside, wherever they lay before.
 
-    The model itself is left as it is. Raises what onnx-ir raises for a graph that can't be serialised.
+    A body can't have inputs of its own making: its large initializers stay inside, or, with ``hollow_bodies``, are
+    declared without data, which shape inference takes and the checker doesn't. The model itself is left as it is.
+    Raises what onnx-ir raises for a graph that can't be serialised.
     """
     import onnx_ir as ir
 
     copy = model.clone()
+    inputs = set(copy.graph.inputs)
     for name, value in list(copy.graph.initializers.items()):
         tensor = value.const_value
         if tensor is None:
@@ -27,13 +30,19 @@ def weightless(model: ir.Model) -> onnx.ModelProto:
             value.shape = ir.Shape(tensor.shape.numpy())
         if value.type is None:
             value.type = ir.TensorType(tensor.dtype)
-        if value not in copy.graph.inputs:
+        if value not in inputs:
             copy.graph.inputs.append(value)
         if tensor.nbytes > SMALL_BYTES:
             value.const_value = None
             copy.graph.initializers.pop(name)
     for scope in copy.graphs():
         for value in scope.initializers.values():
-            if isinstance(value.const_value, ir.ExternalTensor):
-                value.const_value = ir.Tensor(value.const_value.numpy().copy(), name=value.name)
+            tensor = value.const_value
+            if tensor is None:
+                continue
+            if hollow_bodies and tensor.nbytes > SMALL_BYTES:
+                shape = ir.Shape(tensor.shape.numpy())
+                value.const_value = ir.ExternalTensor("", 0, 0, tensor.dtype, shape=shape, name=str(value.name))
+            elif isinstance(tensor, ir.ExternalTensor):
+                value.const_value = ir.Tensor(tensor.numpy().copy(), name=value.name)
     return ir.serde.serialize_model(copy)

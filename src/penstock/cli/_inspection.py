@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 MOST_LAYERS = 60  # a longer model shows its costliest layers only, in the file's order
+MOST_OPERATORS = 200  # the most frequent ones
 MOST_UNKNOWN = 8
 MOST_TEXT = 400  # characters of a cell
 
@@ -114,8 +115,10 @@ def _peak(inspection: Inspection) -> str:
 
 def _operators(inspection: Inspection) -> Table:
     table = _table("Operators", ("operator", False), ("domain", False), ("nodes", True), ("since opset", True))
-    for use in inspection.operators:
+    for use in inspection.operators[:MOST_OPERATORS]:
         table.add_row(_cell(use.op), _cell(use.domain), f"{use.count:,}", str(use.since_version or "?"))
+    if (left := len(inspection.operators) - MOST_OPERATORS) > 0:
+        table.add_row(f"… {left:,} more", "", "", "")
     return table
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 from penstock.cli import _console
+from penstock.cli._console import printable
 from penstock.cli._options import common, config, given, sections
 from penstock.cli._settings import one
 
@@ -35,29 +38,44 @@ def command(
     from penstock import precheck, store
 
     settings = one("check", precheck.CheckSettings, given(values), config)
-    copied = []
-    if copy_links:
-        for link, target in precheck.linked_files(Path(model)):
-            leads = "is a hard link" if link == target or not link.is_symlink() else f"leads to {target}"
-            store.copy_file(target, link)
-            copied.append({"link": str(link), "target": str(target)})
-            click.echo(f"{link} {leads}: replaced by a copy", err=True)
     found = precheck.examine(Path(model), settings)
+    copied: list[dict[str, str]] = []
+    # nothing is read by a link's name as long as anything else is wrong with the model
+    if copy_links and found.links and {finding.id for finding in found.refused} == {"linked-external-data"}:
+        for link in found.links:
+            leads, target = _leads(link)
+            why = store.copy_plain(link, settings.max_tensor_bytes)
+            click.echo(printable(f"{link} {leads}: {f'not copied, {why}' if why else 'replaced by a copy'}"), err=True)
+            copied += [] if why else [{"link": str(link), "target": target}]
+        found = precheck.examine(Path(model), settings)
+        do = "put the data file itself in the link's place, or export the model again"
+        left = [replace(f, do=do) if f.id == "linked-external-data" else f for f in found.findings]
+        found = replace(found, findings=tuple(left))
     if as_json:
         shown = {"file": found.file, "findings": found.findings, "figures": found.figures, "copied": copied}
         _console.emit("check", shown)
         return 2 if found.refused else 0
     for finding in found.findings:
-        click.echo(
-            click.style(f"{finding.severity:<8}", fg=_COLOURS[finding.severity]) + f"{finding.id}: {finding.what}"
-        )
+        severity = click.style(f"{finding.severity:<8}", fg=_COLOURS[finding.severity])
+        click.echo(severity + printable(f"{finding.id}: {finding.what}"))
         if finding.where and finding.where != found.file:
-            click.echo(f"          where: {finding.where}")
+            click.echo(printable(f"          where: {finding.where}"))
         if finding.do:
-            click.echo(f"          do:    {finding.do}")
-    click.echo(f"{found.file}: " + ", ".join(_figure(*item) for item in found.figures.items()))
+            click.echo(printable(f"          do:    {finding.do}"))
+    click.echo(printable(f"{found.file}: ") + ", ".join(_figure(*item) for item in found.figures.items()))
     click.echo("refused" if found.refused else "fine to open" + (", with warnings" if found.findings else ""))
     return 2 if found.refused else 0
+
+
+def _leads(link: Path) -> tuple[str, str]:
+    """Say where a link leads, and name the place."""
+    try:
+        if not link.is_symlink():
+            return "is a hard link", str(link)
+        target = os.path.realpath(link)
+    except OSError:
+        return "is a link", ""
+    return f"leads to {target}", target
 
 
 def _figure(name: str, value: int) -> str:

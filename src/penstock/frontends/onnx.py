@@ -39,10 +39,10 @@ def tools() -> Mapping[str, str]:
 def export(source: Source, settings: ExportSettings, example: Mapping[str, np.ndarray] | None, into: Path) -> Exported:
     """Copy the model and the files of its external data; from here on nobody reads the user's own file."""
     path = Path(source.spec)
-    precheck.check(path)
-    uses = custom_domains.need_allowed(graph.load(path), str(path))
+    checked = precheck.check(path)
+    uses = custom_domains.need_allowed(graph.parse(path), str(path))
     reads = {}
-    for file in [path, *precheck.external_files(path)]:
+    for file in [path, *checked.external]:
         target = into if file == path else into.parent / file.relative_to(path.parent)
         if file != path and target == into:
             do = "save the model again with its external data under another name"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 MAX_NODES = 10_000  # functions that stand for more nodes than this are not looked into
+MAX_FUNCTIONS = 2_000  # nor are more functions than this
+MOST_DETAILED = 40_000  # nodes and initializers of a model whose layers, costs and shapes are looked into
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +117,8 @@ def inspect(model_path: Path, sizes: Mapping[str, int] | None = None) -> Inspect
     """Inspect a model file. Raises ``InputError`` where it can't be read, and for nothing else.
 
     ``sizes`` gives dynamic dimensions a size for the figures, by name; the others count as 1. Nodes and operators are
-    those of the file; layers, costs and memory are those after inlining its functions.
+    those of the file; layers, costs and memory are those after inlining its functions. A model of more than
+    ``MOST_DETAILED`` nodes and initializers has neither: all its operators are of unknown cost.
     """
     with guard.rare_collection():
         try:
@@ -128,37 +132,40 @@ def inspect(model_path: Path, sizes: Mapping[str, int] | None = None) -> Inspect
 
 
 def _inspect(model_path: Path, sizes: Mapping[str, int]) -> Inspection:
-    model = graph.load(model_path)
-    uses = Counter((node.domain, node.op_type) for node in _all_nodes(model))
+    checked = precheck.check(model_path, weights=False)
+    model = graph.parse(model_path)
+    nodes = graph.all_nodes(model)
+    uses = Counter((node.domain, node.op_type) for node in nodes)
     notes: list[str] = []
-    flat = _inlined(model, notes)
+    signature = graph.signature(model)
+    scopes = [scope.initializers for scope in model.graphs()]
+    initializers, subgraphs = sum(map(len, scopes)), len(scopes) - 1
+    detailed = len(nodes) + initializers <= MOST_DETAILED
+    flat = _inlined(model, notes) if detailed else model
     held = list(constants(flat))
     roles = {value: role(value, tensor) for value, tensor in held}
     sized = {value: tensor.size for value, tensor in held}
     dynamic = fix_inputs(flat, sizes)
-    shapes, problem = infer(flat, dynamic)
-    if problem:
-        notes.append(problem)
-    layers, unknown = _layers(flat, shapes, {value: sized[value] for value in sized if roles[value] == "parameter"})
-    subgraphs = sum(1 for _ in model.graphs()) - 1
+    parameters = {value: sized[value] for value in sized if roles[value] == "parameter"}
+    found = _details(flat, dynamic, parameters, notes) if detailed else _outline(uses)
     if dynamic:
         notes.append("figures hold for the sizes given for the dynamic dimensions")
     if subgraphs:
         notes.append("each body of If, Loop and Scan counts once, however often it runs")
-    if unknown:
-        notes.append(f"{len(unknown)} nodes of unknown cost are not in the sums")
-    weights = _weights(held)
-    external = [path.stat().st_size for path in precheck.external_files(model_path)]
+    if found.unknown:
+        left_out = "all" if not detailed else f"{len(found.unknown):,}"
+        notes.append(f"{left_out} nodes of unknown cost are not in the sums")
+    weights = _weights(held, sized)
     return Inspection(
         file=model_path.name,
-        size_bytes=model_path.stat().st_size + sum(external),
+        size_bytes=model_path.stat().st_size + sum(path.stat().st_size for path in checked.external),
         ir_version=model.ir_version or 0,
         producer=" ".join(filter(None, (model.producer_name, model.producer_version))),
         opsets=dict(sorted(model.opset_imports.items())),
         custom_domains=tuple(sorted({domain for domain, _ in uses} - {"", "ai.onnx", "ai.onnx.ml"})),
         custom=custom_domains.used(model),
-        signature=graph.signature(model),
-        initializers=sum(len(scope.initializers) for scope in model.graphs()),
+        signature=signature,
+        initializers=initializers,
         overridable_inputs=tuple(str(value.name) for value in model.graph.inputs if value.is_initializer()),
         functions=tuple(sorted("::".join(filter(None, key)) for key in model.functions)),
         subgraphs=subgraphs,
@@ -167,23 +174,45 @@ def _inspect(model_path: Path, sizes: Mapping[str, int]) -> Inspection:
             OperatorUse(domain or "ai.onnx", op, count, _since(op, domain, model.opset_imports))
             for (domain, op), count in sorted(uses.items(), key=lambda item: (-item[1], item[0]))
         ),
-        parameters=sum(sized[value] for value in sized if roles[value] == "parameter"),
+        parameters=sum(parameters.values()),
         statistics=sum(sized[value] for value in sized if roles[value] == "statistic"),
         weights=weights,
         weight_bytes=sum(entry.bytes for entry in weights),
-        macs=sum(layer.macs or 0 for layer in layers),
-        flops=sum(layer.flops or 0 for layer in layers),
-        unknown=tuple(unknown),
-        activation_bytes=sum(layer.activation_bytes or 0 for layer in layers),
-        peak=peak(flat.graph, shapes),
+        macs=sum(layer.macs or 0 for layer in found.layers),
+        flops=sum(layer.flops or 0 for layer in found.layers),
+        unknown=found.unknown,
+        activation_bytes=sum(layer.activation_bytes or 0 for layer in found.layers),
+        peak=found.peak,
         dynamic=dynamic,
-        layers=tuple(layers),
+        layers=found.layers,
         notes=tuple(notes),
     )
 
 
-def _all_nodes(model: ir.Model) -> list[ir.Node]:
-    return [*model.graph.all_nodes(), *(node for f in model.functions.values() for node in f.all_nodes())]
+@dataclass(frozen=True, slots=True)
+class _Details:
+    """What is known of each node."""
+
+    layers: tuple[Layer, ...]
+    unknown: tuple[Unknown, ...]
+    peak: Peak
+
+
+def _details(
+    model: ir.Model, dynamic: tuple[DynamicDim, ...], parameters: Mapping[ir.Value, int], notes: list[str]
+) -> _Details:
+    shapes, problem = infer(model, dynamic)
+    if problem:
+        notes.append(problem)
+    layers, unknown = _layers(model, shapes, parameters)
+    return _Details(tuple(layers), tuple(unknown), peak(model.graph, shapes))
+
+
+def _outline(uses: Mapping[tuple[str, str], int]) -> _Details:
+    """Say of each operator of a very large model that its cost isn't known."""
+    reason = f"the model has more than {MOST_DETAILED:,} nodes and initializers"
+    unknown = tuple(Unknown(f"{count:,} nodes", op, reason) for (_, op), count in sorted(uses.items()))
+    return _Details((), unknown, Peak(0, "", sum(uses.values())))
 
 
 def _inlined(model: ir.Model, notes: list[str]) -> ir.Model:
@@ -191,7 +220,9 @@ def _inlined(model: ir.Model, notes: list[str]) -> ir.Model:
 
     try:
         flat = model.clone()
-        if flat.functions and expanded_size(flat, MAX_NODES) >= MAX_NODES:
+        if len(flat.functions) > MAX_FUNCTIONS:
+            notes.append(f"it has more than {MAX_FUNCTIONS:,} functions, which are not looked into")
+        elif flat.functions and expanded_size(flat, MAX_NODES) >= MAX_NODES:
             notes.append(f"its functions stand for {MAX_NODES} nodes or more and are not looked into")
         elif flat.functions:
             with quiet():
@@ -234,11 +265,12 @@ def _layers(
     return layers, unknown
 
 
-def _weights(held: list[tuple[ir.Value, ir.TensorProtocol]]) -> tuple[WeightBytes, ...]:
+def _weights(held: list[tuple[ir.Value, ir.TensorProtocol]], sized: Mapping[ir.Value, int]) -> tuple[WeightBytes, ...]:
     sums: dict[str, list[int]] = {}
-    for _, tensor in held:
-        entry = sums.setdefault(tensor.dtype.name.lower(), [0, 0, 0])
-        for index, amount in enumerate((1, tensor.size, tensor.nbytes)):
+    for value, tensor in held:
+        size, dtype = sized[value], tensor.dtype
+        entry = sums.setdefault(dtype.name.lower(), [0, 0, 0])
+        for index, amount in enumerate((1, size, math.ceil(size * dtype.itemsize))):
             entry[index] += amount
     found = [WeightBytes(name, *amounts) for name, amounts in sums.items()]
     return tuple(sorted(found, key=lambda entry: (-entry.bytes, entry.dtype)))
