@@ -47,7 +47,7 @@ def expanded_size(model: ir.Model, limit: int) -> int:
     """
     sizes: dict[object, int] = {}
     # each call that is open: the function, its nodes that are left, and what has been counted of it; None is the graph
-    calls: list[tuple[object, Iterator[ir.Node], int]] = [(None, iter(model.graph.all_nodes()), 0)]
+    calls: list[tuple[object, Iterator[ir.Node], int]] = [(None, iter(list(model.graph.all_nodes())), 0)]
     active: set[object] = set()
     while True:
         function, nodes, total = calls.pop()
@@ -60,7 +60,7 @@ def expanded_size(model: ir.Model, limit: int) -> int:
                 # a call is counted when its function is: the node is looked at again
                 calls += [
                     (function, itertools.chain((node,), nodes), total),
-                    (key, iter(model.functions[key].all_nodes()), 0),
+                    (key, iter(list(model.functions[key].all_nodes())), 0),
                 ]
                 break
             total = min(total + sizes.get(key, 1), limit)
