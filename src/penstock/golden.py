@@ -160,6 +160,19 @@ def write(golden: Golden, folder: Path) -> dict[str, Json]:
     return facts
 
 
+def is_whole(folder: Path, recorded: Mapping[str, Json]) -> bool:
+    """Tell whether a golden set, and the preprocessing beside it, are still what their record says."""
+    try:
+        read(folder)
+        facts = json.loads((folder / "golden.json").read_bytes())
+        preprocessing = recorded.get("preprocessing")
+        if preprocessing is not None and json.loads((folder / "preprocessing.json").read_bytes()) != preprocessing:
+            return False
+    except (InputError, OSError, ValueError):
+        return False
+    return bool(facts == {key: value for key, value in recorded.items() if key != "preprocessing"})
+
+
 def read(folder: Path) -> Golden:
     """Read a golden set back, checking its digests. Raises ``InputError`` when it is damaged or incomplete."""
     import numpy as np

@@ -2,7 +2,7 @@
 
 Each step has a key, the digest of everything that it depends on. As long as the steps of the earlier ledger have the
 same keys in the same order, their entries stand and the steps don't run; at the first difference the ledger is cut
-and the build goes on from there.
+and the build goes on from there. A step whose evidence is no longer whole counts as a difference.
 """
 
 from __future__ import annotations
@@ -25,12 +25,21 @@ class Journal:
         self.entries: list[Entry] = []
         self.resumed: list[str] = []  # names of steps that were taken over
 
-    def step(self, name: str, inputs: object, run: Callable[[Append], None]) -> list[Entry]:
-        """Run a step, or take its entries from the earlier ledger; return them. ``inputs`` is what it depends on."""
+    def step(
+        self,
+        name: str,
+        inputs: object,
+        run: Callable[[Append], None],
+        whole: Callable[[list[Entry]], bool] = lambda entries: True,
+    ) -> list[Entry]:
+        """Run a step, or take its entries from the earlier ledger; return them.
+
+        ``inputs`` is what it depends on; ``whole`` tells whether what it left outside the ledger is still there.
+        """
         done = Done(name, digest_of(inputs))
         if not self._diverged and self._steps < len(self._earlier):
             earlier, entries = self._earlier[self._steps]
-            if earlier == done:
+            if earlier == done and self._folder.mend(entries) and whole(entries):
                 self._steps += 1
                 self._kept += [*entries, done]
                 self.entries += entries

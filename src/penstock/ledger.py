@@ -2,12 +2,14 @@
 
 One JSON object a line. The first line is the header with the schema version. Every step of the pipeline ends in a line
 ``{"kind": "done", "step": …, "key": …}``; what follows the last such line belongs to a step that was cut off, and is
-dropped when the build goes on. A line holds ``at`` (seconds since the epoch) beside its body; everything that may
-differ between two builds of the same inputs stands under ``at``, ``measured`` or ``host``.
+dropped when the build goes on. A line holds ``at`` (seconds since the epoch) and ``before`` (a short digest of the line
+before it, so that none can be taken out or changed unnoticed) beside its body; everything that may differ between two
+builds of the same inputs stands under ``at``, ``before``, ``measured`` or ``host``.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -20,7 +22,8 @@ from penstock.record import Record
 from penstock.variant import Variant
 from penstock.verdict import Verdict
 
-SCHEMA = 1
+SCHEMA = 2
+CURE = "build into a new folder with -o, or delete this one whole"
 Kind = Literal["variant", "deployment", "record", "verdict", "done"]
 
 
@@ -48,10 +51,15 @@ def header() -> str:
     return dumps({"kind": "header", "schema": SCHEMA}) + "\n"
 
 
-def line(entry: Entry, at: float) -> str:
-    """Return one entry as a line; ``at`` in seconds since the epoch."""
+def line(entry: Entry, at: float, before: str) -> str:
+    """Return one entry as a line; ``at`` in seconds since the epoch, ``before`` the :func:`link` of the line before."""
     body = to_json(entry)
-    return dumps({"kind": _NAMES[type(entry)], "at": round(at, 3), "body": body}) + "\n"
+    return dumps({"kind": _NAMES[type(entry)], "at": round(at, 3), "before": before, "body": body}) + "\n"
+
+
+def link(raw: str) -> str:
+    """Return the digest of a line that the next one carries."""
+    return hashlib.sha256(raw.removesuffix("\n").encode()).hexdigest()[:16]
 
 
 def parse(text: str, where: str) -> list[Entry]:
@@ -67,13 +75,15 @@ def parse(text: str, where: str) -> list[Entry]:
                 if data.get("kind") != "header" or data.get("schema") != SCHEMA:
                     raise ValueError(f"schema {data.get('schema')!r}, expected {SCHEMA}")
                 continue
+            if data["before"] != link(lines[number - 2]):
+                raise ValueError("the line before it was changed, or lines are missing")
             entries.append(from_json(_KINDS[data["kind"]], data["body"]))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
                 "bad-ledger",
                 f"line {number} of the ledger can't be read: {error}",
                 where=where,
-                do="build into a new folder, or delete this one's ledger.jsonl",
+                do=CURE,
             ) from error
     return entries
 
@@ -93,7 +103,8 @@ def finished(entries: Iterable[Entry]) -> list[tuple[Done, list[Entry]]]:
 
 def without_measurements(text: str) -> list[Json]:
     """Return a ledger's lines with all that may differ between builds of the same inputs taken out."""
-    return [_strip(json.loads(raw)) for raw in text.split("\n") if raw]
+    lines = [json.loads(raw) for raw in text.split("\n") if raw]
+    return [_strip({key: value for key, value in one.items() if key != "before"}) for one in lines]
 
 
 def _strip(value: Json) -> Json:

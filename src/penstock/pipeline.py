@@ -287,7 +287,11 @@ class Build:
                 facts["preprocessing"] = to_json(data.preprocessing)
             append(Record("golden", source.deployment.name, data.golden.description, facts, measured))
 
-        self.journal.step("golden", key, run)
+        def whole(entries: list[Entry]) -> bool:
+            found = next((entry for entry in entries if isinstance(entry, Record)), None)
+            return found is not None and golden.is_whole(home, {**found.facts, **found.measured})
+
+        self.journal.step("golden", key, run, whole)
         made = golden.read(home)
         self.progress.end(f"{made.samples} samples, outputs by {who}")
         return made

@@ -66,6 +66,9 @@ class _Folder(BuildFolder):
     def cut_ledger(self, entries: int) -> None:
         pass
 
+    def _restore(self, path: Path, text: str) -> None:
+        pass
+
     def adopt(self, name: str, source: Path, files: tuple[ModelFile, ...]) -> Path:
         return source
 
@@ -87,11 +90,17 @@ class _Journal(Journal):
         super().__init__(folder)
         self.met: list[str] = []
 
-    def step(self, name: str, inputs: object, run: Callable[[Append], None]) -> list[Entry]:
+    def step(
+        self,
+        name: str,
+        inputs: object,
+        run: Callable[[Append], None],
+        whole: Callable[[list[Entry]], bool] = lambda entries: True,
+    ) -> list[Entry]:
         self.met.append(name)
         done = Done(name, store.digest_of(inputs))
         if not self._diverged and self._steps < len(self._earlier) and self._earlier[self._steps][0] == done:
-            return super().step(name, inputs, run)
+            return super().step(name, inputs, run, whole)
         self._diverged = True
         return []
 

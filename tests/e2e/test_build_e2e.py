@@ -131,6 +131,26 @@ def test_an_interrupted_build_goes_on(here: Path, tiny: ModuleType, capsys: pyte
     complete(here / "out", result)
 
 
+@pytest.mark.parametrize("gone", ["golden/inputs.npz", "golden/outputs.npz", "golden/golden.json", "blobs", "records"])
+@pytest.mark.parametrize("how", ["deleted", "changed"])
+def test_a_finished_build_mends_what_it_can_make_again(
+    gone: str, how: str, here: Path, tiny: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny.save(tiny.mlp(), here / "m.onnx")
+    command = ["m.onnx", "-o", "out", "--backends", "onnxruntime"]
+    build(command, capsys)
+    home = here / "out" / gone
+    for path in [home] if home.is_file() else [path for path in home.rglob("*") if path.is_file()]:
+        if how == "deleted":
+            path.unlink()
+        else:
+            path.write_bytes(b"{}")
+    result = build(command, capsys)
+    complete(here / "out", result)
+    assert ("bench" in result["resumed"]) == (gone == "records")
+    assert "bench" in build(command, capsys)["resumed"]
+
+
 @pytest.mark.parametrize("change", [["--seed", "5"], ["--scale", "2.0"], ["--golden-samples", "9"]])
 def test_other_inputs_are_not_taken_for_the_same(
     change: list[str], here: Path, tiny: ModuleType, capsys: pytest.CaptureFixture[str]

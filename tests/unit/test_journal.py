@@ -97,7 +97,9 @@ def test_a_torn_tail_of_a_finished_build_is_dropped(folder: BuildFolder) -> None
     build(folder, ("a", 1))
     whole = folder.ledger_path.read_text()
     extra: Entry = Record("b", "never done")
-    folder.ledger_path.write_text(whole + ledger.line(extra, 1.0) + '{"kind": "rec')
+    folder.ledger_path.write_text(
+        whole + ledger.line(extra, 1.0, ledger.link(whole.splitlines()[-1])) + '{"kind": "rec'
+    )
     ran, journal = build(folder, ("a", 1))
     assert ran == [] and extra not in journal.entries
     assert len(ledger.without_measurements(folder.ledger_path.read_text())) == 3
@@ -110,7 +112,43 @@ def test_when_a_step_was_taken_over_it_keeps_its_time(folder: BuildFolder) -> No
     from penstock.ledger import Done
     from penstock.store import digest_of
 
-    lines = [ledger.line(Record("a", "s"), 5.0), ledger.line(Done("a", digest_of(1)), 5.0)]
+    lines = [ledger.line(Record("a", "s"), 5.0, ledger.link(ledger.header()))]
+    lines.append(ledger.line(Done("a", digest_of(1)), 5.0, ledger.link(lines[0])))
     folder.ledger_path.write_text(ledger.header() + "".join(lines))
     build(folder, ("a", 1), ("b", 2))
     assert folder.ledger_path.read_text().splitlines()[1:3] == [line.rstrip("\n") for line in lines]
+
+
+def test_records_are_written_again_and_a_missing_blob_runs_the_step_again(folder: BuildFolder) -> None:
+    ran: list[str] = []
+
+    def take() -> list[str]:
+        ran.clear()
+        journal = Journal(folder)
+
+        def run(append: Append) -> None:
+            ran.append("a")
+            append(Record("a", "s", measured={"inner": {"samples_blob": folder.blob(b"numbers")}}))
+
+        journal.step("a", 1, run)
+        journal.close()
+        return [*ran]
+
+    assert take() == ["a"] and take() == []
+    record = folder.root / "records" / "a" / "s.json"
+    whole = record.read_bytes()
+    for damage in (record.unlink, lambda: record.write_text("{}")):
+        damage()
+        assert take() == [] and record.read_bytes() == whole
+    blob = next((folder.root / "blobs").iterdir())
+    for damage in (blob.unlink, lambda: blob.write_bytes(b"other")):
+        damage()
+        assert take() == ["a"] and blob.read_bytes() == b"numbers"
+
+
+def test_a_step_whose_evidence_is_gone_runs_again(folder: BuildFolder) -> None:
+    build(folder, ("a", 1), ("b", 2))
+    journal, ran = Journal(folder), []
+    journal.step("a", 1, note("a", ran), lambda entries: False)
+    journal.step("b", 2, note("b", ran))
+    assert ran == ["a", "b"] and journal.resumed == []

@@ -29,7 +29,10 @@ ENTRIES: list[Entry] = [
 
 
 def text(entries: list[Entry] = ENTRIES, at: float = 1.0) -> str:
-    return ledger.header() + "".join(ledger.line(entry, at) for entry in entries)
+    made = [ledger.header()]
+    for entry in entries:
+        made.append(ledger.line(entry, at, ledger.link(made[-1])))
+    return "".join(made)
 
 
 def test_round_trip() -> None:
@@ -104,3 +107,16 @@ def test_line_separators_inside_texts_split_no_line() -> None:
     entries: list[Entry] = [Record("export", "a\u2028b\u0085c")]
     assert ledger.parse(text(entries), "here") == entries
     assert len(ledger.without_measurements(text(entries))) == 2
+
+
+@pytest.mark.parametrize("index", range(1, 6))
+def test_a_line_that_is_missing_or_changed_is_noticed(index: int) -> None:
+    """Each line carries a digest of the one before; only the end can be missing, as after a kill."""
+    lines = text().splitlines(keepends=True)
+    with pytest.raises(InputError, match="lines are missing") as caught:
+        ledger.parse("".join(lines[:index] + lines[index + 1 :]), "here")
+    assert "delete this one whole" in caught.value.do
+    changed = [*lines]
+    changed[index] = changed[index].replace('"at": 1.0', '"at": 2.0')
+    with pytest.raises(InputError, match=f"line {index + 2}"):
+        ledger.parse("".join(changed), "here")

@@ -130,7 +130,7 @@ def test_what_was_put_is_got_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", ["changed", "same size", "gone", "entry torn", "entry of another shape", "entry not text"]
+    "damage", ["changed", "same size", "gone", "entry torn", "entry of another shape", "entry not text", "other facts"]
 )
 def test_a_damaged_entry_is_noticed_dropped_and_redone(damage: str, tmp_path: Path) -> None:
     cache = Cache(tmp_path)
@@ -146,6 +146,8 @@ def test_a_damaged_entry_is_noticed_dropped_and_redone(damage: str, tmp_path: Pa
         entry.write_bytes(entry.read_bytes()[:20])
     elif damage == "entry of another shape":
         entry.write_text('{"files": 3}')
+    elif damage == "other facts":  # JSON as good as before, of the right shape
+        entry.write_text(entry.read_text().replace('"fact": "good"', '"fact": "evil"'))
     else:
         entry.write_bytes(b"\xff\xfe\x00")
     assert cache.get(KEY) is None
