@@ -44,6 +44,8 @@ from penstock.store import BuildFolder
 from penstock.summary import Row, rows
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from penstock.data import Dataset
     from penstock.jsonable import Json
 
@@ -157,11 +159,14 @@ def quantize(
     """
     settings = settings or QuantizeSettings()
     roles = role_feeds(Path(model), data or DataSettings(), seed)
-    trial.survive(Path(model), roles.golden.first(1), str(model))
+
+    def calibration() -> Iterator[Mapping[str, np.ndarray]]:
+        return (batch for _, batch in roles.calibrate.batches(settings.calibration_batch, whole=True))
+
+    trial.survive(Path(model), [roles.calibrate.first(1), *calibration()], str(model))
     with store.scratch() as work:
         made = work / Path(output).name
-        batches = (batch for _, batch in roles.calibrate.batches(settings.calibration_batch, whole=True))
-        facts = quantize_stage.quantize(Path(model), batches, settings, made)
+        facts = quantize_stage.quantize(Path(model), calibration(), settings, made)
         _adopt(work, Path(output).parent)
     facts = {**facts, "calibration_samples": roles.calibrate.count}  # batches may overlap
     return Quantized(str(output), Path(output).stat().st_size, roles.calibrate.description, facts)
@@ -214,7 +219,7 @@ def verify(
     if len(signature.outputs) != len(gold.output_names):
         what = f"the model has {len(signature.outputs)} outputs, the source {len(gold.output_names)}"
         raise InputError("signatures-differ", what, where=str(path), do=f"compare models of one source ({against})")
-    trial.survive(path, gold.feeds[0], str(path))
+    trial.survive(path, gold.feeds, str(path))
     session = runnable.open()
     try:
         return verify_stage.verify(session, gold, runnable.deployment.precision, settings or VerifySettings())
@@ -226,7 +231,7 @@ def _golden(against: str, weights: str, roles: RoleFeeds, signature: Signature) 
     name, _ = export_stage.frontend(Source(against, weights))
     names = [spec.name for spec in signature.outputs]
     if name == "onnx":
-        trial.survive(Path(against), roles.golden.first(1), against)
+        trial.survive(Path(against), [batch for _, batch in golden.runs(roles.golden)], against)
         other = graph.signature(graph.load(Path(against)))
         if [spec.name for spec in other.inputs] != [spec.name for spec in signature.inputs]:
             what = "the two models have other inputs"
@@ -322,7 +327,8 @@ def evaluate(
             raise UsageError("no-metric", what, do="name a measure with --metric module:function")
         if roles.evaluate is None:
             raise UsageError("no-labels", f"{data.data} has no labels to evaluate on", do="give labelled data")
-        trial.survive(runnable.model.path, roles.golden.first(1), str(runnable.model.path))
+        runs = [roles.golden.first(1), roles.evaluate.first(settings.batch)]
+        trial.survive(runnable.model.path, runs, str(runnable.model.path))
         progress.begin("evaluate", runnable.deployment.name)
         with _opened(runnable) as session:
             score = evaluate_stage.evaluate(session, roles.evaluate, settings, progress, runnable.deployment.name)
@@ -349,10 +355,11 @@ def bench(
         what = "the models take different inputs, so they can't be timed on the same ones"
         raise InputError("signatures-differ", what, do="time models of one source together")
     roles = role_feeds(Path(models[0]), data or DataSettings(), seed)
+    free = any(runnable.dynamic_batch for runnable in made)
+    batch = roles.golden.first(settings.throughput_batch) if free else None
     for model in models:
-        trial.survive(Path(model), roles.golden.first(1), str(model))
+        trial.survive(Path(model), [roles.golden.first(1), *([batch] if batch else [])], str(model))
     subjects = [Subject(r.deployment, r.model, r.dynamic_batch) for r in made]
-    batch = roles.golden.first(settings.throughput_batch) if any(r.dynamic_batch for r in made) else None
     return bench_stage.bench(subjects, roles.golden.first(1), batch, settings, progress)
 
 

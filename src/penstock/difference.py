@@ -137,7 +137,9 @@ def _variants(one: _Built, two: _Built, causes: list[Change]) -> Iterator[Follow
     for name in dict.fromkeys([*one.variants, *two.variants]):
         a, b = one.variants.get(name), two.variants.get(name)
         if a is None or b is None:
-            why = _skipped(one if a is None else two, name) or "the settings ask for it in one build alone"
+            built, made = (one, b) if a is None else (two, a)
+            assert made is not None
+            why = _skipped(built, name) or _absent(built, made, causes)
             yield Followed("variant", name, f"only in {'B' if a is None else 'A'}", why)
         elif a.digest != b.digest:
             yield Followed(
@@ -148,6 +150,18 @@ def _variants(one: _Built, two: _Built, causes: list[Change]) -> Iterator[Follow
 def _skipped(built: _Built, name: str) -> str:
     record = built.record("quantize", name)
     return str(record.facts.get("skipped", "")) if record else ""
+
+
+def _absent(built: _Built, made: Variant, causes: list[Change]) -> str:
+    """Say why a build has no variant that the other one ``made``."""
+    settings = [c.name for c in causes if c.kind == "setting" and c.name.startswith(f"{made.step}.")]
+    if f"{made.step}.{made.step}" in settings:
+        return "the settings ask for it in one build alone"
+    why = [f"settings: {', '.join(settings)}"] if settings else []
+    why += [f"inputs: {', '.join(names)}" for names in [[c.name for c in causes if c.kind == "input"]] if names]
+    if built.record("optimize", made.name) is not None:
+        why.insert(0, "there the passes found nothing to change")
+    return "; ".join(why) or "no cause was found in settings or inputs"
 
 
 def _why(a: Variant, b: Variant, one: _Built, causes: list[Change]) -> str:

@@ -57,7 +57,7 @@ def make(
     import numpy as np
 
     real, taken, outputs = [], [], []
-    for count, batch in _runs(feeds):
+    for count, batch in runs(feeds):
         real.append(count)
         taken.append(batch)
         outputs.append(tuple(session.run(batch)))
@@ -74,7 +74,7 @@ def make(
     return replace(made, noise=_noise(made, session)) if feeds.description.get("kind") == "seeded" else made
 
 
-def _runs(feeds: Feeds) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+def runs(feeds: Feeds) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
     """Cut the samples into runs: one sample by itself first, so that a slow oracle has a small run to begin with."""
     if feeds.fixed_batch is not None:
         yield from feeds.batches(BATCH)

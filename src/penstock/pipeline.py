@@ -181,19 +181,20 @@ class Build:
         return variant
 
     def _try(self, exported: Transformed, data: RoleFeeds) -> RoleFeeds:
-        """Run a model that came as a file once, in a process that can be killed, before it is loaded in this one.
+        """Run a model that came as a file on what will be run, in a process that can be killed, before this one does.
 
         Where the made-up inputs don't suit it, other sizes of the dynamic axes are tried; return the data that does.
         """
         if exported.variant.settings.get("frontend") != "onnx":
             return data
-        self.progress.begin("trial", "one sample in a process of its own")
-        key = [exported.variant.digest, dict(data.golden.description), *_here()]
+        runs = self._runs(exported, data)
+        self.progress.begin("trial", f"{len(runs)} runs in a process of its own")
+        key = [exported.variant.digest, dict(data.golden.description), _shapes(runs), *_here()]
 
         def run(append: Append) -> None:
             sizes: dict[str, int] = {}
             try:
-                measured = trial.run(exported.path, data.golden.first(1), self.settings.source)
+                measured = trial.run(exported.path, runs, self.settings.source)
             except InputError as error:
                 made_up = data.preprocessing is None and error.id == "run-failed"
                 sizes = trial.find_sizes(exported.path, self.settings.seed) if made_up else {}
@@ -201,7 +202,7 @@ class Build:
                     raise self._told(error, data) from error
                 other, _ = for_build(None, exported.path, self.settings, sizes)
                 try:
-                    measured = trial.run(exported.path, other.golden.first(1), self.settings.source)
+                    measured = trial.run(exported.path, self._runs(exported, other), self.settings.source)
                 except InputError as still:
                     raise self._told(still, data) from still
             facts: dict[str, Json] = {"sizes": dict(sizes)}
@@ -217,6 +218,17 @@ class Build:
         self.progress.end(f"it runs with {shown}")
         self.notes.append(f"sizes of dynamic axes that the model runs with were found by trial: {shown}")
         return for_build(None, exported.path, self.settings, sizes)[0]
+
+    def _runs(self, exported: Transformed, data: RoleFeeds) -> list[Mapping[str, np.ndarray]]:
+        """Return the golden samples in the golden set's batches, and a batch of each size that other stages use."""
+        found: list[Mapping[str, np.ndarray]] = [feeds for _, feeds in golden.runs(data.golden)]
+        if exported.variant.signature.fixed_batch is not None:
+            return found
+        found.append(data.golden.first(self.settings.bench.throughput_batch))
+        if self.settings.quantize.quantize:
+            found.append(data.calibrate.first(self.settings.quantize.calibration_batch))
+        scored = data.evaluate or data.select
+        return [*found, scored.first(self.settings.evaluate.batch)] if scored is not None else found
 
     def _told(self, error: InputError, data: RoleFeeds) -> InputError:
         """Name the source; where inputs were made up, a model may want what its signature doesn't say."""
@@ -400,6 +412,10 @@ def _range(count: int) -> np.ndarray:
     import numpy as np
 
     return np.arange(count)
+
+
+def _shapes(runs: Sequence[Mapping[str, np.ndarray]]) -> list[Json]:
+    return [{name: list(array.shape) for name, array in feeds.items()} for feeds in runs]
 
 
 def _here() -> list[object]:

@@ -45,7 +45,7 @@ class CheckSettings:
     max_messages: int = option(3_000_000, "most protobuf messages and texts in the file", minimum=1)
     max_numbers: int = option(10_000_000, "most numbers in attributes and shapes", minimum=1)
     max_integer_bytes: int = option(1 << 28, "most bytes of integers that tensors hold one by one", minimum=1)
-    max_text_bytes: int = option(100_000_000, "most bytes of texts: names, notes, vocabularies", minimum=1)
+    max_text_bytes: int = option(120_000_000, "most bytes of texts: notes, vocabularies, names twice", minimum=1)
     max_name_bytes: int = option(10_000, "longest name, in bytes", minimum=1)
     max_depth: int = option(100, "deepest nesting of protobuf messages", minimum=4)
     max_subgraph_depth: int = option(16, "deepest nesting of If, Loop and Scan bodies", minimum=1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -25,8 +25,12 @@ SIZES = (64, 8, 512, 1, 128, 256)  # tried in this order for every dynamic axis 
 MOST_TRIES = 300
 
 
-def run(model: Path, feeds: Mapping[str, np.ndarray], where: str) -> dict[str, Json]:
-    """Load the model with the runtime's optimizations off and run ``feeds`` once; return seconds and peak memory.
+def run(model: Path, runs: Sequence[Mapping[str, np.ndarray]], where: str) -> dict[str, Json]:
+    """Load the model with the runtime's optimizations off and run each of ``runs``; return seconds and peak memory.
+
+    ``runs`` is everything that this process will run afterwards: a model may behave on one sample and never end on
+    two, or on the next one. Each run may take as long as a session may. What fails on a later run than the first is
+    left to the stage that runs it.
 
     Raises ``WorkerTimeout``, ``WorkerMemory`` or ``WorkerCrash`` where it had to be stopped or died, ``InputError``
     where the runtime refuses the model or fails on the inputs; ``where`` is what the user called the model.
@@ -34,28 +38,33 @@ def run(model: Path, feeds: Mapping[str, np.ndarray], where: str) -> dict[str, J
     from penstock.golden import pack
 
     held = precheck.settings()
-    names = list(feeds)
+    names = list(runs[0])
     with store.scratch() as work:
-        store.write_bytes(work / "feeds.npz", pack({str(i): feeds[name] for i, name in enumerate(names)}))
-        argument: dict[str, Json] = {"model": str(model.resolve()), "feeds": str(work / "feeds.npz"), "names": [*names]}
+        for number, feeds in enumerate(runs):
+            store.write_bytes(work / f"{number}.npz", pack({str(i): feeds[name] for i, name in enumerate(names)}))
+        argument: dict[str, Json] = {"model": str(model.resolve()), "feeds": str(work), "names": [*names]}
+        argument |= {"runs": len(runs), "seconds": held.session_seconds}
         argument["libraries"] = list(custom_domains.libraries(model))
         try:
             answer = worker.call(
                 "penstock.trial:serve", argument,
-                timeout_s=held.session_seconds, memory_bytes=held.session_memory_bytes,
+                timeout_s=held.session_seconds * (len(runs) + 1), memory_bytes=held.session_memory_bytes,
             )  # fmt: skip
+        except worker.WorkerTimeout as error:
+            what = f"the work took more than {held.session_seconds:g} s and was stopped"
+            raise worker.WorkerTimeout(error.id, what, where=where, do=_cure(error)) from error
         except InputError as error:
             raise type(error)(error.id, error.what, where=where, do=_cure(error)) from error
     return cast("dict[str, Json]", answer)
 
 
-def survive(model: Path, feeds: Mapping[str, np.ndarray], where: str) -> None:
-    """Raise ``WorkerTimeout``, ``WorkerMemory`` or ``WorkerCrash`` where one run of the model doesn't end well.
+def survive(model: Path, runs: Sequence[Mapping[str, np.ndarray]], where: str) -> None:
+    """Raise ``WorkerTimeout``, ``WorkerMemory`` or ``WorkerCrash`` where a run of the model doesn't end well.
 
     A model that the trial's runtime refuses is left to the runtime that it is meant for.
     """
     try:
-        run(model, feeds, where)
+        run(model, runs, where)
     except (worker.WorkerTimeout, worker.WorkerMemory, worker.WorkerCrash):
         raise
     except InputError:
@@ -99,18 +108,28 @@ def _open(asked: dict[str, Json]) -> Session:
 
 
 def serve(argument: Json) -> dict[str, Json]:
-    """Run the model once: the worker's side of :func:`run`."""
+    """Run the model on each of the inputs: the worker's side of :func:`run`."""
     import numpy as np
 
     asked = cast("dict[str, Json]", argument)
     names = cast("list[str]", asked["names"])
-    with np.load(str(asked["feeds"]), allow_pickle=False) as data:
-        feeds = {name: data[str(i)] for i, name in enumerate(names)}
+    seconds, count = float(cast(float, asked["seconds"])), int(cast(int, asked["runs"]))
     began = time.perf_counter()
+    worker.alarm(seconds)  # from outside only the sum could be watched
     session = _open(asked)
-    session.run(feeds)
+    for number in range(count):
+        with np.load(Path(str(asked["feeds"])) / f"{number}.npz", allow_pickle=False) as data:
+            feeds = {name: data[str(i)] for i, name in enumerate(names)}
+        if number:
+            worker.alarm(seconds)
+        try:
+            session.run(feeds)
+        except InputError:
+            if number == 0:
+                raise
+    worker.alarm(0)
     session.close()
-    return {"seconds": time.perf_counter() - began, "peak_bytes": worker.memory()["peak"]}
+    return {"seconds": time.perf_counter() - began, "peak_bytes": worker.memory()["peak"], "runs": count}
 
 
 def serve_sizes(argument: Json) -> dict[str, int]:

@@ -142,6 +142,9 @@ def _open(answer: bytes, code: int, target: str, last_lines: list[str]) -> Json:
         reply = json.loads(answer)
     except ValueError:
         reply = None
+    if not isinstance(reply, dict) and code == -signal.SIGALRM:
+        what, do = "a step of the work took longer than it may and was stopped", "allow it more time"
+        raise WorkerTimeout("worker-timeout", what, where=target, do=do)
     if not isinstance(reply, dict):
         how = f"was ended by {_signal_name(-code)}" if code < 0 else f"ended with code {code} and no answer"
         tail = "; its last words: " + " | ".join(last_lines[-5:]) if last_lines else ""
@@ -167,6 +170,16 @@ def _rebuild(facts: dict[str, Json]) -> PenstockError:
     names = [str(name) for name in cast("list[Json]", facts["classes"]) if name in known]
     kind = cast("type[PenstockError]", known[names[0]])
     return kind(str(facts["id"]), str(facts["what"]), where=str(facts["where"]), do=str(facts["do"]))
+
+
+def alarm(seconds: float) -> None:
+    """In a worker: end this process unless the work goes on within ``seconds``; 0 calls the alarm off.
+
+    The signal ends the process wherever it is, inside a runtime too. Elsewhere than on POSIX nothing happens.
+    """
+    if hasattr(signal, "SIGALRM"):
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 def _die_with_parent() -> None:

@@ -26,14 +26,15 @@ class Attack:
     build: Builder
     refused: tuple[str, ...]
     opened: bool  # it must be opened: refusing it would be wrong
+    optimized: bool  # optimize runs on it as well
 
 
 ATTACKS: dict[str, Attack] = {}
 
 
-def attack(*refused: str, opened: bool = False) -> Callable[[Builder], Builder]:
+def attack(*refused: str, opened: bool = False, optimized: bool = True) -> Callable[[Builder], Builder]:
     def register(build: Builder) -> Builder:
-        ATTACKS[build.__name__] = Attack(build.__name__, build, refused, opened)
+        ATTACKS[build.__name__] = Attack(build.__name__, build, refused, opened, optimized)
         return build
 
     return register
@@ -367,7 +368,7 @@ def names_of_megabytes(folder: Path) -> Path:
     )  # fmt: skip
 
 
-@attack("undefined-value")
+@attack("undefined-value", "name-too-long")
 def a_long_name_in_a_refusal(folder: Path) -> Path:
     return save(model([node("Add", ["x", "g" * 5_000_000], ["y"], name="n" * 5_000_000)]), folder)
 

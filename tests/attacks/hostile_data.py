@@ -90,7 +90,7 @@ def a_million_real_nodes(folder: Path) -> Path:
     return raw(folder, wrapped(nodes, 7) + b"\x42\x02\x10\x11")
 
 
-@attack("too-many-messages")
+@attack("too-many-messages", "too-many-inside")
 def ten_million_empty_names(folder: Path) -> Path:
     return raw(folder, wrapped(wrapped(b"\x0a\x00" * 10_000_001, 1), 7))
 
@@ -100,7 +100,7 @@ def ten_million_inputs(folder: Path) -> Path:
     return raw(folder, wrapped(b"\x5a\x00" * 10_000_001, 7))
 
 
-@attack("too-many-messages", "not-onnx")
+@attack("too-many-functions", "not-onnx")
 def ten_million_functions(folder: Path) -> Path:
     return raw(folder, b"\xca\x01\x00" * 10_000_001)
 

@@ -11,7 +11,7 @@ import hostile_data
 import numpy as np
 import pytest
 from hostile import model, node, save, tensor
-from onnx import helper
+from onnx import TensorProto, helper
 
 SECONDS, BYTES = 4, 600 << 20
 
@@ -22,6 +22,26 @@ def endless(folder: Path) -> Path:
     made = hostile_data._loop(2**63 - 1, [node("Relu", ["v"], ["w"])])
     made.graph.node.append(node("Add", ["y", "x"], ["z"]))
     made.graph.output[0].CopyFrom(hostile_data.value("z", ["k"]))
+    return save(made, folder)
+
+
+def endless_on(what: str, folder: Path) -> Path:
+    """A Loop that ends on one sample, and never on several at a time, or never on samples beyond a bound."""
+    folder.mkdir()
+    floats, shape = TensorProto.FLOAT, ["n", 1]
+    inner = helper.make_graph(
+        [node("Identity", ["go"], ["on"]), node("Identity", ["v"], ["w"])], "loop",
+        [hostile_data.value("i", [], TensorProto.INT64), hostile_data.value("go", [], TensorProto.BOOL),
+         hostile_data.value("v", shape, floats)],
+        [hostile_data.value("on", [], TensorProto.BOOL), hostile_data.value("w", shape, floats)],
+    )  # fmt: skip
+    seen = [node("Shape", ["x"], ["s"]), node("ReduceMax", ["s"], ["m"], keepdims=0)]
+    if what == "a sample":
+        seen = [node("ReduceMax", ["x"], ["m"], keepdims=0)]
+    bound = np.int64(1) if what == "a batch" else np.float32(1.5)
+    nodes = [*seen, node("Greater", ["m", "t"], ["more"]), node("Loop", ["trips", "more", "x"], ["y"], body=inner)]
+    held = [tensor(np.int64(2**62), "trips"), tensor(bound, "t")]
+    made = model(nodes, inputs=[hostile_data.value("x", shape)], outputs=[hostile_data.value("y", shape)], held=held)
     return save(made, folder)
 
 
@@ -70,6 +90,22 @@ def test_a_session_is_stopped(attack, command: str, tmp_path: Path) -> None:
     assert "Traceback" not in told and str(path) in told
     assert time.monotonic() - began < 60
     assert not (tmp_path / "int8.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("what", "command"),
+    [("a batch", "verify"), ("a batch", "bench"), ("a batch", "build"), ("a sample", "verify"), ("a sample", "build")],
+)
+def test_a_session_that_ends_on_one_sample_only(what: str, command: str, tmp_path: Path) -> None:
+    """What is tried is what is run: all golden samples, in their batches."""
+    path = endless_on(what, tmp_path / "in")
+    arguments = {"verify": ["verify", str(path), "--against", str(path)], "bench": ["bench", str(path)],
+                 "build": ["build", str(path), "-o", "out"]}  # fmt: skip
+    began = time.monotonic()
+    ended = run([*arguments[command], "-q", "--session-seconds", str(SECONDS)], tmp_path)
+    told = ended.stdout + ended.stderr
+    assert ended.returncode == 2 and "more than 4 s" in told and str(path) in told, told
+    assert time.monotonic() - began < 60
 
 
 @pytest.mark.parametrize("how", ["flag", "environment", "file"])

@@ -12,8 +12,9 @@ import numpy as np
 import onnx
 import pytest
 
-from penstock import store
+from penstock import ledger, store
 from penstock.cli import run
+from penstock.variant import ModelFile
 
 FAST = ["--bench-seconds", "0.05", "--no-footprint", "--min-rounds", "3", "--warmup-calls", "3", "-q"]
 FAST += ["--backends", "onnxruntime"]
@@ -46,7 +47,7 @@ def build(*arguments: str) -> None:
     assert run(["build", *arguments, *FAST]) == 0
 
 
-def models(folder: Path) -> tuple[store.ModelFile, ...]:
+def models(folder: Path) -> tuple[ModelFile, ...]:
     return store.list_files(folder / "models")
 
 
@@ -181,6 +182,19 @@ def test_a_variant_that_one_build_lacks(home: Path, capsys: pytest.CaptureFixtur
             "why": "the settings ask for it in one build alone"} in followed  # fmt: skip
 
 
+def test_a_variant_that_another_input_does_not_need(
+    home: Path, tiny: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The settings are the same: the passes had nothing to do on the other model."""
+    tiny.save(tiny.conv(), Path("m.onnx"))
+    build("m.onnx", "-o", "a")
+    Path("m.onnx").write_bytes(Path("a/models/slim/model.onnx").read_bytes())
+    build("m.onnx", "-o", "b")
+    followed = told(capsys, "a", "b", 1)["followed"]
+    why = next(one["why"] for one in followed if (one["kind"], one["name"]) == ("variant", "slim"))
+    assert "the passes found nothing to change" in why and "inputs: m.onnx" in why
+
+
 def test_bytes_without_a_cause_are_told_as_such(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     build("m.onnx", "-o", "a")
     build("m.onnx", "-o", "b")
@@ -189,7 +203,10 @@ def test_bytes_without_a_cause_are_told_as_such(home: Path, capsys: pytest.Captu
     for line in lines:
         if line["kind"] == "variant" and line["body"]["name"] == "int8":
             line["body"]["digest"] = "0" * 64
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    written = [json.dumps(lines[0])]
+    for line in lines[1:]:
+        written.append(json.dumps(line | {"before": ledger.link(written[-1])}))
+    path.write_text("".join(line + "\n" for line in written))
     followed = told(capsys, "a", "b", 1)["followed"]
     assert "no cause was found in inputs, settings, tools or machine" in [one["why"] for one in followed]
 

@@ -173,7 +173,7 @@ def test_an_endless_loop_ends_as_a_message(tmp_path: Path) -> None:
     path.write_bytes(made.SerializeToString())
     precheck.check(path)  # nothing about the file tells
     with precheck.limits(precheck.CheckSettings(session_seconds=3.0)), pytest.raises(InputError) as caught:
-        trial.run(path, {"x": np.ones(2, np.float32)}, "m.onnx")
+        trial.run(path, [{"x": np.ones(2, np.float32)}], "m.onnx")
     assert caught.value.id == "worker-timeout" and "loop" in caught.value.do and caught.value.where == "m.onnx"
 
 
@@ -186,14 +186,14 @@ def test_an_allocation_bomb_ends_as_a_message(tmp_path: Path) -> None:
     path.write_bytes(made.SerializeToString())
     held = precheck.CheckSettings(session_seconds=30.0, session_memory_bytes=1 << 30)
     with precheck.limits(held), pytest.raises(InputError) as caught:
-        trial.run(path, {"x": np.ones(2, np.float32)}, "m.onnx")
+        trial.run(path, [{"x": np.ones(2, np.float32)}], "m.onnx")
     assert caught.value.id in ("worker-memory", "run-failed", "worker-crash") and caught.value.where == "m.onnx"
 
 
 def test_a_sound_model_is_tried(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     path.write_bytes(model([node("Relu", ["x"], ["y"])]).SerializeToString())
-    found = trial.run(path, {"x": np.ones(2, np.float32)}, "m.onnx")
+    found = trial.run(path, [{"x": np.ones(2, np.float32)}], "m.onnx")
     assert float(str(found["seconds"])) > 0
 
 

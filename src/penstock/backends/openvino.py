@@ -93,6 +93,9 @@ def _cause(error: Exception) -> str:
     """Return the line of OpenVINO's message that says something: the first ones name its own source files."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     told = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
+    for index, line in enumerate(told[:-1]):
+        if line.endswith(":"):  # a heading: what it announces stands under it
+            told[index] = f"{line} {told[index + 1]}"
     return (told or lines or [type(error).__name__])[0][:300]
 
 

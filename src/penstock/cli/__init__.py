@@ -6,7 +6,10 @@ import contextlib
 import importlib
 import json
 import os
+import signal
 import sys
+import threading
+import time
 import traceback
 from typing import TYPE_CHECKING
 
@@ -110,12 +113,45 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     _deferred.install()
     arguments = [*(sys.argv[1:] if arguments is None else arguments)]
+    _stop_tidily()
     code = run(arguments)
-    with contextlib.suppress(BrokenPipeError):
+    with contextlib.suppress(OSError):
         sys.stdout.flush()
     # runtimes with thread pools may take long, or crash, when the interpreter tears them down
     sys.stderr.flush()
     os._exit(code) if "onnxruntime" in sys.modules or "openvino" in sys.modules else sys.exit(code)
+
+
+_stopped_by: list[int] = []
+PATIENCE_S = 10.0
+
+
+def _stop_tidily() -> None:
+    """Let SIGTERM and SIGHUP stop the work as Ctrl-C does, so that scratch folders and workers go with it.
+
+    A signal can't interrupt a runtime's own loop: after ten seconds the process ends whatever it is in.
+    """
+
+    def stop(number: int, frame: object) -> None:
+        _stopped_by.append(number)
+        raise KeyboardInterrupt
+
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) == signal.SIG_DFL:  # nohup has it ignored
+            signal.signal(number, stop)
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        deadly = {getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP")}
+        while (number := os.read(read, 1)) and number[0] not in deadly:
+            pass
+        time.sleep(PATIENCE_S)
+        os._exit(128 + number[0])
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def run(arguments: list[str]) -> int:
@@ -137,15 +173,20 @@ def run(arguments: list[str]) -> int:
             error.show()
         return 2
     except (click.Abort, KeyboardInterrupt):
-        click.echo("stopped; the same command goes on where it stopped", err=True)
-        return 130
+        with contextlib.suppress(OSError):  # after a hang-up there may be no terminal
+            click.echo("stopped; the same command goes on where it stopped", err=True)
+        return 128 + _stopped_by[0] if _stopped_by else 130
     except BrokenPipeError:
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _let_go_of_stdout()
         return 0
     except OSError as error:
         if verbose:
             traceback.print_exc()
+        if error.filename is None:  # the store names the file of each of its own
+            _let_go_of_stdout()
+            what = f"the result can't be written: {os.strerror(error.errno or 0)}"
+            _tell(PenstockError("file-error", what, where="standard output", do="free some space there"), [])
+            return 2
         from penstock.errors import StoreError
         from penstock.store import explained
 
@@ -168,6 +209,12 @@ def run(arguments: list[str]) -> int:
         else:
             _tell(PenstockError("internal", f"internal error: {what}", do=do), arguments)
         return 2
+
+
+def _let_go_of_stdout() -> None:
+    """Write nothing more there, at the end neither."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _tell(error: PenstockError, arguments: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -61,6 +62,8 @@ def _ratio(row: Row) -> str:
     value, low, high = row.ratio
     if value == low == high:
         return "1"
+    if math.isinf(high):
+        return f"{value:.2f} (no interval: too few rounds)"
     if low <= 1.0 <= high:
         return f"no difference ({low:.2f}–{high:.2f})"
     return f"{value:.2f} ({low:.2f}–{high:.2f})"

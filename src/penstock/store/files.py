@@ -10,6 +10,7 @@ import os
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -17,6 +18,11 @@ from typing import IO
 from penstock.errors import StoreError
 from penstock.jsonable import dumps
 from penstock.variant import ModelFile
+
+SCRATCH = "penstock-scratch-"
+JUST_MADE_S = 5.0  # a folder this young may not have its lock yet
+FULL_BYTES = 16 << 20  # a disk with less is called full
+_swept: set[Path] = set()  # once for each place in a process
 
 
 def file_digest(path: Path) -> str:
@@ -39,8 +45,11 @@ def explained(path: Path | str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        named = str(error.filename or path)
+        named = str(error.filename or _fullest(path, error))
         where = str(path) if named.endswith(".part") else named  # a temporary file's name says nothing to a user
+        if error.errno == errno.EFBIG:
+            do = "raise `ulimit -f`; --cache or PENSTOCK_CACHE puts the cache elsewhere, -o the results"
+            raise StoreError("file-error", "the file is larger than is allowed", where=where, do=do) from error
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             do = "free some space, then give the same command again: it goes on where it stopped"
             raise StoreError("disk-full", "the disk is full", where=where, do=do) from error
@@ -54,6 +63,16 @@ def explained(path: Path | str) -> Iterator[None]:
             ) from error
         what = os.strerror(error.errno) if error.errno else str(error)
         raise StoreError("file-error", what, where=where, do="choose another path, for example with -o") from error
+
+
+def _fullest(path: Path | str, error: OSError) -> Path | str:
+    """Name the place that an error without a file's name is about: on a full disk that may be the temporary folder."""
+    if error.errno == errno.ENOSPC and isinstance(path, Path):
+        with contextlib.suppress(OSError):
+            near = next(folder for folder in (path, *path.parents) if folder.exists())
+            if shutil.disk_usage(near).free > FULL_BYTES > shutil.disk_usage(scratch_home()).free:
+                return f"the temporary folder {scratch_home()}; TMPDIR names another"
+    return path
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -145,12 +164,35 @@ def scratch(parent: Path | None = None) -> Iterator[Path]:
     if parent is not None:
         with explained(parent):
             parent.mkdir(parents=True, exist_ok=True)
+    home = parent or scratch_home()
+    if home not in _swept:
+        _swept.add(home)
+        sweep(home)
     with explained(parent or "the temporary folder"):
-        folder = Path(tempfile.mkdtemp(prefix="penstock-", dir=parent))
+        folder = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=parent))
+        handle = os.open(folder, os.O_RDONLY)
     try:
+        with contextlib.suppress(OSError):  # a file system without locks; then nothing is swept either
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        os.close(handle)
+
+
+def sweep(home: Path) -> None:
+    """Remove scratch folders below ``home`` that a killed process left: whoever works in one holds its lock."""
+    for folder in home.glob(f"{SCRATCH}*"):
+        with contextlib.suppress(OSError):
+            info = folder.lstat()
+            if info.st_uid != os.getuid() or time.time() - info.st_ctime < JUST_MADE_S:
+                continue
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(handle)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,73 @@
+"""Signals stop a command tidily, what a killed one left is removed by the next, and a full standard output is told."""
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from penstock import store
+from penstock.store import files
+
+PROGRAM = [sys.executable, "-P", "-c", "import sys; from penstock.cli import main; main(sys.argv[1:])"]
+
+
+def environment(tmp_path: Path) -> dict[str, str]:
+    (tmp_path / "tmp").mkdir(exist_ok=True)
+    return os.environ | {"TMPDIR": str(tmp_path / "tmp"), "PENSTOCK_CACHE": str(tmp_path / "cache")}
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_signal_stops_as_control_c_does(name: str, code: int, tiny: ModuleType, tmp_path: Path) -> None:
+    path = tiny.save(tiny.conv(), tmp_path / "m.onnx")
+    command = [*PROGRAM, "build", str(path), "-o", str(tmp_path / "out"), "--bench-seconds", "60"]
+    process = subprocess.Popen(command, env=environment(tmp_path), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    assert process.stderr is not None
+    with process.stderr as told:
+        for line in told:  # the first stage is done: something runs
+            if line.startswith(b"export"):
+                break
+        process.send_signal(getattr(signal, name))
+        rest = told.read().decode()
+    assert process.wait(60) == code
+    assert "goes on where it stopped" in rest and "Traceback" not in rest
+    left = [path for home in ("tmp", "cache/scratch") for path in (tmp_path / home).glob("penstock-*")]
+    assert left == []
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "JUST_MADE_S", 0.0)
+    monkeypatch.setattr(files, "_swept", set())
+    stale, held, other = (tmp_path / name for name in (f"{files.SCRATCH}a", f"{files.SCRATCH}b", "penstock-mine"))
+    for folder in (stale, held, other):
+        folder.mkdir()
+        (folder / "file").write_text("x")
+    handle = os.open(held, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)  # as whoever works in it does
+    time.sleep(0.01)
+    try:
+        with store.scratch(tmp_path) as mine, store.scratch(tmp_path) as second:
+            assert mine.is_dir() and second.is_dir()
+            assert not stale.exists() and (held / "file").exists() and (other / "file").exists()
+            files.sweep(tmp_path)
+            assert mine.is_dir() and second.is_dir()
+    finally:
+        os.close(handle)
+    assert not mine.exists() and not second.exists()
+
+
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_a_full_standard_output_is_one_message(more: list[str], tiny: ModuleType, tmp_path: Path) -> None:
+    path = tiny.save(tiny.mlp(), tmp_path / "m.onnx")
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            [*PROGRAM, "check", str(path), *more], stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+            env=environment(tmp_path),
+        )  # fmt: skip
+    assert ended.returncode == 2 and "Traceback" not in ended.stderr
+    assert ended.stderr.startswith("error: the result can't be written") and "standard output" in ended.stderr
