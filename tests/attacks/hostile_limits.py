@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from hostile import attack, body, function, identity, model, node, save, tensor, value, wrapped
+from hostile import attack, body, function, identity, model, node, save, value, wrapped
 from onnx import TensorProto, helper
 
 from penstock.precheck import CheckSettings
