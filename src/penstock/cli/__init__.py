@@ -182,7 +182,7 @@ def run(arguments: list[str]) -> int:
     except OSError as error:
         if verbose:
             traceback.print_exc()
-        if error.filename is None:  # the store names the file of each of its own
+        if _while_printing(error):
             _let_go_of_stdout()
             what = f"the result can't be written: {os.strerror(error.errno or 0)}"
             _tell(PenstockError("file-error", what, where="standard output", do="free some space there"), [])
@@ -209,6 +209,13 @@ def run(arguments: list[str]) -> int:
         else:
             _tell(PenstockError("internal", f"internal error: {what}", do=do), arguments)
         return 2
+
+
+def _while_printing(error: OSError) -> bool:
+    """Tell whether an error came up in the functions that print; a library's own write may name no file either."""
+    places = {("click.utils", "echo"), ("rich.console", "print")}
+    return any((frame.f_globals.get("__name__"), frame.f_code.co_name) in places
+               for frame, _ in traceback.walk_tb(error.__traceback__))  # fmt: skip
 
 
 def _let_go_of_stdout() -> None:
