@@ -125,7 +125,7 @@ def optimize(
     """
     settings, source, target = settings or OptimizeSettings(), Path(model), Path(output)
     beside = target.parent.resolve() == source.parent.resolve() and not settings.runtime
-    if beside and (shared := precheck.external_files(source)):
+    if beside and (shared := precheck.check(source, weights=False).external):
         with store.replacing(target) as part:
             data = _free_name(target, {file.name for file in shared})
             done = optimize_stage.optimize(source, settings, part.parent, name=part.name, data=data, beside=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from penstock import graph, guard, precheck
+from penstock import graph, guard
 from penstock.analysis.weightless import weightless
 from penstock.passes._library import expanded_size, quiet
 from penstock.signature import Signature
@@ -106,13 +106,13 @@ def refusal_of(path: Path) -> str:
     """Return what onnx.checker says against a model file, or nothing; weights beside it aren't read."""
     import onnx
 
+    proto = onnx.ModelProto()
     try:
         with quiet(), guard.limited_memory():
-            onnx.checker.check_model(weightless(graph.load(path)) if _has_data(path) else path.read_bytes())
+            data = path.read_bytes()
+            proto.ParseFromString(data)
+            beside = any(tensor.data_location == tensor.EXTERNAL for tensor in proto.graph.initializer)
+            onnx.checker.check_model(weightless(graph.parse(path)) if beside else data)
     except Exception as error:  # the checker, protobuf and onnx-ir each raise types of their own
         return graph.first_line(error)
     return ""
-
-
-def _has_data(path: Path) -> bool:
-    return bool(precheck.external_files(path))

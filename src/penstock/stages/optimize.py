@@ -170,7 +170,7 @@ def _hold(result: Optimized, path: Path) -> None:
 
 def _opened(path: Path) -> ir.Model:
     """Load the model. Raises ``InputError`` for functions that stand for too many nodes."""
-    model = graph.load(path)
+    model = graph.load(path, weights=False)  # passes read few of them, and what isn't touched is never read
     limit = MOST_EXPANDED + len(graph.all_nodes(model)) if model.functions else 0
     if model.functions and expanded_size(model, limit) >= limit:
         what = f"its functions stand for {MOST_EXPANDED:,} nodes or more, or call each other too deeply"
