@@ -22,6 +22,8 @@ bench: $(READY)  ## measure what the docs claim
 	$(BIN)/python benchmarks/reference_network.py
 
 bench-optimizers: $(READY) $(PEERS)  ## hold the graph optimizer against its peers, on all models and nets
+	$(BIN)/python benchmarks/raw_exports.py --page docs/performance.md
+	$(BIN)/python benchmarks/large_models.py --page docs/performance.md
 	$(BIN)/python benchmarks/optimizers.py --page docs/performance.md
 
 torture: $(READY)  ## interrupt builds 300 times and compare what comes out

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from optimizers import Row
 
 OWN, BASE = "penstock", "onnxsim"
-Table = Mapping[str, "Row"]
+Rows = Mapping[str, "Row"]
 
 
 def line(name: str, row: Row) -> str:
@@ -33,26 +33,31 @@ def _ms(seconds: Sequence[float] | None) -> str:
     return f"({1e3 * statistics.median(seconds):,.0f} ms)" if seconds else ""
 
 
-def markdown(table: Table, tools: Sequence[str], reasons: Mapping[str, str]) -> str:
+def markdown(models: Rows, tools: Sequence[str], reasons: Mapping[str, str]) -> str:
     """Return all tables."""
-    parts = [_taken(table), _nodes(table, tools), _summary(table, tools), _wrong(table, tools), _lost(table, reasons)]
+    parts = [
+        _taken(models),
+        _nodes(models, tools),
+        _summary(models, tools),
+        _wrong(models, tools),
+        _lost(models, reasons),
+    ]
     return "\n\n".join(part for part in parts if part)
 
 
-def _taken(table: Table) -> str:
-    facts = machine.describe()
-    cpu, cores = facts.get("cpu", facts.get("architecture")), facts.get("cores_allowed", "?")
-    rounds = max((len(s) for row in table.values() for s in row.seconds.values()), default=0)
-    return (f"Taken on {dt.datetime.now(dt.UTC):%Y-%m-%d}, {cpu}, {cores} cores shared with other work; "
-            f"{len(table)} models, up to {rounds} interleaved rounds.")  # fmt: skip
+def _taken(models: Rows) -> str:
+    rounds = max((len(s) for row in models.values() for s in row.seconds.values()), default=0)
+    cores = machine.describe().get("cores_allowed", "?")
+    return (f"Taken on {today()}, {cores} cores shared with other work; {len(models)} models, up to {rounds} "
+            "interleaved rounds.")  # fmt: skip
 
 
-def _nodes(table: Table, tools: Sequence[str]) -> str:
+def _nodes(models: Rows, tools: Sequence[str]) -> str:
     rows = [["model", "opset", "before", *tools, "best peer"]]
-    for name, row in table.items():
+    for name, row in models.items():
         cells = [_cell(row, tool) for tool in tools]
         rows.append([name, str(row.opset), str(row.nodes), *cells, str(row.best_peer() or "–")])
-    return _text("Nodes", rows) + (
+    return table("Nodes", rows) + (
         "\n\n! failed, can't be loaded, or computes something else; * left standard ONNX, the opset or the inputs, and "
         "doesn't compete. Bodies and inlined functions count, Constants don't."
     )
@@ -66,20 +71,20 @@ def _cell(row: Row, tool: str) -> str:
     return "!" if one.problem else f"{one.nodes}*" if one.left else own
 
 
-def _summary(table: Table, tools: Sequence[str]) -> str:
+def _summary(models: Rows, tools: Sequence[str]) -> str:
     rows = [["tool", "wrong or failed", "doesn't compete", "time to onnxsim's (median, 95 %)", "slowest (s)",
              "whole process to onnxsim's"]]  # fmt: skip
     for tool in tools:
-        results = [row.results[tool] for row in table.values() if tool in row.results]
-        slowest = max((statistics.median(row.seconds[tool]) for row in table.values() if row.seconds.get(tool)),
+        results = [row.results[tool] for row in models.values() if tool in row.results]
+        slowest = max((statistics.median(row.seconds[tool]) for row in models.values() if row.seconds.get(tool)),
                       default=math.nan)  # fmt: skip
         rows.append([
             tool, str(sum(bool(one.problem) for one in results)),
             str(sum(bool(one.left) and not one.problem for one in results)),
-            interval([ratio(row.seconds, tool) for row in table.values()]), f"{slowest:.2f}",
-            interval([ratio(row.process_seconds, tool) for row in table.values()]),
+            interval([ratio(row.seconds, tool) for row in models.values()]), f"{slowest:.2f}",
+            interval([ratio(row.process_seconds, tool) for row in models.values()]),
         ])  # fmt: skip
-    own = [row for row in table.values() if OWN in row.results]
+    own = [row for row in models.values() if OWN in row.results]
     same = [row for row in own if (best := row.best_peer()) is not None and row.results[OWN].nodes <= best]
     judged = [row for row in own if row.best_peer() is not None]
     differing = [row for row in judged if len({o.nodes for t, o in row.results.items() if t != OWN and o.competes}) > 1]
@@ -91,7 +96,7 @@ def _summary(table: Table, tools: Sequence[str]) -> str:
         f"Optimizing twice gives the same bytes on {sum(bool(row.idempotent) for row in own)} of {len(own)}. "
         f"The largest relative difference of Penstock's results is {worst:.1e}.",
     ]  # fmt: skip
-    return _text("Tools", rows) + "\n\n" + "\n".join(told)
+    return table("Tools", rows) + "\n\n" + "\n".join(told)
 
 
 def ratio(seconds: Mapping[str, Sequence[float]], tool: str) -> float | None:
@@ -109,9 +114,9 @@ def interval(ratios: Sequence[float | None]) -> str:
     return f"{middle:.2f} ({low:.2f}–{high:.2f}), n = {len(known)}"
 
 
-def _wrong(table: Table, tools: Sequence[str]) -> str:
+def _wrong(models: Rows, tools: Sequence[str]) -> str:
     rows = [["model", "tool", "what"]]
-    for name, row in table.items():
+    for name, row in models.items():
         for tool in tools:
             if tool in row.results and (problem := row.results[tool].problem):
                 rows.append([name, tool, problem.replace("|", "/").replace("\n", " ")[:160]])
@@ -119,39 +124,46 @@ def _wrong(table: Table, tools: Sequence[str]) -> str:
             rows.append([name, OWN, "optimizing twice gives other bytes"])
         if OWN in row.results and (note := row.results[OWN].note):
             rows.append([name, "–", f"not or not wholly compared: {note}"[:200]])
-    return _text("Failures", rows) if len(rows) > 1 else ""
+    return table("Failures", rows) if len(rows) > 1 else ""
 
 
-def misses(table: Table) -> dict[str, tuple[int, int]]:
+def misses(models: Rows) -> dict[str, tuple[int, int]]:
     """Return the models on which a competing peer has fewer nodes: Penstock's and the peer's."""
     found = {}
-    for name, row in table.items():
+    for name, row in models.items():
         best = row.best_peer()
         if OWN in row.results and best is not None and row.results[OWN].nodes > best:
             found[name] = (row.results[OWN].nodes, best)
     return found
 
 
-def _lost(table: Table, reasons: Mapping[str, str]) -> str:
+def _lost(models: Rows, reasons: Mapping[str, str]) -> str:
     rows = [["model", "Penstock", "best peer", "reason"]]
     rows += [[name, str(own), str(best), reasons.get(name, "**no reason given**")]
-             for name, (own, best) in misses(table).items()]  # fmt: skip
-    return _text("Misses", rows) if len(rows) > 1 else ""
+             for name, (own, best) in misses(models).items()]  # fmt: skip
+    return table("Misses", rows) if len(rows) > 1 else ""
 
 
-def sound(table: Table, reasons: Mapping[str, str]) -> bool:
+def sound(models: Rows, reasons: Mapping[str, str]) -> bool:
     """Whether Penstock is right everywhere, idempotent, and has a reason for every miss."""
-    own = [row for row in table.values() if OWN in row.results]
+    own = [row for row in models.values() if OWN in row.results]
     right = all(not row.results[OWN].problem and not row.results[OWN].left and row.idempotent for row in own)
-    return right and all(name in reasons for name in misses(table))
+    return right and all(name in reasons for name in misses(models))
 
 
-def facts(table: Table) -> dict[str, Any]:
+def facts(models: Rows) -> dict[str, Any]:
     """Return everything, for JSON."""
-    return {"machine": machine.describe(), "models": {name: asdict(row) for name, row in table.items()}}
+    return {"machine": machine.describe(), "models": {name: asdict(row) for name, row in models.items()}}
 
 
-def _text(title: str, rows: Sequence[Sequence[str]]) -> str:
+def today() -> str:
+    """Return the day and the processor."""
+    facts = machine.describe()
+    return f"{dt.datetime.now(dt.UTC):%Y-%m-%d}, {facts.get('cpu', facts.get('architecture'))}"
+
+
+def table(title: str, rows: Sequence[Sequence[str]]) -> str:
+    """Return a table with a heading."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
