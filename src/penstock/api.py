@@ -125,15 +125,17 @@ def optimize(
     """
     settings, source, target = settings or OptimizeSettings(), Path(model), Path(output)
     beside = target.parent.resolve() == source.parent.resolve() and not settings.runtime
-    if beside and (shared := precheck.check(source, weights=False).external):
+    shared = precheck.files_beside(source)
+    if beside and shared:
         with store.replacing(target) as part:
             data = _free_name(target, {file.name for file in shared})
             done = optimize_stage.optimize(source, settings, part.parent, name=part.name, data=data, beside=True)
     else:
-        with store.scratch() as work:
+        # what may be large is written where it will lie, and not copied once more
+        with store.scratch(target.parent if shared else None) as work:
             done = optimize_stage.optimize(source, settings, work, name=target.name)
             for file in sorted(work.iterdir(), key=lambda path: path.name == target.name):
-                store.copy_file(file, target.parent / file.name)
+                (store.move_file if shared else store.copy_file)(file, target.parent / file.name)
     if trace is not None:
         store.write_bytes(Path(trace), done.trace_json().encode())
     return done

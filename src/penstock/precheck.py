@@ -162,6 +162,17 @@ def _look_through(model: onnx.ModelProto, path: Path, held: CheckSettings, figur
     return Checked(str(path), tuple(found), figures, tuple(files.links), files.paths())
 
 
+def files_beside(path: Path) -> tuple[Path, ...]:
+    """Check a model, and list its files of external data. Raises ``InputError``.
+
+    A file in which the word doesn't stand that names them isn't parsed.
+    """
+    with _mapped(path) as data:
+        if data.find(b"location") < 0:
+            return ()
+    return check(path, weights=False).external
+
+
 def memory_bytes() -> int:
     """Return how much memory this machine, or the group that the process was put in, has; 0 where it isn't told."""
     found = 0

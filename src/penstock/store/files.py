@@ -153,6 +153,13 @@ def copy_plain(link: Path, most_bytes: int) -> str:
     return ""
 
 
+def move_file(source: Path, target: Path) -> None:
+    """Give a file of a scratch folder on the same file system its place."""
+    with explained(target):
+        os.chmod(source, 0o644)
+        os.replace(source, target)
+
+
 def scratch_home() -> Path:
     """Return the system's temporary folder, where scratch folders are made."""
     return Path(tempfile.gettempdir())
