@@ -8,7 +8,7 @@ import os as _os
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 if _TYPE_CHECKING:
-    from penstock.api import bench, build, evaluate, export, inspect, optimize, quantize, select, verify
+    from penstock.api import bench, build, convert, evaluate, export, inspect, optimize, quantize, select, verify
     from penstock.build_settings import BuildSettings
     from penstock.data import DataSettings
     from penstock.deployment import Deployment
@@ -16,6 +16,7 @@ if _TYPE_CHECKING:
     from penstock.pipeline import BuildResult
     from penstock.record import Record
     from penstock.stages.bench import BenchSettings
+    from penstock.stages.convert import ConvertSettings
     from penstock.stages.evaluate import EvaluateSettings
     from penstock.stages.export import ExportSettings
     from penstock.stages.optimize import OptimizeSettings
@@ -32,7 +33,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "penstock.api": (
-        "bench", "build", "evaluate", "export", "inspect", "optimize", "quantize", "select", "verify",
+        "bench", "build", "convert", "evaluate", "export", "inspect", "optimize", "quantize", "select", "verify",
     ),
     "penstock.build_settings": ("BuildSettings",),
     "penstock.data": ("DataSettings",),
@@ -41,6 +42,7 @@ _HOMES = {
     "penstock.pipeline": ("BuildResult",),
     "penstock.record": ("Record",),
     "penstock.stages.bench": ("BenchSettings",),
+    "penstock.stages.convert": ("ConvertSettings",),
     "penstock.stages.evaluate": ("EvaluateSettings",),
     "penstock.stages.export": ("ExportSettings",),
     "penstock.stages.optimize": ("OptimizeSettings",),
@@ -52,9 +54,10 @@ _HOMES = {
 }  # fmt: skip
 
 __all__ = [  # noqa: RUF022  # grouped by what they are: the verbs in order, the nouns, the settings, the errors
-    "build", "export", "inspect", "optimize", "quantize", "verify", "evaluate", "bench", "select",
+    "build", "export", "inspect", "optimize", "convert", "quantize", "verify", "evaluate", "bench", "select",
     "Variant", "Deployment", "Record", "Verdict", "BuildResult",
-    "BuildSettings", "DataSettings", "ExportSettings", "OptimizeSettings", "QuantizeSettings", "VerifySettings",
+    "BuildSettings", "DataSettings", "ExportSettings", "OptimizeSettings", "ConvertSettings", "QuantizeSettings",
+    "VerifySettings",
     "EvaluateSettings", "BenchSettings", "SelectSettings",
     "PenstockError", "GateError", "UsageError", "InputError", "StoreError", "MissingError",
 ]  # fmt: skip

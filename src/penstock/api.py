@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 from penstock import custom_domains, datasets, feeds, golden, graph, inputs, pipeline, precheck, registry, store, trial
 from penstock.backends import Backend, Loadable, Session
@@ -25,6 +25,7 @@ from penstock.progress import SILENT, Progress
 from penstock.record import Record
 from penstock.signature import Signature
 from penstock.stages import bench as bench_stage
+from penstock.stages import convert as convert_stage
 from penstock.stages import evaluate as evaluate_stage
 from penstock.stages import export as export_stage
 from penstock.stages import inspect as inspect_stage
@@ -33,6 +34,7 @@ from penstock.stages import quantize as quantize_stage
 from penstock.stages import select as select_stage
 from penstock.stages import verify as verify_stage
 from penstock.stages.bench import BenchResult, BenchSettings, Subject
+from penstock.stages.convert import Conversion, ConvertSettings
 from penstock.stages.evaluate import EvaluateSettings, Evaluation, PairedDifference
 from penstock.stages.export import ExportSettings
 from penstock.stages.inspect import Inspection
@@ -145,6 +147,22 @@ def _free_name(target: Path, taken: set[str]) -> str:
     """Return a name for the weights beside a file that isn't one of those ``taken``."""
     names = (f"{target.name}{f'-{number}' if number else ''}.data" for number in range(len(taken) + 1))
     return next(name for name in names if name not in taken)
+
+
+def convert(
+    model: str | Path, output: str | Path, opset: int | Literal["lowest"], settings: ConvertSettings | None = None
+) -> Conversion:
+    """Say a model in another opset, prove it, and write it to the file ``output``; ``"lowest"`` finds the lowest.
+
+    Raises ``GateError``, with nothing written, where a node would lose its meaning (its ``nodes`` tells which and why)
+    or the proof finds a difference; ``UsageError`` for an opset that there isn't, ``InputError`` for a broken model.
+    """
+    with store.scratch() as work:
+        done = convert_stage.convert(Path(model), opset, settings or ConvertSettings(), work)
+        target = Path(output)
+        for file in sorted(work.iterdir(), key=lambda path: path.suffix == ".onnx"):
+            store.copy_file(file, target if file.name == optimize_stage.MAIN else target.parent / file.name)
+    return done
 
 
 def quantize(
@@ -398,4 +416,4 @@ def _seed(folder: Path) -> int:
         return 0
 
 
-__all__ = ["bench", "build", "evaluate", "export", "inspect", "optimize", "quantize", "select", "verify"]
+__all__ = ["bench", "build", "convert", "evaluate", "export", "inspect", "optimize", "quantize", "select", "verify"]

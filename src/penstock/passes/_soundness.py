@@ -102,8 +102,11 @@ def _checker(model: ir.Model, *, full: bool) -> str:
     return ""
 
 
-def refusal_of(path: Path) -> str:
-    """Return what onnx.checker says against a model file, or nothing; weights beside it aren't read."""
+def refusal_of(path: Path, *, full: bool = False) -> str:
+    """Return what onnx.checker says against a model file, or nothing; weights beside it aren't read.
+
+    ``full`` adds the checker's shape inference.
+    """
     import onnx
 
     proto = onnx.ModelProto()
@@ -112,7 +115,7 @@ def refusal_of(path: Path) -> str:
             data = path.read_bytes()
             proto.ParseFromString(data)
             beside = any(tensor.data_location == tensor.EXTERNAL for tensor in proto.graph.initializer)
-            onnx.checker.check_model(weightless(graph.parse(path)) if beside else data)
+            onnx.checker.check_model(weightless(graph.parse(path)) if beside else data, full_check=full)
     except Exception as error:  # the checker, protobuf and onnx-ir each raise types of their own
         return graph.first_line(error)
     return ""

@@ -39,6 +39,12 @@ class Knowledge:
         self.elements: dict[ir.Value, Elements] = {}
         self._opset_protos: list[onnx.OperatorSetIdProto] = []
 
+    def move_to(self, opset: int) -> None:
+        """Read the standard operators by another opset from now on."""
+        if opset != self.opset:
+            self.opset = self._imports[""] = opset
+            self._opset_protos = []
+
     def learn(self, graph: ir.Graph) -> None:
         """Visit a graph from its inputs on."""
         for value in graph.inputs:
