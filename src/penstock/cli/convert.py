@@ -25,7 +25,7 @@ Examples:
 
 What changed in an operator, and which of it can be converted: penstock explain Resize
 """
-SHOWN = 40  # changes that are printed
+SHOWN = 40  # kinds of changes that are printed
 
 
 @click.command(epilog=EPILOG)
@@ -85,10 +85,14 @@ def _refuse(nodes: Sequence[Refused], opset: str) -> None:
 
 
 def _show(done: Conversion) -> None:
-    for change in done.changes[:SHOWN]:
-        click.echo(_text(f"opset {change.opset:<4}{change.op} {change.node!r}: {change.what}"))
-    if len(done.changes) > SHOWN:
-        click.echo(f"          and {len(done.changes) - SHOWN:,} more changes; --json lists them")
+    alike: dict[tuple[int, str, str], list[str]] = {}
+    for change in done.changes:
+        alike.setdefault((change.opset, change.op, change.what), []).append(change.node)
+    for (opset, op, what), nodes in list(alike.items())[:SHOWN]:
+        named = ", ".join(nodes[:3]) + (f" and {len(nodes) - 3:,} more" if len(nodes) > 3 else "")
+        click.echo(_text(f"opset {opset:<4}{op}: {what} ({named})"))
+    if len(alike) > SHOWN:
+        click.echo(f"          and {len(alike) - SHOWN:,} more changes; --json lists them node by node")
     if done.inlined:
         click.echo(_text(f"functions are inlined, because of {done.inlined}"))
     for node in done.limits[:5]:

@@ -135,10 +135,10 @@ def times_one(node: ir.Node, place: Place) -> Rewrite:
     """An Expand to a fixed shape is a product with ones."""
     import numpy as np
 
-    x, shape = node.inputs[0], place.need_ints(node.inputs[1], "shape")
+    x, shape = node.inputs[0], place.ints(node.inputs[1])
     dtype = place.dtype(x)
-    if math.prod(shape) > MOST_ONES or dtype.name not in (*LARGEST, "INT32", "INT64"):
-        raise Refusal("opset 7 has no Expand, and a product with ones isn't possible here")
+    if shape is None or math.prod(shape) > MOST_ONES or dtype.name not in (*LARGEST, "INT32", "INT64"):
+        raise Refusal("opset 7 has no Expand, and a product with ones needs a fixed shape, not large, of numbers")
     ones = place.constant(np.ones(shape, dtype.numpy()), dtype)
     return Rewrite({node.outputs[0]: place.make("Mul", [x, ones])}, "a product with ones")
 
