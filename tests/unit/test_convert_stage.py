@@ -23,8 +23,9 @@ def saved(
     functions: list | None = None, other: dict | None = None, kind: int = FLOAT, ir: int = 8,
 ) -> Path:  # fmt: skip
     """Write a model x → y of these nodes."""
+    named = [f"d{axis}" for axis in range(len(shape))] if out is None else out
     graph = helper.make_graph(
-        nodes, "g", [helper.make_tensor_value_info("x", FLOAT, shape)], [helper.make_tensor_value_info("y", kind, out)],
+        nodes, "g", [helper.make_tensor_value_info("x", FLOAT, shape)], [helper.make_tensor_value_info("y", kind, named)],
         [numpy_helper.from_array(array, name) for name, array in (weights or {}).items()],
     )  # fmt: skip
     imports = [helper.make_opsetid("", opset), *(helper.make_opsetid(*item) for item in (other or {}).items())]
@@ -125,7 +126,7 @@ def test_an_adapter_that_raises_refuses_its_node(tmp_path: Path, monkeypatch: py
 def test_bodies_are_converted(tmp_path: Path) -> None:
     def branch(name: str, axis: int) -> onnx.GraphProto:
         node = helper.make_node("ReduceMean", ["x"], [name], axes=[axis], keepdims=1)
-        return helper.make_graph([node], name, [], [helper.make_tensor_value_info(name, FLOAT, None)])
+        return helper.make_graph([node], name, [], [helper.make_tensor_value_info(name, FLOAT, ["a", "b"])])
 
     nodes = [
         helper.make_node("ReduceMax", ["x"], ["m"], keepdims=0),

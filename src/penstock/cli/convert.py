@@ -88,9 +88,9 @@ def _show(done: Conversion) -> None:
     alike: dict[tuple[int, str, str], list[str]] = {}
     for change in done.changes:
         alike.setdefault((change.opset, change.op, change.what), []).append(change.node)
-    for (opset, op, what), nodes in list(alike.items())[:SHOWN]:
-        named = ", ".join(nodes[:3]) + (f" and {len(nodes) - 3:,} more" if len(nodes) > 3 else "")
-        click.echo(_text(f"opset {opset:<4}{op}: {what} ({named})"))
+    for (number, op, what), nodes in list(alike.items())[:SHOWN]:
+        shown = ", ".join(nodes[:3]) + (f" and {len(nodes) - 3:,} more" if len(nodes) > 3 else "")
+        click.echo(_text(f"opset {number:<4}{op}: {what} ({shown})"))
     if len(alike) > SHOWN:
         click.echo(f"          and {len(alike) - SHOWN:,} more changes; --json lists them node by node")
     if done.inlined:
@@ -102,8 +102,8 @@ def _show(done: Conversion) -> None:
     click.echo(f"opset     {done.opset_before} → {done.opset_after}, "
                f"IR version {done.ir_version_before} → {done.ir_version_after}")  # fmt: skip
     changed = len({(change.node, change.op) for change in done.changes})
-    nodes = f"{done.nodes_before:,} → {done.nodes_after:,} (Constants don't count)"
-    click.echo(f"nodes     {nodes}; {changed:,} of them are said otherwise, the others stay as they are")
+    counts = f"{done.nodes_before:,} → {done.nodes_after:,} (Constants don't count)"
+    click.echo(f"nodes     {counts}; {changed:,} of them are said otherwise, the others stay as they are")
     proof = done.proof
     told = f": {proof.runs} runs, largest relative difference {proof.worst:.1e}" if proof.runs else ""
     click.echo(_text(f"proof     {proof.state}{told}" + (f"; {proof.reason}" if proof.reason else "")))

@@ -33,7 +33,7 @@ def expanded(node: ir.Node, place: Place, schema: Schema, boundary: int) -> Rewr
 
 
 def _model(node: ir.Node, place: Place, schema: Schema, boundary: int) -> tuple[ir.Model, int]:
-    """Build a model of the body, whose inputs are named and typed as the node's."""
+    """Build a model of the body, whose inputs are typed as the node's."""
     import onnx
     import onnx_ir as ir
 
@@ -42,12 +42,11 @@ def _model(node: ir.Node, place: Place, schema: Schema, boundary: int) -> tuple[
     with quiet():
         function, opset = _function(node, place, schema, boundary)
     proto = ir.serde.serialize_node(node)
-    names = dict(zip(function.input, [f"in{i}" if name else "" for i, name in enumerate(proto.input)], strict=False))
-    names |= {name: "" for name in function.input if name not in names}
+    absent = {name for index, name in enumerate(function.input) if place.input(node, index) is None}
     attributes = {one.name: one for one in proto.attribute}
     defaults = {name: a.default_value for name, a in schema.attributes.items() if a.default_value.name}
-    nodes = [_bound(one, names, defaults | attributes) for one in function.node]
-    inputs = [onnx.ValueInfoProto(name=names[name], type=_type(place, value))
+    nodes = [_bound(one, absent, defaults | attributes) for one in function.node]
+    inputs = [onnx.ValueInfoProto(name=name, type=_type(place, value))
               for name, value in zip(function.input, node.inputs, strict=False) if value is not None]  # fmt: skip
     outputs = [onnx.ValueInfoProto(name=name) for name, old in zip(function.output, node.outputs, strict=False)
                if old.uses() or old.is_graph_output()]  # fmt: skip
@@ -79,18 +78,22 @@ def _function(node: ir.Node, place: Place, schema: Any, boundary: int) -> tuple[
 
 
 def _type(place: Place, value: ir.Value) -> onnx.TypeProto:
+    import onnx_ir as ir
+
     from penstock.rewriting.knowledge import _type_proto
 
+    if value.type is not None and not isinstance(value.type, ir.TensorType):
+        return ir.serde.serialize_type(value.type)
     return _type_proto(place.dtype(value), place.shape(value))
 
 
-def _bound(node: onnx.NodeProto, names: dict[str, str], attributes: dict[str, onnx.AttributeProto]) -> onnx.NodeProto:
-    """Put the call's inputs and attributes into a node of the body, and into the bodies in it."""
+def _bound(node: onnx.NodeProto, absent: set[str], attributes: dict[str, onnx.AttributeProto]) -> onnx.NodeProto:
+    """Put the call's attributes into a node of the body, and into the bodies in it; drop inputs that aren't given."""
     import onnx
 
     made = onnx.NodeProto()
     made.CopyFrom(node)
-    made.input[:] = [names.get(name, name) for name in node.input]
+    made.input[:] = ["" if name in absent else name for name in node.input]
     del made.attribute[:]
     for one in node.attribute:
         if one.ref_attr_name:
@@ -102,7 +105,7 @@ def _bound(node: onnx.NodeProto, names: dict[str, str], attributes: dict[str, on
         if one.HasField("g"):
             inner = made.attribute[-1].g
             for index, kept in enumerate(one.g.node):
-                inner.node[index].CopyFrom(_bound(kept, names, attributes))
+                inner.node[index].CopyFrom(_bound(kept, absent, attributes))
     return made
 
 
@@ -128,7 +131,7 @@ def _moved(node: ir.Node, place: Place, model: ir.Model) -> dict[ir.Value, ir.Va
         graph.remove(one)
         place.made.append(one)
         for value in (value for body in bodies_in(one) for value in _values(body)):
-            value.name = f"{node.outputs[0].name}_{value.name}"
+            value.name = place.free_name(f"{node.outputs[0].name}_{value.name}")
     return results
 
 

@@ -84,6 +84,15 @@ def ratio_as_attribute(node: ir.Node, place: Place) -> Rewrite:
                        ratio=0.5 if number is None else float(number))  # fmt: skip
 
 
+@down(11, "Gemm")
+def zero_added(node: ir.Node, place: Place) -> Rewrite | None:
+    """What isn't added is a zero."""
+    if place.input(node, 2) is not None:
+        return None
+    zero = place.scalar_constant(0, place.dtype(node.inputs[0]))
+    return place.renew(node, "C is a zero", [*node.inputs[:2], zero])
+
+
 @down(12, "Pow")
 def one_type(node: ir.Node, place: Place) -> Rewrite | None:
     """An exponent of another type is cast to the base's."""

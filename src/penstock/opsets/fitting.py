@@ -173,6 +173,8 @@ def _cast_around(node: ir.Node, place: Place, after: Schema, problem: str) -> Re
     variable = after.inputs[1 if node.op_type == "Where" else 0].type_str
     places = [index for index, value in enumerate(node.inputs)
               if value is not None and _variable(after.inputs, index) == variable]  # fmt: skip
+    if node.op_type in ("ReduceMax", "ReduceMin") and not all(place.static(node.inputs[0]) or (0,)):
+        raise refusal  # of nothing, the result is the type's own least or greatest value
     narrow = {place.dtype(node.inputs[index]) for index in places}
     if len(narrow) != 1:
         raise refusal

@@ -179,7 +179,11 @@ def _one_hot(node: ir.Node, place: Place, what: str, *, up: bool) -> Rewrite | N
     size = place.make("Reshape", [size, place.constant(np.zeros(0, np.int64))])
     place.known.put(size, (), dtype)
     below = place.make("Less", [whole, place.scalar_constant(0, dtype)])
-    other = size if up else place.typed(place.make("Add", [whole, size]), dtype, whole)
+    other = size
+    if not up:  # what is below the first from the back stays off
+        moved = place.typed(place.make("Add", [whole, size]), dtype, whole)
+        still = place.make("Less", [moved, place.scalar_constant(0, dtype)])
+        other = place.typed(place.make("Where", [still, size, moved]), dtype, whole)
     chosen = place.typed(place.make("Where", [below, other, whole]), dtype, whole)
     return place.renew(node, what, [chosen, *node.inputs[1:]], axis=front)
 

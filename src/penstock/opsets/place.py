@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from penstock.rewriting import Refusal, Rewrite
@@ -21,6 +21,7 @@ class Place(Site):
     """A site whose ``opset`` is the one that is converted to. In a function constants are nodes."""
 
     node: ir.Node | None = None  # the one that is converted
+    free_name: Callable[[str], str]  # returns a name that no value has
 
     def constant(self, array: Array, dtype: ir.DataType | None = None) -> ir.Value:
         """Make a constant: an initializer, or a node where there are none."""

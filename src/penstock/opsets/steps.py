@@ -58,6 +58,7 @@ class Steps:
         self.editor = Editor(model, trace)
         self.known = self.editor.known
         self.place = self.editor.site = Place(self.known)
+        self.place.free_name = self.editor.free_name
         self._from: dict[ir.Node, tuple[str, str]] = {}  # new nodes → label and operator of the one they came from
         self._stuck: set[ir.Node] = set()
         self._bound: list[ir.Value] = []
