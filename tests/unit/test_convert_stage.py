@@ -25,7 +25,8 @@ def saved(
     """Write a model x → y of these nodes."""
     named = [f"d{axis}" for axis in range(len(shape))] if out is None else out
     graph = helper.make_graph(
-        nodes, "g", [helper.make_tensor_value_info("x", FLOAT, shape)], [helper.make_tensor_value_info("y", kind, named)],
+        nodes, "g",
+        [helper.make_tensor_value_info("x", FLOAT, shape)], [helper.make_tensor_value_info("y", kind, named)],
         [numpy_helper.from_array(array, name) for name, array in (weights or {}).items()],
     )  # fmt: skip
     imports = [helper.make_opsetid("", opset), *(helper.make_opsetid(*item) for item in (other or {}).items())]

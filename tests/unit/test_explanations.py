@@ -63,6 +63,29 @@ def test_explain(capsys: pytest.CaptureFixture[str]) -> None:
     assert error["id"] == "unknown-code" and "baked-in-size" in error["do"]
 
 
+def test_an_operator_is_told_of(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["explain", "resize"]) == 0
+    out = capsys.readouterr().out
+    assert "ai.onnx::Resize, versions 10, 11, 13, 18, 19" in out
+    assert "new attribute coordinate_transformation_mode=half_pixel" in out and "converted up:" in out
+    assert run(["explain", "ai.onnx.ml::TreeEnsembleClassifier", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["result"]["operator"]
+    assert (told["domain"], [one["since"] for one in told["versions"]]) == ("ai.onnx.ml", [1, 3, 5])
+    assert told["deprecated"]
+    assert run(["explain", "Softmax", "--json"]) == 0
+    versions = json.loads(capsys.readouterr().out)["result"]["operator"]["versions"]
+    assert "attribute axis=1 became axis=-1" in versions[-1]["changes"] and versions[-1]["down"]
+
+
+@pytest.mark.parametrize(("name", "said"), [
+    ("com.microsoft::FusedConv", "isn't standard"), ("Resise", "did you mean Resize"),
+    ("baked-in-sise", "did you mean baked-in-size"),
+])  # fmt: skip
+def test_what_is_neither_is_said_so(name: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["explain", name]) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_a_message_says_where_to_learn_more(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["inspect", "absent.onnx"]) == 2
     assert capsys.readouterr().err.splitlines()[-1] == "  more:  penstock explain no-such-file"

@@ -243,5 +243,5 @@ def test_a_change_that_nobody_read_is_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(history, "REVIEWED", 17)
     _, done = taken(model_of([NODE("LpPool", ["x"], ["y"], kernel_shape=[2])], 17, [1, 1, 4], {}), 18)
     assert "newer than this Penstock" in done.refused[0].reason
-    proto, done = taken(model_of([NODE("Relu", ["x"], ["y"])], 13, [2], {}), 14)  # other types alone: it goes on
+    _, done = taken(model_of([NODE("Relu", ["x"], ["y"])], 13, [2], {}), 14)  # other types alone: it goes on
     assert not done.refused

@@ -18,14 +18,22 @@ def batch_of_one_dropped(node: ir.Node, place: Place) -> Rewrite:
     """A batch of one sequence loses its axis. Refused: more of them, and lengths of their own."""
     if node.inputs[0] is not None:
         raise Refusal("its sequences have lengths of their own, which opset 9 has no longer")
-    given = node.inputs[1:]
-    if any((shape := place.shape(value)) is None or not shape or shape[0] != 1 for value in given):
-        raise Refusal("its batch isn't known to be 1, and opset 9 has no batch axis here")
-    inputs = [place.axes("Squeeze", value, [0]) for value in given if value is not None]
+    inputs = [_sequence(value, place) for value in node.inputs[1:] if value is not None]
     directions = place.attribute(node, "directions")
     made = place.anew(node, inputs, directions=None, scan_input_directions=directions)
     values = {old: place.make("Unsqueeze", [new], axes=[0]) for old, new in zip(node.outputs, made, strict=True)}
     return Rewrite(values, "its batch of one is taken off and put back")
+
+
+def _sequence(value: ir.Value, place: Place) -> ir.Value:
+    """Return the one sequence of a batch."""
+    maker = place.maker(value, "Unsqueeze")
+    if maker is not None and list(place.attribute(maker, "axes", ())) == [0] and maker.inputs[0] is not None:
+        return maker.inputs[0]
+    shape = place.shape(value)
+    if not shape or shape[0] != 1:
+        raise Refusal("its batch isn't known to be 1, and opset 9 has no batch axis here")
+    return place.axes("Squeeze", value, [0])
 
 
 @down(9, "Scan")

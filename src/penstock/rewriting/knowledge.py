@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 
 Shape = tuple[Size, ...]
 Elements = tuple[Size, ...]
+# operators of ONNX Runtime whose result is of their first input's type
+AS_FIRST_INPUT = {
+    "BiasGelu", "FastGelu", "FusedConv", "FusedGemm", "FusedMatMul", "Gelu", "QuickGelu", "SkipLayerNormalization",
+    "SkipSimplifiedLayerNormalization",
+}  # fmt: skip
 MOST_ELEMENTS = 64  # of a tensor that is followed element by element
 MOST_ASKED_BYTES = 1 << 16  # of a constant that is shown to onnx's inference
 
@@ -84,6 +89,8 @@ class Knowledge:
         for value in node.outputs:
             if value.shape is not None and value not in self.shapes:
                 self.shapes[value] = declared(value.shape)
+        if node.domain == "com.microsoft" and node.op_type in AS_FIRST_INPUT:
+            self.put(node.outputs[0], None, node.inputs[0])
         for attribute in node.attributes.values():
             if not attribute.is_ref() and attribute.type.name == "GRAPH":
                 self._visit_all(attribute.as_graph())
