@@ -135,7 +135,9 @@ def apply(
     proto: onnx.ModelProto, *names: str | tuple[str, object], max_rounds: int = ROUNDS, failures: bool = False
 ) -> Applied:
     """Run passes to a fixpoint; the log has to lead to the result, and no pass may fail unless that is asked for."""
-    loaded = ir.from_proto(proto)
+    own = onnx.ModelProto()
+    own.CopyFrom(proto)  # tensors are wrapped, not copied
+    loaded = ir.from_proto(own)
     passes = [(name, registry.load("passes", name)) if isinstance(name, str) else name for name in names]
     done = rewrite(loaded, passes, max_rounds=max_rounds)
     assert failures or not [turns.failures for turns in done.turns if turns.failures]
