@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 SHOWN = 5  # refused nodes that an error spells out
 
 
+PROOF_MEMORY_BYTES = 768 << 20  # most memory of the proof, beside 6 times the weights
+
+
 @dataclass(frozen=True, slots=True)
 class ConvertSettings:
     """How the result is proved."""
@@ -184,4 +187,8 @@ def _proved(source: Path, result: Path, weights: int, settings: ConvertSettings)
     if weights > settings.proof_bytes:
         what = f"its weights have {weights:,} bytes, {settings.proof_bytes:,} are run twice (--proof-bytes)"
         return proof.skipped(what)
-    return proof.prove(source, result, seeds=settings.proof_seeds, seconds=settings.proof_seconds, other_opset=True)
+    memory = PROOF_MEMORY_BYTES + 6 * weights  # two models, as files, as weights and as packed weights
+    return proof.prove(
+        source, result, seeds=settings.proof_seeds, seconds=settings.proof_seconds, memory_bytes=memory,
+        other_opset=True,
+    )  # fmt: skip
