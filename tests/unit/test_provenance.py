@@ -1,5 +1,6 @@
 """What became of a node: the rewrites that took it, what stands in its place, and why not more."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from penstock import provenance
+from penstock.cli import run
 from penstock.errors import UsageError
 
 
@@ -69,3 +71,18 @@ def test_an_unknown_node_offers_the_nearest(path: Path) -> None:
 def test_a_real_model(shared: Path) -> None:
     (fate,) = provenance.fates(shared / "models" / "mnist-8" / "model.onnx", "Plus30")
     assert [step.rule for step in fate.steps] == ["fold-affine"] and fate.now == ("Conv Convolution28",)
+
+
+def test_the_command_tells_it(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["explain", str(path), "norm", "-q"]) == 0
+    out = capsys.readouterr().out
+    assert "fold-batchnorm: folded into the Conv before it" in out and "in its place stands Conv" in out
+    assert run(["explain", str(path), "kept", "-q"]) == 0
+    out = capsys.readouterr().out
+    assert "it stays as it is" in out and "not more: fold-batchnorm: the output of Conv has 2 consumers" in out
+    assert run(["explain", str(path), "dead", "--json", "-q"]) == 0
+    assert json.loads(capsys.readouterr().out)["result"]["fates"][0]["now"] == []
+    assert run(["explain", str(path), "nrom", "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["error"]["id"] == "unknown-node"
+    assert run(["explain", str(path), "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["error"]["id"] == "no-node"
