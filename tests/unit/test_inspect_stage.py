@@ -274,3 +274,22 @@ def test_nothing_is_counted_twice() -> None:
     groups = [rules.FREE, rules.PER_OUTPUT, rules.PER_INPUT, rules.POOLS, frozenset(rules.RULES)]
     assert sum(map(len, groups)) == len(frozenset().union(*groups))
     assert math.prod(()) == 1  # the size of a scalar
+
+
+def test_a_model_beyond_the_limit_on_details(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Operators, weights and signature are there; layers are not, and every operator is of unknown cost."""
+    from penstock.stages import inspect as stage
+
+    path = tiny.save(tiny.conv(), tmp_path / "m.onnx")
+    whole = stage.inspect(path)
+    monkeypatch.setattr(stage, "MOST_DETAILED", 5)
+    found = stage.inspect(path)
+    assert (found.nodes, found.operators, found.weights, found.parameters, found.signature) == (
+        whole.nodes, whole.operators, whole.weights, whole.parameters, whole.signature
+    )  # fmt: skip
+    assert (
+        found.layers == ()
+        and found.macs == 0
+        and {entry.op for entry in found.unknown} == {use.op for use in found.operators}
+    )
+    assert "all nodes of unknown cost are not in the sums" in found.notes
