@@ -5,6 +5,7 @@ import json
 import math
 import warnings
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import onnx
