@@ -101,7 +101,9 @@ def _serve(asked: dict[str, Json]) -> Json:
         before, after = Path(str(asked["before"])), Path(str(asked["after"]))
         libraries = tuple(cast("list[str]", asked["libraries"]))
         return to_json(
-            compare(before, after, int(cast(int, asked["seeds"])), libraries, other_opset=bool(asked["other_opset"]))
+            compare(
+                before, after, int(cast(int, asked["seeds"])), libraries, other_opset=bool(asked.get("other_opset"))
+            )
         )
     except PenstockError as error:
         return to_json(skipped(error.what))

@@ -300,7 +300,8 @@ COMMANDS = {
     "quantize": ["m.onnx", "--data", "d.npz", "-o", "q.onnx"], "list": [], "verify": ["m.onnx", "--against", "m.onnx"],
     "bench": ["m.onnx", "--bench-seconds", "0.05", "--no-footprint"], "build": ["m.onnx", "-o", "out", *FAST[:-3]],
     "export": ["m.onnx", "-o", "e.onnx"], "schema": [], "init": ["m.onnx", "-o", "i.toml"], "doctor": [],
-    "completion": ["bash"], "evaluate": ["m.onnx", "--data", "d.npz"],
+    "convert": ["m.onnx", "-o", "c.onnx", "--opset", "21"], "completion": ["bash"],
+    "evaluate": ["m.onnx", "--data", "d.npz"],
 }  # fmt: skip
 
 

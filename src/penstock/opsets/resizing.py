@@ -73,19 +73,22 @@ def coordinates_named(node: ir.Node, place: Place) -> Rewrite:
 
 
 def _clear(scale: float, size: int | None) -> bool:
-    """Whether rounding down and rounding up in the readings of opset 10 give the same pixels."""
+    """Whether rounding down and rounding up, in 32-bit floats, give the same pixels."""
     if scale >= 1 and scale == int(scale):
         return True  # each pixel is repeated
-    if scale < 1 and abs(1 / scale - round(1 / scale)) < 1e-6:
-        return size is None or size % round(1 / scale) == 0 or True  # every n-th pixel, x_resized · n
+    if scale < 1 and math.log2(scale) == int(math.log2(scale)):
+        return True  # every 2nd, 4th, … pixel
     if size is None:
         return False
-    count = math.floor(size * scale)
-    return all(_rounded(i / scale, math.floor) == _rounded(i / scale, math.ceil) for i in range(count))
+    places = [_place(i, scale) for i in range(math.floor(size * scale))]
+    return all(place == int(place) for place in places)
 
 
-def _rounded(x: float, how: object) -> int:
-    return round(x) if abs(x - round(x)) < 1e-4 else int(how(x))  # type: ignore[operator]  # floor or ceil
+def _place(i: int, scale: float) -> float:
+    """Return x_resized / scale as runtimes compute it."""
+    import numpy as np
+
+    return float(np.float32(i) / np.float32(scale))
 
 
 def _no_floats(place: Place) -> ir.Value:
@@ -160,7 +163,7 @@ def _repeats(scale: float, coordinates: str, rounding: str, size: int | None) ->
             rounding, (math.ceil(x - 0.5), math.floor(x + 0.5))
         )
         chosen = high if rounding == "round_prefer_ceil" else low
-        if min(max(chosen, 0), last) != min(_rounded(i / scale, math.floor), last):
+        if min(max(chosen, 0), last) != min(math.floor(_place(i, scale)), last):
             return False
     return True
 

@@ -61,7 +61,7 @@ class Steps:
         self.place.free_name = self.editor.free_name
         self._from: dict[ir.Node, tuple[str, str]] = {}  # new nodes → label and operator of the one they came from
         self._stuck: set[ir.Node] = set()
-        self._bound: list[ir.Value] = []
+        self._bound: set[ir.Value] = set()  # whose types were found from callers or bodies
         self._function = ""
         for function in model.functions.values():
             self.place.functions |= {id(function.graph), *(id(graph) for graph in function.subgraphs())}
@@ -165,44 +165,39 @@ class Steps:
 
     def _learn(self) -> None:
         """Find out types and shapes everywhere; a function's inputs are what all its callers give."""
-        for _ in range(ROUNDS_OF_TYPES):
+        calls: dict[tuple[str, str, str], list[ir.Node]] = {key: [] for key in self.model.functions}
+        for _, graph, _ in self.scopes():
+            for node in graph.all_nodes():
+                if (found := calls.get(node.op_identifier())) is not None:
+                    found.append(node)
+        for _ in range(ROUNDS_OF_TYPES if calls else 1):
             before = len(self._bound)
-            for name, graph, imports in self.scopes():
-                self.known.move_to(imports.get("", history.newest()))
-                if name:
-                    graph_inputs = self.model.functions[self._key(name)].inputs
-                    self._bind(name, graph_inputs)
-                self.known.learn(graph)
-            self._return_types()
+            self._learn_scope(self.model.graph, self.model.opset_imports)
+            for key, function in self.model.functions.items():
+                self._bind(function.inputs, calls[key])
+                self._learn_scope(function.graph, function.opset_imports)
+                for call in calls[key]:
+                    for inner, outer in zip(function.outputs, call.outputs, strict=False):
+                        if outer.type is None and inner.type is not None:
+                            outer.type = inner.type
+                            self._bound.add(outer)
             if len(self._bound) == before:
                 return
 
-    def _key(self, name: str) -> tuple[str, str, str]:
-        return next(key for key in self.model.functions if "::".join(filter(None, key)) == name)
+    def _learn_scope(self, graph: ir.Graph, imports: dict[str, int]) -> None:
+        self.known.move_to(imports.get("", history.newest()))
+        self.known.learn(graph)
 
-    def _calls(self, name: str) -> list[ir.Node]:
-        key = self._key(name)
-        return [node for _, graph, _ in self.scopes() for node in graph.all_nodes() if node.op_identifier() == key]
-
-    def _bind(self, name: str, inputs: Iterable[ir.Value]) -> None:
-        calls = self._calls(name)
+    def _bind(self, inputs: Iterable[ir.Value], calls: list[ir.Node]) -> None:
         for index, value in enumerate(inputs):
             given = [self.place.input(call, index) for call in calls]
             types = {None if one is None else one.type for one in given}
             shapes = {self.place.shape(one) for one in given}
             if value.type is None and len(types) == 1 and (type_ := types.pop()) is not None:
                 value.type = type_
-                self._bound.append(value)
+                self._bound.add(value)
             if value not in self.known.shapes and len(shapes) == 1 and (shape := shapes.pop()) is not None:
                 self.known.shapes[value] = shape
-
-    def _return_types(self) -> None:
-        for key, function in self.model.functions.items():
-            for call in self._calls("::".join(filter(None, key))):
-                for inner, outer in zip(function.outputs, call.outputs, strict=False):
-                    if outer.type is None and inner.type is not None:
-                        outer.type = inner.type
-                        self._bound.append(outer)
 
     def forget_types(self) -> None:
         """Take away the types that were noted inside functions: a function is for all types."""
