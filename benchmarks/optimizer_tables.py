@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import math
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -119,12 +120,17 @@ def _wrong(models: Rows, tools: Sequence[str]) -> str:
     for name, row in models.items():
         for tool in tools:
             if tool in row.results and (problem := row.results[tool].problem):
-                rows.append([name, tool, problem.replace("|", "/").replace("\n", " ")[:160]])
+                rows.append([name, tool, _told(problem)])
         if row.idempotent is False:
             rows.append([name, OWN, "optimizing twice gives other bytes"])
         if OWN in row.results and (note := row.results[OWN].note):
-            rows.append([name, "–", f"not or not wholly compared: {note}"[:200]])
+            rows.append([name, "–", _told(f"not or not wholly compared: {note}")])
     return table("Failures", rows) if len(rows) > 1 else ""
+
+
+def _told(text: str) -> str:
+    """Cut a message to a cell, without the folders of this machine."""
+    return re.sub(r"(?<![\w.])/(?:[^\s/]+/)+", "", text).replace("|", "/").replace("\n", " ")[:160]
 
 
 def misses(models: Rows) -> dict[str, tuple[int, int]]:

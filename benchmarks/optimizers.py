@@ -72,7 +72,7 @@ def main() -> int:
     tools = [tool for tool in TOOLS if tool in asked.tools.split(",")]
     table = measure(models, tools, asked.peers, 1 if asked.quick else asked.rounds)
     if not asked.quick:
-        whole_processes(models, table, asked.peers)
+        whole_processes(models, table, asked.peers, min(3, asked.rounds))
     reasons = tomllib.loads((HERE / "optimizer_misses.toml").read_text()).get("misses", {})
     text = optimizer_tables.markdown(table, tools, reasons)
     print(text)
@@ -149,7 +149,7 @@ def judged(before: Path, after: Path, answer: Mapping[str, object], judge: Warm)
     return Judged(nodes, problem, left, float(proof["worst"]), note)
 
 
-def whole_processes(models: Mapping[str, Path], table: Mapping[str, Row], peers: Path, rounds: int = 3) -> None:
+def whole_processes(models: Mapping[str, Path], table: Mapping[str, Row], peers: Path, rounds: int) -> None:
     """Time ``penstock optimize --no-proof`` and onnxsim's command as whole processes, interleaved."""
     out = str(ROOT / "build/optimized/process.onnx")
     penstock = [str(Path(sys.executable).with_name("penstock")), "optimize", "-q", "--no-proof", "-o", out]
