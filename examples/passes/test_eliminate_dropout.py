@@ -1,12 +1,15 @@
 """Eliminating Dropout: equal to the reference evaluator where it removes, a reason where it doesn't."""
 
+import eliminate_dropout
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from eliminate_dropout import run
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
+
+from penstock.passes import Declined
+from penstock.rewriting.run import Rewritten, rewrite
 
 
 def build(*, training: bool | None = None, mask_used: bool = False, last: bool = False) -> onnx.ModelProto:
@@ -32,32 +35,41 @@ def build(*, training: bool | None = None, mask_used: bool = False, last: bool =
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
+def run(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, Rewritten]:
+    """Rewrite with this rule alone."""
+    done = rewrite(ir.from_proto(proto), [("eliminate-dropout", eliminate_dropout)], max_rounds=5)
+    assert not done.turns[0].failures
+    return ir.to_proto(done.model), done
+
+
 @pytest.mark.parametrize("training", [None, False])
-def test_removes_what_does_nothing(training: bool | None) -> None:
-    before = build(training=training)
-    model = ir.from_proto(before)
-    result = run(model)
-    after = ir.to_proto(model)
+@pytest.mark.parametrize("last", [False, True])
+def test_removes_what_does_nothing(training: bool | None, last: bool) -> None:
+    before = build(training=training, last=last)
+    after, done = run(before)
     onnx.checker.check_model(after, full_check=True)
-    assert result.changes == ("removed drop",) and not result.declined
-    assert [node.op_type for node in after.graph.node] == ["Relu", "Neg"]
+    assert [event.what for event in done.trace.events] == ["a Dropout in inference"] and done.settled
+    assert [node.op_type for node in after.graph.node] == ["Relu", *([] if last else ["Neg"])]
     x = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
     (want,), (got,) = (ReferenceEvaluator(proto).run(None, {"x": x}) for proto in (before, after))
     np.testing.assert_array_equal(got, want)
 
 
 @pytest.mark.parametrize(
-    ("options", "reason"),
-    [
-        ({"training": True}, "training_mode is true"),
-        ({"mask_used": True}, "its mask is used"),
-        ({"last": True}, "it hands out a graph output"),
-    ],
+    ("options", "reason"), [({"training": True}, "training_mode is true"), ({"mask_used": True}, "its mask is used")]
 )
 def test_declines_with_a_reason(options: dict[str, bool], reason: str) -> None:
     before = build(**options)
-    model = ir.from_proto(before)
-    result = run(model)
-    assert not result.modified
-    assert [(place.node, place.reason) for place in result.declined] == [("drop", reason)]
-    assert ir.to_proto(model).graph == ir.to_proto(ir.from_proto(before)).graph
+    after, done = run(before)
+    assert not done.trace.events and list(done.turns[0].declined.values()) == [Declined("drop", reason)]
+    assert after.graph.node == before.graph.node and after.graph.initializer == before.graph.initializer
+
+
+def test_an_input_is_not_handed_out_without_a_node() -> None:
+    before = build(last=True)
+    before.graph.node[1].input[0] = "x"
+    del before.graph.node[0]
+    after, done = run(before)
+    assert [node.op_type for node in after.graph.node] == ["Dropout"]
+    (place,) = done.turns[0].declined.values()
+    assert place.reason == "it hands out, as an output of its graph, an input or a constant"
