@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from penstock import graph, store
+from penstock.rewriting.extract import extract
 from penstock.rewriting.run import Rewritten, weight_bytes
 
 EVERY = "every pass"  # the culprit where no single change is one
@@ -25,8 +26,11 @@ class Culprit:
     problem: str
 
 
-def first_bad(again: Again, events: int | None, problem: Problem) -> Culprit | None:
-    """Find the first change after which the model is wrong, by halving; ``None`` where it isn't wrong after all."""
+def first_bad(again: Again, events: int | None, problem: Problem, evidence: Path | None = None) -> Culprit | None:
+    """Find the first change after which the model is wrong, by halving; ``None`` where it isn't wrong after all.
+
+    The nodes that it took, as a model of their own, are written to ``evidence``: the smallest model that shows it.
+    """
 
     def state(stop: int | None) -> tuple[Rewritten, str]:
         done = again(stop)
@@ -46,6 +50,10 @@ def first_bad(again: Again, events: int | None, problem: Problem) -> Culprit | N
         else:
             low = middle
     event = done.trace.events[high - 1]
+    if evidence is not None:
+        before = again(high - 1)
+        taken = {node for node, row in before.trace.rows.items() if row.id in event.removed}
+        store.write_bytes(evidence, extract(before.model, taken))
     rows = {row.id: row for row in (*done.trace.base, *(row for e in done.trace.events for row in e.added))}
     nodes = tuple(rows[id].name or rows[id].op for id in event.removed if id in rows)
     return Culprit(event.rule, event.what, nodes[:MOST_NODES], told)

@@ -292,6 +292,23 @@ def test_the_one_wrong_change_among_many_is_found(model: Path, monkeypatch: pyte
     assert [(culprit.what, culprit.nodes) for culprit in result.culprits] == [("doubled", ("Add", "Relu"))]
 
 
+@pytest.mark.parametrize("each", [False, True])
+def test_the_smallest_model_that_shows_it_is_written(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, each: bool
+) -> None:
+    """It holds what the wrong change took, and shows the fault by itself."""
+    with_rule(monkeypatch, wrong, "Relu")
+    shown = tmp_path / "evidence.onnx"
+    run(model, verify_each=each, evidence=str(shown))
+    small = onnx.load(shown)
+    onnx.checker.check_model(small, full_check=True)
+    assert [node.op_type for node in small.graph.node] == ["Relu"] and len(small.graph.input) == 1
+    dims = small.graph.input[0].type.tensor_type.shape.dim
+    assert [dim.dim_param or dim.dim_value for dim in dims] == ["batch", 4, 8, 8]
+    again = optimize(shown, OptimizeSettings(), tmp_path)
+    assert [(culprit.rule, culprit.nodes) for culprit in again.culprits] == [("bad", ("Relu",))]
+
+
 def test_a_rule_that_makes_an_invalid_model_is_named_and_left_out(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that wires a value that is computed later: runtimes sort nodes themselves, the format doesn't allow it."""
 

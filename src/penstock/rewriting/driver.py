@@ -66,6 +66,8 @@ class Driver:
             index = self._index() if everything else None
             self.editor.site.sweeping = everything
             for name, one in self.passes:
+                if self._stops():
+                    return
                 turns, began, count = self.turns[name], time.perf_counter(), len(log)
                 if is_rule(one):
                     self._rule(turns, one, self._candidates(turns, one, index))
@@ -76,8 +78,6 @@ class Driver:
                 turns.seconds += time.perf_counter() - began
                 if len(log) != count:
                     after(name)
-                if self._stops():
-                    return
             if everything and len(log) == before:
                 self.settled = True
                 return

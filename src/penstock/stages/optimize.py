@@ -51,6 +51,7 @@ class OptimizeSettings:
         "", "add the fusions of one runtime, by its own optimizer; the result is for it alone", flag="--for",
         choices=("", "ort"),
     )  # fmt: skip
+    evidence: str = option("", "file for the smallest model that shows what a wrong pass does")
     verify_each: bool = option(False, "prove after each pass, and name the one that breaks something")
 
 
@@ -266,7 +267,8 @@ def _prove(
         return proved, None
     if settings.runtime and not passes:
         return proved, None
-    culprit = first_bad(_again(source, passes, settings), len(done.trace.events), _difference(source, settings))
+    again, shown = _again(source, passes, settings), Path(settings.evidence) if settings.evidence else None
+    culprit = first_bad(again, len(done.trace.events), _difference(source, settings), shown)
     return proved, culprit or Culprit(EVERY, "", (), proved.reason)
 
 
@@ -315,7 +317,8 @@ def _first_bad_pass(
             rewrite(_opened(source), passes, max_rounds=settings.max_rounds, foreign=_foreign(), after=after)
         except Found:
             name, proved = bad[0]
-            culprit = first_bad(_again(source, passes, settings), None, _difference(source, settings))
+            shown = Path(settings.evidence) if settings.evidence else None
+            culprit = first_bad(_again(source, passes, settings), None, _difference(source, settings), shown)
             return proved, culprit or Culprit(name, "", (), proved.reason)
     return None
 
