@@ -1,4 +1,7 @@
-"""Make a Swish of x·sigmoid(α·x), with α a number or left out. Swish needs opset 24.
+"""Make a Swish of x·sigmoid(α·x), with α a number or left out. Swish needs opset 24, and gets no other.
+
+ONNX Runtime 1.32 has no kernel for it and runs it by its function body, which it finds in models of opset 24 alone: in
+those of 25 to 27 a Swish doesn't load.
 
 Source: Ramachandran, Zoph and Le, Searching for Activation Functions (2017).
 """
@@ -9,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from penstock.passes import Phase
 from penstock.passes._expressions import factors_of, need_enclosed, need_narrow, need_opset, operands
-from penstock.rewriting import Rewrite
+from penstock.rewriting import Refusal, Rewrite
 from penstock.rewriting.site import Site
 
 if TYPE_CHECKING:
@@ -32,6 +35,8 @@ def rewrite(node: ir.Node, site: Site) -> Rewrite | None:
         if not plain and inner.values != [x]:
             continue
         need_opset("Swish", SINCE, site)
+        if site.opset > SINCE:
+            raise Refusal(f"ONNX Runtime runs no Swish in opset {site.opset}, only in {SINCE}")
         need_enclosed([gate, *([] if plain else inner.nodes)], node)
         need_narrow("Swish", x)
         alpha = None if plain or inner.number == 1.0 else inner.number

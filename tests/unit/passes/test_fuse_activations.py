@@ -141,6 +141,7 @@ def test_swish(number: str) -> None:
     assert found.operators == {"Swish": 1}
     hold(found, *FEEDS)
     assert trial(body, 23).reasons["fuse-swish"] == ["Swish needs opset 24, the model has 23"]
+    assert trial(body, 25).reasons["fuse-swish"] == ["ONNX Runtime runs no Swish in opset 25, only in 24"]
 
 
 @pytest.mark.parametrize(
