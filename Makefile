@@ -10,7 +10,7 @@ demo: $(READY)  ## set up, then run the whole job on CIFAR-10 if it is at hand, 
 	$(BIN)/python scripts/demo.py
 
 test: $(READY)  ## set up, then run the tests
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist worksteal
 
 check: $(READY)  ## lint, format, types, docs
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/python scripts/write_command_reference.py --check

@@ -46,8 +46,15 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         _SKIPPED.append(f"{report.nodeid}: {report.longrepr[2]}")
 
 
+def pytest_testnodedown(node: object, error: object) -> None:
+    """Take over what a worker left out, where tests run in several processes."""
+    _LEFT_OUT.update(getattr(node, "workeroutput", {}).get("left_out", {}))
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail a run that must be whole and isn't."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_out"] = _LEFT_OUT
     if _SKIPPED and os.environ.get("PENSTOCK_REQUIRE_SHARED") == "1":
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
