@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[np.float64]
 
+_DIGITS = {"FLOAT": 23, "FLOAT16": 10, "BFLOAT16": 7}  # binary digits of a number's fraction
 OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 FLOATS = ("FLOAT", "FLOAT16", "DOUBLE", "BFLOAT16")
 
@@ -107,8 +108,14 @@ def rounded(values: Array, dtype: ir.DataType, what: str) -> npt.NDArray[np.gene
 
     with np.errstate(all="ignore"):
         result = values.astype(dtype.numpy())
-    if not np.isfinite(result.astype(np.float64)).all():
+    back = result.astype(np.float64)
+    if not np.isfinite(back).all():
         raise Refusal(f"the folded {what} overflow {dtype.name}")
+    largest = float(np.abs(values).max(initial=0.0))
+    if float(np.abs(back - values).max(initial=0.0)) > 2.0 ** -_DIGITS.get(dtype.name, 52) * largest:
+        raise Refusal(
+            f"the folded {what} are too small for {dtype.name}"
+        )  # they would be rounded to a few bits, or to 0
     return result
 
 

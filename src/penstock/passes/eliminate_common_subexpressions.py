@@ -59,4 +59,5 @@ def _key(node: ir.Node) -> Hashable | None:
             value = (value.dtype, tuple(value.shape.numpy()), value.tobytes())
         attributes.append((name, tuple(value) if isinstance(value, list) else value))
     inputs = tuple(0 if value is None else id(value) for value in node.inputs)
-    return id(node.graph), node.op_type, inputs, tuple(attributes), len(node.outputs)
+    named = tuple(bool(value.name) for value in node.outputs)  # an output without a name isn't made
+    return id(node.graph), node.op_type, inputs, tuple(attributes), named

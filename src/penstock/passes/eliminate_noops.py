@@ -30,7 +30,7 @@ AFTER: tuple[str, ...] = ("lift-constants",)
 _OF_SHAPE = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Expand", "Tile", "Slice")
 _OF_ONE = ("Concat", "Sum", "Max", "Min", "Mean", "Split")
 _NEUTRAL = {"Add": 0.0, "Sub": 0.0, "Mul": 1.0, "Div": 1.0, "Pow": 1.0, "Max": -math.inf, "Min": math.inf}
-_POOLS = ("MaxPool", "AveragePool", "LpPool")
+_POOLS = ("MaxPool", "AveragePool")  # LpPool gives the absolute value
 _OTHERS = ("Identity", "Dropout", "Cast", "CastLike", "Transpose", "Pad", "Where")
 OPERATORS: tuple[str, ...] = tuple(dict.fromkeys([*_OTHERS, *_OF_SHAPE, *_OF_ONE, *_NEUTRAL, *_POOLS]))
 

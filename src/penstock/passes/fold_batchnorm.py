@@ -43,6 +43,8 @@ def rewrite(node: ir.Node, site: Site) -> Rewrite | None:
     slope, offset = _affine(node, site)
     try:
         linear = linear_before(node.inputs[0], site)
+        if linear.op_type == "MatMul" and site.rank(node.inputs[0]) != 2:
+            raise Refusal("it normalizes axis 1, which is the last axis of the product only where there are two")
         return site.instead(node, folded(linear, slope, offset, site), f"folded into the {linear.op_type} before it")
     except Refusal as refusal:
         after = _linear_after(node, site)

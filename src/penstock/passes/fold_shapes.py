@@ -81,6 +81,8 @@ def as_numbers(sizes: tuple[Size, ...], before: tuple[Size, ...] | None) -> list
             target.append(-1)
     if target.count(-1) > 1:
         raise Refusal(f"{target.count(-1)} of the sizes aren't known before a run")
+    if -1 in target and -1 not in sizes and any(not size for size in target):
+        raise Refusal("a size that stays in its place may be 0, and then none may be left to be worked out")
     return target
 
 

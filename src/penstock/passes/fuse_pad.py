@@ -63,6 +63,8 @@ def rewrite(node: ir.Node, site: Site) -> Rewrite | None:
             raise Refusal("the pool's size is rounded up")
         if any(size >= window for size, window in zip(pads, [*kernel, *kernel], strict=True)):
             raise Refusal("the pads would be as large as the window")
+        if any(step != 1 for step in attribute(node, "dilations") or ()):
+            raise Refusal("a dilated window may see nothing but what is padded")
     value = pad.inputs[0]
     if between is not None and shape is not None:
         target = tuple(

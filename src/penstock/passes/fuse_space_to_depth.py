@@ -41,6 +41,8 @@ def rewrite(node: ir.Node, site: Site) -> Rewrite | None:
     shape = site.shape(source)
     if source is None or shape is None or len(shape) != 4 or sorted(places) != list(range(block * block)):
         return None
+    if source.dtype is None or source.dtype.name not in ("FLOAT", "FLOAT16", "UINT8", "INT8"):
+        raise Refusal("runtimes have no SpaceToDepth of this type")
     channels, height, width = shape[1:]
     if not (isinstance(channels, int) and isinstance(height, int) and isinstance(width, int)):
         raise Refusal("the size of the image isn't known")

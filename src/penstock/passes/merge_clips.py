@@ -38,8 +38,9 @@ def rewrite(node: ir.Node, site: Site) -> Rewrite | None:
     start, first_low, first_high = inner
     site.need_sole_reader(middle, f"the {before.op_type} before it")
     joined = (max(first_low, low), min(max(first_high, low), high))
-    if start.dtype is None or start.dtype.name not in _FLOATS:
-        return None
+    kind = start.dtype.name if start.dtype is not None else ""
+    if kind not in _FLOATS or (kind != "FLOAT" and site.opset < 12 and joined != (0.0, math.inf)):
+        return None  # Clip of other types came with opset 12
     what = f"{before.op_type} and {node.op_type} join"
     if joined == (0.0, math.inf):
         return site.instead(node, site.make("Relu", [start]), what)

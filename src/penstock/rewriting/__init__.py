@@ -18,6 +18,14 @@ class Refusal(Exception):  # noqa: N818 (it says no, with a reason)
     """Raised inside a rule: there is something to rewrite here, but it must not be; the text is the reason."""
 
 
+class PassBroke(Exception):  # noqa: N818 (named for what happened)
+    """A pass raised while the model was being changed, and may have left it half changed: begin anew without it."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name}: {reason}")
+        self.name, self.reason = name, reason
+
+
 @dataclass(frozen=True, slots=True)
 class Rewrite:
     """Readers of each key read its value instead; what nobody reads any more goes. ``what``: a few words for the log.

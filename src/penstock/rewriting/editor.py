@@ -250,8 +250,8 @@ class Editor:
     def _bytes(self, value: ir.Value) -> int:
         size = count(self.known.shapes.get(value))
         elements = size.factor if isinstance(size, Product) else size
-        if elements is None or value.dtype is None:
-            return 0
+        if elements is None or value.dtype is None or value.dtype.is_string():
+            return 0  # texts have no size before a run
         return int(elements * value.dtype.itemsize)
 
     def _touch(self, made: list[ir.Node], readers: list[ir.Node], makers: list[ir.Node | None]) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from penstock.rewriting.knowledge import MOST_ELEMENTS, Elements, Knowledge, Rule, unsure
 from penstock.rewriting.shape_rules import dims_of_shape, ints, number, slices
-from penstock.rewriting.sizes import Size, divided, equal, plus, product, times
+from penstock.rewriting.sizes import Product, Size, divided, equal, plus, product, times
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -178,8 +178,10 @@ def _equal(node: ir.Node, known: Knowledge) -> Elements:
             return int(a == b)
         if equal(a, b):
             return 1
-        # a size is never negative
-        return 0 if any(isinstance(x, int) and x < 0 and y is not None for x, y in ((a, b), (b, a))) else None
+        for x, y in ((a, b), (b, a)):  # a size is never negative; a negative multiple of one may be
+            if isinstance(x, int) and x < 0 and isinstance(y, Product) and y.factor > 0:
+                return 0
+        return None
 
     return tuple(compared(a, b) for a, b in _pairs(node, known))
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from penstock import graph, guard
 from penstock.passes import Declined, Pass, PassResult, Rule
 from penstock.passes._soundness import Soundness
+from penstock.rewriting import PassBroke
 from penstock.rewriting.driver import Driver, Turns
 from penstock.rewriting.editor import Editor, nodes_of
 from penstock.rewriting.trace import Trace
@@ -17,14 +18,6 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 FIRST_WITH_FREE_INITIALIZERS = 4  # IR version: an initializer needn't be listed as an input
-
-
-class PassBroke(Exception):  # noqa: N818 (named for what happened)
-    """A built-in pass over the whole model raised, and may have left it half changed: begin anew without it."""
-
-    def __init__(self, name: str, reason: str) -> None:
-        super().__init__(f"{name}: {reason}")
-        self.name, self.reason = name, reason
 
 
 @dataclass(slots=True)

@@ -17,9 +17,10 @@ from penstock.passes._library import expanded_size
 from penstock.passes._order import in_order
 from penstock.passes._soundness import refusal_of
 from penstock.proof import Proof
+from penstock.rewriting import PassBroke
 from penstock.rewriting.driver import Turns
 from penstock.rewriting.knowledge import Knowledge, to_ir
-from penstock.rewriting.run import PassBroke, Rewritten, count, rewrite, weight_bytes
+from penstock.rewriting.run import Rewritten, count, rewrite, weight_bytes
 from penstock.rewriting.trace import Event, NodeRow
 from penstock.settings import option
 from penstock.specialise import Specialised, specialise
