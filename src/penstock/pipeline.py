@@ -117,6 +117,7 @@ class Build:
         slim = self._optimize(exported)
         self._quantize(slim, data)
         runnables = place(self.variants, self.settings.backends, self.settings.bench)
+        self._known_baseline(runnables)
         self.journal.step("place", [r.deployment for r in runnables], lambda append: _each(append, runnables))
         gold = self._golden(exported, data)
         passed = self._verify(runnables, gold)
@@ -151,6 +152,7 @@ class Build:
         drawn = store.digest_of([dataset.digest, dataset.preprocessing]) if dataset else ""
         done = transforms.export_source(self.source, settings, example, drawn, self.cache)
         custom_domains.need_library(custom_domains.used(graph.load(done.path)), self.settings.source)
+        self._known_logits(done)
         data, note = for_build(dataset, done.path, self.settings)  # before anything is written: the data may not fit
         self.notes += [note] if note else []
         variant = self._adopt(done, "export")
@@ -162,6 +164,18 @@ class Build:
         opset = graph.load(done.path).opset_imports.get("")
         self.progress.end(f"{variant.name}: opset {opset}, {variant.size_bytes / 1e6:.2f} MB{_cached(done)}")
         return done, data
+
+    def _known_logits(self, exported: Transformed) -> None:
+        names = [spec.name for spec in exported.variant.signature.outputs]
+        if unknown := sorted(set(self.settings.verify.logits) - set(names)):
+            do = f"its outputs are: {', '.join(names)}"
+            raise UsageError("unknown-output", f"the model has no output {unknown[0]!r}", where="--logits", do=do)
+
+    def _known_baseline(self, runnables: Sequence[Runnable]) -> None:
+        asked, names = self.settings.bench.baseline, [runnable.deployment.name for runnable in runnables]
+        if asked and asked not in names:
+            do = f"built are: {', '.join(names)}"
+            raise UsageError("unknown-baseline", f"{asked!r} is not built", where="[bench] baseline", do=do)
 
     def _adopt(self, done: Transformed, step: str) -> Variant:
         """Take a transform's result into the build folder and the ledger, with its inspection."""
@@ -244,6 +258,8 @@ class Build:
             raise InputError(error.id, error.what, where=self.settings.source, do=error.do) from error
         steps = (done.folder / optimize.TRACE).read_bytes()
         done = replace(done, facts={**done.facts, "trace_blob": self.folder.blob(steps)})
+        reason = str(cast("dict[str, Json]", done.measured["proof"])["reason"])
+        self.notes += [f"optimize: {' '.join(told.split())}" for told in optimize.complaints(done.facts, reason)]
         before, after = done.facts["nodes_before"], done.facts["nodes_after"]
         changes = sum(int(record["changes"]) for record in cast("list[dict[str, int]]", done.facts["passes"]))
         if done.variant.digest == exported.variant.digest or not changes:
@@ -279,9 +295,6 @@ class Build:
         self.progress.begin("golden", f"{data.golden.count} samples")
 
         names = [spec.name for spec in exported.variant.signature.outputs]
-        if unknown := sorted(set(self.settings.verify.logits) - set(names)):
-            do = f"its outputs are: {', '.join(names)}"
-            raise UsageError("unknown-output", f"the model has no output {unknown[0]!r}", where="--logits", do=do)
         logits = self.settings.verify.logits or (tuple(names[:1]) if data.evaluate is not None and data.classes else ())
 
         def run(append: Append) -> None:

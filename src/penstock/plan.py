@@ -99,8 +99,10 @@ class _Journal(Journal):
     ) -> list[Entry]:
         self.met.append(name)
         done = Done(name, store.digest_of(inputs))
-        if not self._diverged and self._steps < len(self._earlier) and self._earlier[self._steps][0] == done:
-            return super().step(name, inputs, run, whole)
+        if not self._diverged and self._steps < len(self._earlier):
+            earlier, entries = self._earlier[self._steps]
+            if earlier == done and self._folder.mend(entries) and whole(entries):
+                return super().step(name, inputs, run, whole)
         self._diverged = True
         return []
 
@@ -146,7 +148,7 @@ def _left_out(settings: BuildSettings, journal: _Journal, cached: set[str]) -> s
     out = set()
     if not settings.quantize.quantize:
         out.add("quantize")
-    if not settings.data.data and not settings.source.startswith("zoo:"):
+    if not settings.data.data and not preflight.default_data(settings.source):
         out.add("evaluate")
     if not settings.source.endswith(".onnx"):
         out.add("trial")

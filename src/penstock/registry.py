@@ -43,7 +43,7 @@ CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
 }
 IMPORT_SECONDS = 30.0
 INSIDE = "PENSTOCK_INSIDE_A_TRIAL"  # set in a process that is a trial already
-_TRIED: set[tuple[str, str, str]] = set()
+_TRIED: dict[tuple[str, str, str], MissingError | None] = {}  # first imports, and how they failed
 MOST_FILES = 200  # of a plug-in's package that are looked at for its fingerprint
 
 
@@ -130,16 +130,20 @@ def _try_first(kind: Kind, entry: importlib.metadata.EntryPoint) -> None:
     from penstock import worker
 
     mark = (kind, entry.name, entry.value)
-    if _is_here(entry) or mark in _TRIED:
+    if _is_here(entry):
         return
-    argument: Json = {"kind": kind, "name": entry.name}
-    try:
-        worker.call("penstock.registry:serve", argument, timeout_s=IMPORT_SECONDS)
-    except worker.WorkerTimeout as error:
-        raise _broken(entry, f"takes more than {IMPORT_SECONDS:g} s to import") from error
-    except worker.WorkerCrash as error:
-        raise _broken(entry, f"doesn't load: {error.what}") from error
-    _TRIED.add(mark)
+    if mark not in _TRIED:
+        argument: Json = {"kind": kind, "name": entry.name}
+        failed = None
+        try:
+            worker.call("penstock.registry:serve", argument, timeout_s=IMPORT_SECONDS)
+        except worker.WorkerTimeout:
+            failed = _broken(entry, f"takes more than {IMPORT_SECONDS:g} s to import")
+        except worker.WorkerCrash as error:
+            failed = _broken(entry, f"doesn't load: {error.what}")
+        _TRIED[mark] = failed
+    if failure := _TRIED[mark]:
+        raise MissingError(failure.id, failure.what, where=failure.where, do=failure.do)
 
 
 def _is_here(entry: importlib.metadata.EntryPoint) -> bool:

@@ -69,6 +69,18 @@ def test_a_plan_agrees_with_the_build(home: Path, capsys: pytest.CaptureFixture[
     assert done <= set(json.loads(capsys.readouterr().out)["result"]["resumed"]) <= done | {"place"}
 
 
+def test_a_plan_restores_nothing_that_is_gone(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["m.onnx", "--data", "d.npz", "-o", "out"]
+    assert run(["build", *words, *FAST]) == 0
+    answers = Path("out/golden/outputs.npz")
+    answers.unlink()
+    before = {path: path.stat().st_mtime_ns for path in Path("out").rglob("*")}
+    states, _ = plan(capsys, *words)
+    assert states["place"] == "done" and {states[name] for name in ("golden", "verify", "bench")} == {"will run"}
+    assert {path: path.stat().st_mtime_ns for path in Path("out").rglob("*")} == before
+    assert run(["build", *words, *FAST]) == 0 and answers.is_file()
+
+
 def test_what_a_build_would_refuse_its_plan_refuses(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("bad.onnx").write_bytes(b"nonsense")
     for words in (["absent.onnx"], ["m.onnx", "--data", "absent.npz"], ["m.onnx", "--max-drop", "1"]):

@@ -340,6 +340,16 @@ def test_a_proof_that_blames_no_change_takes_all_of_them_back(model: Path, monke
     assert after.graph.node == messy().graph.node and result.nodes_after == result.nodes_before
 
 
+def test_a_build_tells_what_its_optimizer_left_out(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_rule(monkeypatch, wrong, "Relu")
+    words = ["--backends", "onnxruntime", "--no-quantize", "--bench-seconds", "0.05", "--no-footprint"]
+    assert cli.run(["build", str(model), "-o", str(model.parent / "out"), *words, "--json", "-q"]) == 0
+    notes = json.loads(capsys.readouterr().out)["result"]["notes"]
+    assert any(note.startswith("optimize: left out bad, at Relu (a Relu is a Neg)") for note in notes), notes
+
+
 def test_exit_code_is_1_where_strict_forbids_it(
     model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -82,3 +82,14 @@ def test_an_absent_extra_is_exit_code_3(
 def test_an_unknown_output_is_refused_before_the_golden_set(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["build", "m.onnx", "-o", "out", "--backends", "onnxruntime", "--logits", "nope", "--json", "-q"]) == 2
     assert json.loads(capsys.readouterr().out)["error"]["id"] == "unknown-output"
+    assert not list(Path("out").rglob("*.onnx"))
+
+
+def test_a_baseline_that_is_not_built_is_refused_before_the_golden_set(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["m.onnx", "-o", "out", "--backends", "onnxruntime", "--baseline", "fp16@onnxruntime", "--json", "-q"]
+    assert run(["build", *words]) == 2
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["id"] == "unknown-baseline" and "fp32@onnxruntime" in error["do"]
+    assert not Path("out/golden/outputs.npz").exists()

@@ -6,7 +6,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 import penstock
-from penstock import registry
+from penstock import registry, worker
 from penstock.errors import MissingError, UsageError
 
 HOME = Path(penstock.__file__).parent
@@ -124,3 +124,20 @@ def test_a_built_in_that_does_not_import_is_a_missing_error(monkeypatch: pytest.
     with pytest.raises(MissingError):
         registry.load("backends", "gone")
     assert [plugin.problem != "" for plugin in registry.describe("backends")] == [True]
+
+
+def test_one_that_hangs_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry, asked = Entry("hangs", None), []
+    entry.module = "not_imported_yet"
+
+    def call(*given: object, **named: object) -> None:
+        asked.append(given)
+        raise worker.WorkerTimeout("took-too-long", "it hangs")
+
+    monkeypatch.setattr(worker, "call", call)
+    monkeypatch.setattr(registry, "_TRIED", {})
+    plug(monkeypatch, "backends", entry)
+    for _ in range(3):
+        with pytest.raises(MissingError, match="takes more than 30 s to import"):
+            registry.load("backends", "hangs")
+    assert len(asked) == 1

@@ -68,13 +68,8 @@ def _show(done: Optimized) -> None:
         saved = f"{-record.saved_bytes:+,}" if record.saved_bytes else "–"
         nodes = f"{-record.nodes_gone:+,}" if record.nodes_gone else "–"
         click.echo(f"{record.name:<34}{record.changes:>8,}{nodes:>8}{saved:>14}{times[record.name] * 1000:>8.1f}")
-    for culprit in done.culprits:
-        click.echo(
-            _text(f"left out  {culprit.rule}, at {', '.join(culprit.nodes[:5])} ({culprit.what}): {culprit.problem}")
-        )
-    for record in done.passes:
-        for place in record.failures:
-            click.echo(_text(f"failed    {record.name} at {place.node}: {place.reason}"))
+    for told in done.complaints():
+        click.echo(_text(told))
     shown = 0
     for record in done.passes:
         for place in record.declined[:3]:
@@ -100,7 +95,7 @@ def _show(done: Optimized) -> None:
             f"proof     {proof.state}" + (f": {told}" if told else "") + (f"; {proof.reason}" if proof.reason else "")
         )
     )
-    if not active:
+    if not active and not done.complaints():
         click.echo("nothing could be improved: the result computes what the model did, node for node")
 
 

@@ -114,33 +114,26 @@ class Driver:
                 continue  # it went with another rewrite
             try:
                 rewrite = rule.rewrite(node, site)
+                if rewrite is None:
+                    if site.made:
+                        editor.drop()
+                    continue
+                event = editor.carry_out(node, rewrite, turns.name)
+            except PassBroke:
+                raise
             except Refusal as refusal:
-                self._decline(turns, node, refusal)
+                editor.drop()
+                if len(turns.declined) < MOST_DECLINED:
+                    turns.declined[trace.id_of(node)] = Declined(node_label(node), str(refusal))
                 continue
             except Exception as error:  # a rule meets arbitrary graphs: this place stays as it was, and that is told
                 editor.drop()
                 if len(turns.failures) < MOST_FAILURES:
                     turns.failures.append(Declined(node_label(node), f"{type(error).__name__}: {error}"))
                 continue
-            if rewrite is None:
-                if site.made:
-                    editor.drop()
-                continue
-            try:
-                event = editor.carry_out(node, rewrite, turns.name)
-            except Refusal as refusal:  # raised before anything was changed
-                self._decline(turns, node, refusal)
-                continue
-            except Exception as error:  # it may be half done: all is done anew without this pass
-                raise PassBroke(turns.name, f"at {node_label(node)}: {type(error).__name__}: {error}") from error
             turns.rewrites += 1
             turns.nodes_gone += len(event.removed) - len(event.added)
             turns.saved_bytes += event.saved_bytes
-
-    def _decline(self, turns: Turns, node: ir.Node, refusal: Refusal) -> None:
-        self.editor.drop()
-        if len(turns.declined) < MOST_DECLINED:
-            turns.declined[self.editor.trace.id_of(node)] = Declined(node_label(node), str(refusal))
 
     def _whole(self, turns: Turns, one: Pass, apply: Apply) -> None:
         before = len(self.editor.trace.rows)

@@ -7,7 +7,8 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import TYPE_CHECKING, cast
 
 from penstock import source_lines
-from penstock.rewriting import Refusal, Rewrite
+from penstock.passes._library import node_label
+from penstock.rewriting import PassBroke, Refusal, Rewrite
 from penstock.rewriting.knowledge import Knowledge, count
 from penstock.rewriting.site import Site
 from penstock.rewriting.sizes import Product
@@ -62,10 +63,20 @@ class Editor:
         self.site.made.clear()
 
     def carry_out(self, root: ir.Node, rewrite: Rewrite, rule: str) -> Event:
-        """Change the graph as a rewrite says. Raises ``Refusal``, with nothing changed, where it can't be done."""
+        """Change the graph as a rewrite says.
+
+        Raises ``Refusal`` or ``ValueError``, with nothing changed, where it can't be done; and ``PassBroke`` for an
+        error after the first change: the model may then be half rewritten, and is to be read anew.
+        """
         root = rewrite.before or root
         made = self._needed(rewrite)
         self._check(root, rewrite, made)
+        try:
+            return self._change(root, rewrite, made, rule)
+        except Exception as error:
+            raise PassBroke(rule, f"at {node_label(root)}: {type(error).__name__}: {error}") from error
+
+    def _change(self, root: ir.Node, rewrite: Rewrite, made: list[ir.Node], rule: str) -> Event:
         graph = root.graph
         assert graph is not None
         line = source_lines.line_of(root)

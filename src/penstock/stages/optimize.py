@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 MAIN = "model.onnx"  # the file that the stage writes
 TRACE = "trace.json"  # the log of the rewriting, beside it
 EXAMPLES = 5  # changes that a record spells out
+SHOWN_NODES = 5  # that are named of a change that is wrong
 MOST_EXPANDED = 50_000  # nodes that inlining may add: what stands for more isn't looked into
 
 
@@ -102,9 +103,40 @@ class Optimized:
         named = zip(self.passes, self.seconds, strict=True)
         return {"seconds": {record.name: seconds for record, seconds in named}, "proof": to_json(self.proof)}
 
+    def complaints(self) -> list[str]:
+        """Return what a user has to know beside the result, see :func:`complaints`."""
+        return complaints(self.facts(), self.proof.reason)
+
     def trace_json(self) -> str:
         """Return the log as JSON: ``base`` and ``events`` of :mod:`penstock.rewriting.trace`."""
         return dumps({"schema": 1, "base": self.base, "events": self.events})
+
+
+def complaints(facts: Mapping[str, Json], reason: str) -> list[str]:
+    """Tell what went wrong beside a result: plug-ins that don't load, passes left out, places taken back, no proof.
+
+    ``facts`` are :meth:`Optimized.facts`, which a cache may hold; ``reason`` is the proof's.
+    """
+    told = [f"left out  {each['node']}: {each['reason']}" for each in _rows(facts, "broken")]
+    blamed = set()
+    for each in _rows(facts, "culprits"):
+        blamed.add(each["rule"])
+        nodes = cast("list[str]", each["nodes"])
+        more = f" and {len(nodes) - SHOWN_NODES:,} more" if len(nodes) > SHOWN_NODES else ""
+        place = f", at {', '.join(nodes[:SHOWN_NODES])}{more}" if nodes else ""
+        what = f" ({each['what']})" if each["what"] else ""
+        told.append(f"left out  {each['rule']}{place}{what}: {each['problem']}")
+    for record in _rows(facts, "passes"):
+        if record["name"] not in blamed:
+            places = cast("list[dict[str, str]]", record["failures"])
+            told += [f"failed    {record['name']} at {place['node']}: {place['reason']}" for place in places]
+    if facts["proof"] in ("skipped", "failed"):
+        told.append(f"no proof  {reason}")
+    return told
+
+
+def _rows(facts: Mapping[str, Json], name: str) -> list[dict[str, Json]]:
+    return cast("list[dict[str, Json]]", facts[name])
 
 
 def optimize(

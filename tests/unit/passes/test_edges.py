@@ -89,8 +89,8 @@ def an_empty_batch_reshaped() -> Case:
     nodes = [
         node("Shape", ["x"], ["s"]),
         *(node("Gather", ["s", f"i{i}"], [f"d{i}"]) for i in range(3)),
-        node("Mul", ["d1", "d2"], ["k"]), node("Concat", ["d0", "k"], ["t"], axis=0), node("Reshape", ["x", "t"], ["r"]),
-        node("Relu", ["r"], ["y"]),
+        node("Mul", ["d1", "d2"], ["k"]), node("Concat", ["d0", "k"], ["t"], axis=0),
+        node("Reshape", ["x", "t"], ["r"]), node("Relu", ["r"], ["y"]),
     ]  # fmt: skip
     weights = {f"i{i}": np.array([i]) for i in range(3)}
     proto = build(nodes, {"x": (Type.FLOAT, ["B", "H", "W"])}, {"y": Type.FLOAT}, weights)
