@@ -3,8 +3,8 @@
 One JSON object a line. The first line is the header with the schema version. Every step of the pipeline ends in a line
 ``{"kind": "done", "step": …, "key": …}``; what follows the last such line belongs to a step that was cut off, and is
 dropped when the build goes on. A line holds ``at`` (seconds since the epoch) and ``before`` (a short digest of the line
-before it, so that none can be taken out or changed unnoticed) beside its body; everything that may differ between two
-builds of the same inputs stands under ``at``, ``before``, ``measured`` or ``host``.
+before it: one that isn't the last can't be taken out or changed unnoticed) beside its body; everything that may differ
+between two builds of the same inputs stands under ``at``, ``before``, ``measured`` or ``host``.
 """
 
 from __future__ import annotations

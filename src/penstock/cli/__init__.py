@@ -101,7 +101,8 @@ def _third_party() -> dict[str, str]:
 @click.group(
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 fine, 1 a gate said no, 2 wrong usage or input, 3 something is missing here, 130 stopped.",
+    epilog="Exit codes: 0 fine, 1 a gate said no, 2 wrong usage or input, 3 something is missing here, 130 stopped "
+    "(143 by SIGTERM, 129 by a hang-up).",
 )
 @click.version_option(penstock.__version__, prog_name="penstock")
 def group() -> None:
