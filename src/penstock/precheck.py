@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 MAX_MODEL_BYTES = 2 << 30  # protobuf's own limit
 MOST_OF_A_KIND = 20
+BLOCK_BYTES = 1 << 24  # that are read at once
 _NO_MODEL = "check that the file is whole, for example against its published SHA-256, or export it again"
 _UNHEARD_OF = "no exporter writes this; don't trust the file"
 _RAW = "have its tensors written as raw data (onnx.numpy_helper.from_array), or raise [check] max_integer_bytes"
@@ -167,10 +168,23 @@ def files_beside(path: Path) -> tuple[Path, ...]:
 
     A file in which the word doesn't stand that names them isn't parsed.
     """
-    with _mapped(path) as data:
-        if data.find(b"location") < 0:
-            return ()
-    return check(path, weights=False).external
+    return check(path, weights=False).external if _holds(path, b"location") else ()
+
+
+def _holds(path: Path, word: bytes) -> bool:
+    """Whether some bytes stand in a file, which is never in memory as a whole: not even mapped."""
+    _plain(path)
+    try:
+        with path.open("rb") as file:
+            tail = b""
+            while block := file.read(BLOCK_BYTES):
+                if word in tail + block:
+                    return True
+                tail = block[1 - len(word) :]
+    except OSError as error:
+        what = f"the file can't be read: {error.strerror}"
+        raise InputError("unreadable-file", what, where=str(path), do="check its permissions") from error
+    return False
 
 
 def memory_bytes() -> int:

@@ -26,7 +26,10 @@ def environment(tmp_path: Path) -> dict[str, str]:
 def test_a_signal_stops_as_control_c_does(name: str, code: int, tiny: ModuleType, tmp_path: Path) -> None:
     path = tiny.save(tiny.conv(), tmp_path / "m.onnx")
     command = [*PROGRAM, "build", str(path), "-o", str(tmp_path / "out"), "--bench-seconds", "60"]
-    process = subprocess.Popen(command, env=environment(tmp_path), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, env=environment(tmp_path), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # where the tests run under nohup
+    )  # fmt: skip
     assert process.stderr is not None
     with process.stderr as told:
         for line in told:  # the first stage is done: something runs

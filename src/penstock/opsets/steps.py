@@ -65,6 +65,7 @@ class Steps:
         self._function = ""
         for function in model.functions.values():
             self.place.functions |= {id(function.graph), *(id(graph) for graph in function.subgraphs())}
+        self.editor.find_owners()
         self._learn()
 
     def scopes(self) -> list[tuple[str, ir.Graph, dict[str, int]]]:

@@ -49,10 +49,14 @@ class Editor:
         self.site.functions = {id(function.graph) for function in self.model.functions.values()}
         for function in self.model.functions.values():
             self.site.functions |= {id(graph) for graph in function.subgraphs()}
-        self.site.owners = {body: node for node in nodes_of(self.model) for body in bodies_in(node)}
+        self.find_owners()
         self.known.learn(self.model.graph)
         for function in self.model.functions.values():
             self.known.learn(function.graph)
+
+    def find_owners(self) -> None:
+        """Note in which node each body lies."""
+        self.site.owners = {body: node for node in nodes_of(self.model) for body in bodies_in(node)}
 
     def drop(self) -> None:
         """Forget nodes that a rule made and that won't be used."""
@@ -92,6 +96,7 @@ class Editor:
             own = source_lines.line_of(places[node]) if node in places else line
             if own and not source_lines.line_of(node):
                 node.metadata_props[source_lines.KEY] = own
+            self.site.owners |= {body: inner for inner in inside(node) for body in bodies_in(inner)}
             self.known.visit(node)
         removed, freed = self._remove_dead(old.producer() for old in rewrite.values)
         self._hand_on(copied, removed)

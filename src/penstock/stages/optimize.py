@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 MAIN = "model.onnx"  # the file that the stage writes
 TRACE = "trace.json"  # the log of the rewriting, beside it
 EXAMPLES = 5  # changes that a record spells out
+PROOF_BYTES = 96 << 20  # of the proof's process before it holds a model
 SHOWN_NODES = 5  # that are named of a change that is wrong
 MOST_EXPANDED = 50_000  # nodes that inlining may add: what stands for more isn't looked into
 
@@ -48,7 +49,9 @@ class OptimizeSettings:
     proof_seeds: int = option(3, "made-up inputs for each set of sizes", minimum=1)
     proof_seconds: float = option(6.0, "longest that the proof may run the models", minimum=0.1)
     proof_bytes: int = option(1 << 30, "largest weights that are run twice for the proof", minimum=0)
-    proof_memory_bytes: int = option(768 << 20, "most memory of the proof, beside 6 times the weights", minimum=1 << 20)
+    proof_memory_bytes: int = option(
+        768 << 20, "most memory of the proof, where 6 times the weights aren't more", minimum=1 << 20
+    )
     runtime: str = option(
         "", "add the fusions of one runtime, by its own optimizer; the result is for it alone", flag="--for",
         choices=("", "ort"),
@@ -321,7 +324,8 @@ def _difference(source: Path, settings: OptimizeSettings) -> Problem:
 
 
 def _compared(source: Path, result: Path, weights: int, settings: OptimizeSettings) -> Proof:
-    memory = settings.proof_memory_bytes + 6 * weights  # two models, as files, as weights and as packed weights
+    # two models, as files, as weights and as packed weights
+    memory = max(settings.proof_memory_bytes, PROOF_BYTES + 6 * weights)
     return proof.prove(
         source, result, seeds=settings.proof_seeds, seconds=settings.proof_seconds, memory_bytes=memory
     )  # fmt: skip
