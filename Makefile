@@ -26,8 +26,9 @@ bench-optimizers: $(READY) $(PEERS)  ## hold the graph optimizer against its pee
 	$(BIN)/python benchmarks/large_models.py --page docs/performance.md
 	$(BIN)/python benchmarks/optimizers.py --page docs/performance.md
 
-torture: $(READY)  ## interrupt builds 300 times and compare what comes out
+torture: $(READY)  ## interrupt builds 300 times by chance and after each write, and compare what comes out
 	$(BIN)/python scripts/torture.py --kills 300
+	$(BIN)/python scripts/torture.py --each-write
 
 docs: $(READY)  ## write the command reference anew
 	$(BIN)/python scripts/write_command_reference.py

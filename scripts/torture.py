@@ -1,11 +1,14 @@
 """Kill builds at seeded points, build again, and hold the result against an undisturbed build.
 
     python scripts/torture.py --kills 300
+    python scripts/torture.py --each-write
 
 Each trial takes a fresh output folder and a fresh cache, and interrupts the same build one to three times: SIGKILL
 after the n-th write or at a random moment, SIGINT, or a disk that is full from the n-th write on. Then the build runs
 to its end. It has to leave the same models, the same golden set, the same lock file and the same ledger (but for times
 and measured figures) as a build that nobody disturbed, no half-written file, and no cache entry that is damaged.
+``--each-write`` kills one build after its first write, another after its second, and so on; with a number, at so many
+of the writes, evenly spread.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +36,7 @@ from penstock.data import DataSettings
 from penstock.ledger import Entry, without_measurements
 from penstock.stages.bench import BenchSettings
 
+Strike = tuple[str, float]  # how a build is interrupted, and at which write or second
 MODES = ("kill-after-write", "kill-after-write", "kill-at-time", "interrupt", "disk-full", "torn-line")
 
 
@@ -162,13 +166,30 @@ def difference(want: dict[str, object], got: dict[str, object]) -> str:
     return ""
 
 
-def trial(random_: random.Random, model: Path, want: dict[str, object], writes: int, seconds: float, root: Path,
-          kills: int) -> tuple[int, str]:  # fmt: skip
-    """Interrupt one build ``kills`` times, finish it, compare; return the interruptions that took place and a fault."""
+def by_chance(random_: random.Random, writes: int, seconds: float) -> Iterator[list[Strike]]:
+    """Yield one to three interruptions for each of any number of builds."""
+    while True:
+        strikes = []
+        for _ in range(random_.choice((1, 1, 2, 3))):
+            mode = random_.choice(MODES)
+            strikes.append(
+                (mode, random_.uniform(0.0, seconds) if mode == "kill-at-time" else random_.randint(1, writes))
+            )
+        yield strikes
+
+
+def at_writes(writes: int, most: int) -> list[list[Strike]]:
+    """Return a kill after each write, or after ``most`` of them, evenly spread with the first and the last."""
+    chosen = range(1, writes + 1) if most == 0 else np.unique(np.linspace(1, writes, most).round().astype(int))
+    return [[("kill-after-write", int(number))] for number in chosen]
+
+
+def trial(
+    strikes: Sequence[Strike], model: Path, want: dict[str, object], root: Path
+) -> tuple[int, str]:  # fmt: skip
+    """Interrupt one build, finish it, compare; return the interruptions that took place and a fault."""
     told, happened = [], 0
-    for _ in range(kills):
-        mode = random_.choice(MODES)
-        at = random_.uniform(0.0, seconds) if mode == "kill-at-time" else random_.randint(1, writes)
+    for mode, at in strikes:
         told.append(f"{mode} {at:.3g}")
 
         def work(mode: str = mode, at: float = at) -> None:
@@ -192,8 +213,8 @@ def trial(random_: random.Random, model: Path, want: dict[str, object], writes: 
     return happened, ""
 
 
-def torture(kills: int, seed: int, say: Callable[[str], None] = print) -> list[str]:
-    """Interrupt builds until ``kills`` interruptions took place; return the faults."""
+def torture(kills: int, seed: int, each_write: int | None = None, say: Callable[[str], None] = print) -> list[str]:
+    """Interrupt builds until ``kills`` interruptions took place, or at each write once; return the faults."""
     faults: list[str] = []
     random_ = random.Random(seed)
     with tempfile.TemporaryDirectory(prefix="torture-") as home:
@@ -230,9 +251,15 @@ def torture(kills: int, seed: int, say: Callable[[str], None] = print) -> list[s
         want, number = state(Path(home) / "calm" / "out"), int(writes.read_text())
         say(f"an undisturbed build makes {number} writes in {seconds:.1f} s; seed {seed}")
         done = trials = 0
-        while done < kills:
+        if each_write is None:
+            planned: Iterable[list[Strike]] = by_chance(random_, number, seconds)
+        else:
+            planned, kills = at_writes(number, each_write), number + 1  # the list ends it
+        for strikes in planned:
+            if done >= kills:
+                break
             root = Path(home) / f"trial-{trials}"
-            happened, fault = trial(random_, model, want, number, seconds, root, random_.choice((1, 1, 2, 3)))
+            happened, fault = trial(strikes, model, want, root)
             trials, done = trials + 1, done + happened
             if fault:
                 faults.append(fault)
@@ -249,9 +276,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--kills", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--each-write", type=int, nargs="?", const=0, default=None, metavar="N")
     arguments = parser.parse_args()
     with contextlib.suppress(KeyboardInterrupt):
-        sys.exit(1 if torture(arguments.kills, arguments.seed) else 0)
+        sys.exit(1 if torture(arguments.kills, arguments.seed, arguments.each_write) else 0)
 
 
 if __name__ == "__main__":

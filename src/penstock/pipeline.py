@@ -85,10 +85,13 @@ def build(
     kept = Cache(cache or store.default_cache())
     try:
         with precheck.limits(settings.check):
-            result = Build(settings, folder, kept, clock, Journal(folder)).run()
+            one = Build(settings, folder, kept, clock, Journal(folder))
+            result = one.run()
     finally:
         folder.close()
-    taken = {name: seconds for name, seconds in clock.seconds.items() if name not in result.resumed}
+    from_cache = {name for name, hit in one.transformed.items() if hit}
+    left = from_cache.union(result.resumed)
+    taken = {name: seconds for name, seconds in clock.seconds.items() if name not in left}
     history.remember(kept.root, history.key(settings.source), taken)
     return result
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -12,7 +13,10 @@ import hostile_data
 import pytest
 from hostile import save
 
+import penstock
+
 pytestmark = pytest.mark.strace
+SOURCE = Path(penstock.__file__).parent
 CALLS = (
     "open,openat,openat2,creat,socket,connect,rename,renameat,renameat2,unlink,unlinkat,link,linkat,symlink,symlinkat,"
     "mkdir,mkdirat,rmdir,truncate"
@@ -97,6 +101,29 @@ def test_nothing_outside_the_folder_is_opened(location: str, tmp_path: Path) -> 
         names = {str(secret), *(str(folder / name) for name in ("soft.data", "hard.data", "sub/secret.bin"))}
         assert not names & opened(calls)
         assert "/proc/self/mem" not in opened(calls)
+        assert not networked(calls)
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("command", [["check"], ["inspect"], ["optimize", "-o", "slim.onnx"]], ids=" ".join)
+def test_shared_hostile_files_open_what_a_sound_one_opens(
+    command: list[str], shared: Path, tiny: ModuleType, tmp_path: Path
+) -> None:
+    """Beside the model's folder and Python's own, nothing is opened that a sound model doesn't have opened too."""
+    sound = tiny.save(tiny.mlp(), tmp_path / "sound" / "m.onnx")
+    code, calls, text = traced([command[0], str(sound), *command[1:]], sound.parent, tmp_path / "home")
+    assert code == 0, text
+    usual = opened(calls)
+    found = sorted((shared / "hostile").glob("*.onnx"))
+    assert found
+    for file in found:
+        folder = tmp_path / file.stem
+        folder.mkdir()
+        shutil.copy(file, folder / "m.onnx")
+        _, calls, _ = traced([command[0], str(folder / "m.onnx"), *command[1:]], folder, tmp_path / "home")
+        more = {path for call in calls if call.name.startswith("open") and call.result >= 0 for path in call.paths}
+        free = (folder, tmp_path / "home", Path(sys.prefix), Path(sys.base_prefix), SOURCE)
+        assert not inside({path for path in more - usual if not path.startswith(FREE)}, *free), file.name
         assert not networked(calls)
 
 

@@ -13,10 +13,20 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "torture.py"
 @pytest.mark.slow
 def test_ten_interruptions(tmp_path: Path) -> None:
     """In a process of its own: it forks, which a process with a runtime's threads must not."""
-    command = [sys.executable, str(SCRIPT), "--kills", "10", "--seed", "7"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=tmp_path)
+    interrupted(tmp_path, "--kills", "10", "--seed", "7")
+
+
+@pytest.mark.slow
+def test_killed_after_ten_writes_from_the_first_to_the_last(tmp_path: Path) -> None:
+    assert "10 interruptions in 10 builds" in interrupted(tmp_path, "--each-write", "10")
+
+
+def interrupted(folder: Path, *options: str) -> str:
+    command = [sys.executable, str(SCRIPT), *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 faults" in done.stdout
+    return done.stdout
 
 
 def test_it_would_tell() -> None:
