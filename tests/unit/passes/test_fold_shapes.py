@@ -144,7 +144,9 @@ def test_as_numbers() -> None:
     assert as_numbers((n, 3), (n, 3)) == [0, 3]
     assert as_numbers((3, n), (n, 3)) == [3, -1]
     assert as_numbers((n, m), (n, m, 4)) == [0, 0]
-    assert as_numbers((n, None), (n,)) == [0, -1]
+    assert as_numbers((n, -1), (n,)) == [0, -1], "the model's own -1 stays"
+    with pytest.raises(Refusal, match="may be 0"):  # an empty batch leaves nothing to work a -1 out from
+        as_numbers((n, None), (n,))
     with pytest.raises(Refusal, match="2 of the sizes"):
         as_numbers((m, n), (n, m))
     with pytest.raises(Refusal):
