@@ -78,8 +78,7 @@ def test_a_build_uses_them(site: Path) -> None:
     assert json.loads((records / "export" / "fp32.json").read_text())["facts"]["negations"] == 5
     assert json.loads((records / "quantize" / "int8.json").read_text())["facts"]["toy"] is True
     passes = json.loads((records / "optimize" / "slim.json").read_text())["facts"]["passes"]
-    changes = sum(p["changes"] for p in passes if p["name"] == "eliminate-negations")
-    assert changes in (1, 2), "five negations are two pairs and one, and built-in passes know pairs too"
+    assert sum(p["changes"] for p in passes if p["name"] == "eliminate-negations") == 2, "five negations become one"
     again = result(penstock(site, *source, "-o", "other", *FAST))
     assert again["resumed"] == []
     # its code is a part of the cache's keys: when it changes, what it made is made anew

@@ -28,7 +28,8 @@ def _export(source: Source, settings: object, example: object, into: Path) -> Ex
     count = source.spec.partition(":")[2]
     if not count.isdigit():
         raise InputError("toy-source", f"{count!r} is no number", where=source.spec, do="write toy:2")
-    nodes = [helper.make_node("MatMul", ["x", "w"], ["n0"], name="product")]
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["product"], name="product")]
+    nodes += [helper.make_node("Relu", ["product"], ["n0"], name="relu")]  # no negation can go into the weight
     nodes += [helper.make_node("Neg", [f"n{i}"], [f"n{i + 1}"], name=f"neg{i}") for i in range(int(count))]
     nodes += [helper.make_node("Sigmoid", [f"n{count}"], ["y"], name="last")]
     made = helper.make_graph(

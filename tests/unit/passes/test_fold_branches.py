@@ -77,6 +77,16 @@ def test_an_if_in_an_if() -> None:
     assert_becomes(proto, PASS, ["Relu", "Neg", "Exp"])
 
 
+def test_the_bodies_of_a_branch_that_came_out_are_rewritten_as_well() -> None:
+    deep = [node("Relu", ["a"], ["d1"]), node("Relu", ["d1"], ["d2"]), node("Mul", ["d2", "x"], ["i"])]
+    inner = node("If", ["taken"], ["t"], then_branch=branch("in", deep), else_branch=branch("out", ELSE))
+    proto = choice(True, [inner], ELSE)
+    proto.graph.input.append(onnx.helper.make_tensor_value_info("taken", onnx.TensorProto.BOOL, []))
+    found = apply(proto, PASS, "merge-clips")
+    assert found.operators == ["Relu", "If", "Abs", "Relu", "Mul", "Exp"], found.operators
+    assert_same(proto, found.proto)
+
+
 def test_bodies_in_the_branch_come_along() -> None:
     inner = in_branch(model([node("Neg", ["x"], ["y"])], X, ["y"]))
     chosen = inner.graph.node[0]

@@ -256,6 +256,25 @@ def test_a_node_goes_with_its_bodies_and_with_what_only_they_read() -> None:
     assert {row.id for row in found.done.trace.base} == set(event.removed)
 
 
+def test_a_body_that_came_in_is_rewritten_like_one_that_was_there() -> None:
+    """Before anything is learnt anew: what lies in a copied body sees the values around it."""
+    proto = branches([node("Exp", ["a"], ["t1"]), node("Abs", ["t1"], ["t"])], [node("Neg", ["a"], ["e"])],
+                     before=[node("Relu", ["x"], ["a"])])  # fmt: skip
+    loaded, editor = edited(proto)
+    old = find(loaded, "If")
+    attributes = [ir.AttrGraph(name, held.as_graph().clone(allow_outer_scope_values=True))
+                  for name, held in old.attributes.items()]  # fmt: skip
+    new = ir.Node("", "If", old.inputs, attributes)
+    editor.site.made.append(new)
+    editor.carry_out(old, editor.site.instead(old, new.outputs[0], "a copy"), "rule")
+    inner = find(loaded, "Abs")
+    outer = find(loaded, "Relu").outputs[0]
+    editor.carry_out(
+        inner, editor.site.instead(inner, editor.site.make("Tanh", [outer]), "reads what is outside"), "rule"
+    )
+    assert operators(ir.to_proto(loaded)) == ["Relu", "If", "Neg", "Tanh"]
+
+
 def test_nodes_of_another_graph_are_out_of_reach() -> None:
     """A rule must not take a value out of a body."""
 
