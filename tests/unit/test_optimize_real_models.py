@@ -16,12 +16,12 @@ SHARED = Path(os.environ.get("PENSTOCK_SHARED", Path(__file__).parents[3] / "sha
 SIZES = {"magika-v3-3": 2, "silero-vad-if": 2, "ort-scan": 3}
 # most nodes after optimizing, those of bodies and functions with them, Constants not
 NODES = {
-    "basic-pitch-nmp": 180, "bert-tf-qa": 1587, "bert-tokenizer-ext": 1, "byte-bidi-lstm": 12, "deeplabv3": 108,
-    "dtln-model1": 21, "espcn-qonnx-quant": 22, "gtcrn-simple": 361, "magika-v3-3": 76, "mlp-int8-dyn": 17,
+    "basic-pitch-nmp": 136, "bert-tf-qa": 1149, "bert-tokenizer-ext": 1, "byte-bidi-lstm": 12, "deeplabv3": 108,
+    "dtln-model1": 21, "espcn-qonnx-quant": 22, "gtcrn-simple": 345, "magika-v3-3": 63, "mlp-int8-dyn": 17,
     "mnist-8": 8, "motor-fault-extdata": 13, "motor-fault-fp32": 13, "motor-fault-int8-qdq": 39, "neudet-v5-fp32":
-    15, "neudet-v5-int8-qlinear": 15, "onnxscript-functions-if": 3, "openseeface-landmarks": 192,
+    15, "neudet-v5-int8-qlinear": 15, "onnxscript-functions-if": 3, "openseeface-landmarks": 138,
     "ort-crop-and-resize-loop": 18, "ort-scan": 56, "qlstm-scan-qlinear": 71, "resnet-tiny-fp32-extdata": 45,
-    "resnet-tiny-w8a8-qdq-extdata": 134, "silero-vad-if": 152, "sklearn-tree-classifier": 1,
+    "resnet-tiny-w8a8-qdq-extdata": 128, "silero-vad-if": 152, "sklearn-tree-classifier": 1,
     "super-resolution-10": 10, "tiny-gpt2-genai": 37, "ultraface-rfb-320": 121, "yolox-nano": 361,
     "yunet-n-dynamic": 115,
 }  # fmt: skip
