@@ -16,7 +16,6 @@ from penstock.progress import Progress
 
 NAME = "history.jsonl"
 LONGEST = 256_000  # bytes
-LEAST_S = 0.005  # what took less was taken over, and says nothing
 
 
 def key(spec: str) -> str:
@@ -28,9 +27,9 @@ def key(spec: str) -> str:
 
 def remember(cache: Path, source: str, steps: Mapping[str, float]) -> None:
     """Add one build: the seconds of each step that ran. What can't be written is let be: it is only an estimate."""
-    ran = {name: round(seconds, 3) for name, seconds in steps.items() if seconds >= LEAST_S}
-    if not ran:
+    if not steps:
         return  # all was taken over
+    ran = {name: round(seconds, 3) for name, seconds in steps.items()}
     entry = {"source": source, "machine": machine.instruction_set(), "at": round(time.time()), "steps": ran}
     store.append_line(cache / NAME, dumps(entry), LONGEST)
 

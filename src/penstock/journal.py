@@ -37,14 +37,8 @@ class Journal:
         ``inputs`` is what it depends on; ``whole`` tells whether what it left outside the ledger is still there.
         """
         done = Done(name, digest_of(inputs))
-        if not self._diverged and self._steps < len(self._earlier):
-            earlier, entries = self._earlier[self._steps]
-            if earlier == done and self._folder.mend(entries) and whole(entries):
-                self._steps += 1
-                self._kept += [*entries, done]
-                self.entries += entries
-                self.resumed.append(name)
-                return entries
+        if (taken := self._take_over(done, whole)) is not None:
+            return taken
         self._diverge()
         made: list[Entry] = []
 
@@ -56,6 +50,19 @@ class Journal:
         self._folder.append(done)
         self.entries += made
         return made
+
+    def _take_over(self, done: Done, whole: Callable[[list[Entry]], bool]) -> list[Entry] | None:
+        """Return a step's entries from the earlier ledger, or ``None`` where it has to run."""
+        if self._diverged or self._steps >= len(self._earlier):
+            return None
+        earlier, entries = self._earlier[self._steps]
+        if earlier != done or not self._folder.mend(entries) or not whole(entries):
+            return None
+        self._steps += 1
+        self._kept += [*entries, done]
+        self.entries += entries
+        self.resumed.append(done.step)
+        return entries
 
     def close(self) -> None:
         """End the build: whatever the earlier ledger held beyond the last step is cut off."""

@@ -90,7 +90,7 @@ def build(
     finally:
         folder.close()
     from_cache = {name for name, hit in one.transformed.items() if hit}
-    left = from_cache.union(result.resumed)
+    left = from_cache.union(result.resumed, ["data"])  # opening it is no step
     taken = {name: seconds for name, seconds in clock.seconds.items() if name not in left}
     history.remember(kept.root, history.key(settings.source), taken)
     return result

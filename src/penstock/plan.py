@@ -98,11 +98,8 @@ class _Journal(Journal):
         whole: Callable[[list[Entry]], bool] = lambda entries: True,
     ) -> list[Entry]:
         self.met.append(name)
-        done = Done(name, store.digest_of(inputs))
-        if not self._diverged and self._steps < len(self._earlier):
-            earlier, entries = self._earlier[self._steps]
-            if earlier == done and self._folder.mend(entries) and whole(entries):
-                return super().step(name, inputs, run, whole)
+        if (taken := self._take_over(Done(name, store.digest_of(inputs)), whole)) is not None:
+            return taken
         self._diverged = True
         return []
 

@@ -95,7 +95,7 @@ def test_estimates_are_of_this_source_and_damage_is_passed_over(home: Path) -> N
     with (cache / history.NAME).open("ab") as file:
         file.write(b'{"source": "m.onnx", "machine"\n\xff\xfe\n[]\n')
     history.remember(cache, "m.onnx", {"export": 1.0})
-    assert history.recall(cache, "m.onnx") == {"export": 1.0, "bench": 3.0}
+    assert history.recall(cache, "m.onnx") == {"export": 1.0, "bench": 3.0, "place": 0.0}
     assert history.recall(home / "nowhere", "m.onnx") == {}
 
 
