@@ -15,10 +15,10 @@ from penstock import registry
 from penstock.passes import Declined
 from penstock.rewriting import Rewrite
 from penstock.rewriting.driver import Turns
-from penstock.rewriting.editor import nodes_of
 from penstock.rewriting.run import Rewritten, rewrite
 from penstock.rewriting.site import Site
 from penstock.rewriting.trace import snapshot
+from penstock.rewriting.walk import nodes_of
 
 Feeds = dict[str, np.ndarray]
 Spec = tuple[str, Sequence[int | str]]

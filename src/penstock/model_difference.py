@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from penstock import graph
-from penstock.rewriting.editor import bodies_of
 from penstock.rewriting.knowledge import Knowledge
+from penstock.rewriting.walk import bodies_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir

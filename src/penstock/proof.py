@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
@@ -19,6 +19,7 @@ from penstock.jsonable import Json, from_json, to_json
 
 if TYPE_CHECKING:
     import numpy as np
+    import onnx_ir as ir
 
     from penstock.backends import Session
     from penstock.metrics import Difference
@@ -113,8 +114,11 @@ def compare(
     before: Path, after: Path, seeds: int, libraries: tuple[str, ...] = (), *, other_opset: bool = False
 ) -> Proof:
     """Run both models in this process and compare."""
-    model = graph.load(before)
-    signature = graph.signature(model)
+    from penstock import inputs
+
+    model = graph.parse(before)  # whoever asks for the proof has loaded it, behind the pre-check
+    signature, modes, bounds = graph.signature(model), compared_numbers(model), inputs.integer_bounds(model)
+    del model
     try:
         oracle, first = _open(before, libraries)
     except InputError as error:
@@ -131,7 +135,7 @@ def compare(
     tried: list[Mapping[str, int]] = []
     reasons: list[str] = []
     runs, worst = 0, 0.0
-    for shown, feeds in _inputs(signature, before, first, seeds, reasons):
+    for shown, feeds in _inputs(signature, modes, bounds, first, seeds, reasons):
         try:
             wanted, again = first.run(feeds), first.run(feeds)
         except InputError:
@@ -185,18 +189,20 @@ def _open(path: Path, libraries: tuple[str, ...], only: str = "") -> tuple[str, 
 
 
 def _inputs(
-    signature: Signature, path: Path, session: Session, seeds: int, missed: list[str]
+    signature: Signature,
+    numbers: Mapping[str, Sequence[int]],
+    bounds: Mapping[str, int],
+    session: Session,
+    seeds: int,
+    missed: list[str],
 ) -> Iterator[tuple[dict[str, int], dict[str, np.ndarray]]]:
     """Yield (sizes, feeds) that the model runs with: a set of sizes for all seeds, another set, and each other mode.
 
     A mode is a number that the graph compares an input with: another branch may be taken for it. What can't be run is
     added to ``missed``.
     """
-    from penstock import inputs
-
-    bounds = inputs.integer_bounds(graph.load(path))
     modes: list[dict[str, int]] = [{}]
-    modes += [{name: number} for name, known in compared_numbers(path).items() for number in known]
+    modes += [{name: number} for name, known in numbers.items() for number in known]
     for mode in modes:
         found: list[dict[str, int]] = []
         for sizes in _sizes(signature):
@@ -241,12 +247,11 @@ def _seeded(
     return feeds | {name: np.full_like(feeds[name], number) for name, number in mode.items()}
 
 
-def compared_numbers(path: Path) -> dict[str, tuple[int, ...]]:
+def compared_numbers(model: ir.Model) -> dict[str, tuple[int, ...]]:
     """Find, for every input of whole numbers, the constants that it is compared with, like a mode or a sample rate."""
     from penstock.rewriting.knowledge import constant
 
     found = {}
-    model = graph.load(path)
     for value in model.graph.inputs:
         if value.dtype is None or not value.dtype.name.startswith(("INT", "UINT")):
             continue

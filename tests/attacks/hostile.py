@@ -26,15 +26,15 @@ class Attack:
     build: Builder
     refused: tuple[str, ...]
     opened: bool  # it must be opened: refusing it would be wrong
-    optimized: bool  # optimize runs on it as well
+    large: bool  # a sound graph of 100,000 nodes and more: optimize may take LARGE_SECONDS
 
 
 ATTACKS: dict[str, Attack] = {}
 
 
-def attack(*refused: str, opened: bool = False, optimized: bool = True) -> Callable[[Builder], Builder]:
+def attack(*refused: str, opened: bool = False, large: bool = False) -> Callable[[Builder], Builder]:
     def register(build: Builder) -> Builder:
-        ATTACKS[build.__name__] = Attack(build.__name__, build, refused, opened, optimized)
+        ATTACKS[build.__name__] = Attack(build.__name__, build, refused, opened, large)
         return build
 
     return register

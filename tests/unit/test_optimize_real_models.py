@@ -8,8 +8,8 @@ import onnx_ir as ir
 import pytest
 
 from penstock import graph
-from penstock.rewriting.editor import nodes_of
 from penstock.rewriting.trace import snapshot
+from penstock.rewriting.walk import nodes_of
 from penstock.stages.optimize import MAIN, OptimizeSettings, optimize
 
 SHARED = Path(os.environ.get("PENSTOCK_SHARED", Path(__file__).parents[3] / "shared")) / "models"

@@ -366,6 +366,10 @@ def test_what_can_not_be_proved_is_told(model: Path) -> None:
     assert run(model, proof=False)[0].proof.reason == "it was switched off"
     result, _ = run(model, proof_bytes=8)
     assert result.proof.state == "skipped" and "8 are run twice (--proof-bytes)" in result.proof.reason
+    result, _ = run(model, proof_nodes=2)
+    assert (
+        result.proof.state == "skipped" and "nodes and weights, 2 are run twice (--proof-nodes)" in result.proof.reason
+    )
 
 
 def test_passes_that_undo_each_other_end(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -384,6 +388,19 @@ def test_rounds_are_bounded(model: Path) -> None:
     result, _ = run(model, max_rounds=1)
     assert result.rounds == 1
     assert not result.settled
+
+
+def test_work_is_bounded_and_that_is_told(model: Path) -> None:
+    """What was done until then stands, is sound, and proved."""
+    whole, _ = run(model)
+    result, made = run(model, max_work=1)
+    assert whole.settled and len(whole.events) > len(result.events) > 0 and not result.settled
+    assert result.proof.state == "proved"
+    onnx.checker.check_model(made)
+    assert [told for told in result.complaints() if told.startswith("stopped")] == [
+        "stopped   it could be improved further: raise --max-rounds or --max-work"
+    ]
+    assert not any(told.startswith("stopped") for told in whole.complaints())
 
 
 def test_broken_plug_in_is_listed_and_fatal_only_when_asked_for(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,7 +79,7 @@ def _show(done: Optimized) -> None:
     more = sum(len(record.declined) for record in done.passes) - shown
     if more > 0:
         click.echo(f"          and {more:,} more places; --json lists them")
-    state = "a fixpoint" if done.settled else "no fixpoint yet: raise --max-rounds"
+    state = "a fixpoint" if done.settled else "no fixpoint"
     nodes = f"{done.nodes_before:,} → {done.nodes_after:,}" if active else f"{done.nodes_after:,}, as before"
     click.echo(f"nodes     {nodes} (Constants don't count); {state} after {done.rounds} rounds")
     if (special := done.specialised) is not None:

@@ -137,7 +137,7 @@ def _moved(node: ir.Node, place: Place, model: ir.Model) -> dict[ir.Value, ir.Va
 
 def bodies_in(node: ir.Node) -> list[ir.Graph]:
     """Return the graphs in a node's attributes."""
-    from penstock.rewriting.editor import bodies_of
+    from penstock.rewriting.walk import bodies_of
 
     return [body for attribute in node.attributes.values() for body in bodies_of(attribute)]
 

@@ -71,6 +71,21 @@ def expanded_size(model: ir.Model, limit: int) -> int:
             sizes[function] = total
 
 
+def remove_unused_functions(model: ir.Model) -> tuple[str, ...]:
+    """Remove functions that nobody calls; return what to tell of each."""
+    called: set[object] = set()
+    stack = [node for node in model.graph.all_nodes() if model.functions]
+    while stack:
+        key = stack.pop().op_identifier()
+        if key in model.functions and key not in called:
+            called.add(key)
+            stack.extend(model.functions[key].all_nodes())
+    unused = [key for key in model.functions if key not in called]
+    for key in unused:
+        del model.functions[key]
+    return tuple(f"removed the function {domain}::{name}" for domain, name, _ in unused)
+
+
 def declined_all(nodes: list[ir.Node], reason: str) -> tuple[Declined, ...]:
     """Give one reason for several nodes."""
     return tuple(Declined(node_label(node), reason) for node in nodes)

@@ -25,14 +25,16 @@ PART_BYTES = 1 << 20
 
 def run(model: ir.Model) -> PassResult:
     """Deduplicate them, in the main graph and in every body."""
+    from penstock.rewriting.walk import graphs_of
+
     changes: list[str] = []
-    for graph in model.graphs():
+    for graph in graphs_of(model):
         _in_graph(graph, changes)
     return PassResult(tuple(changes))
 
 
 def _in_graph(graph: ir.Graph, changes: list[str]) -> None:
-    from onnx_ir import convenience
+    from penstock.rewriting import wiring
 
     alike: dict[object, list[ir.Value]] = {}
     for value in graph.initializers.values():
@@ -40,20 +42,24 @@ def _in_graph(graph: ir.Graph, changes: list[str]) -> None:
         if tensor is None or value.is_graph_input() or value.is_graph_output() or tensor.dtype.is_string():
             continue
         alike.setdefault((tensor.dtype, tuple(tensor.shape.numpy())), []).append(value)
+    instead: dict[ir.Value, ir.Value] = {}
     for group in alike.values():
         if len(group) < 2:
             continue
-        begins = Counter(_beginning(value) for value in group)
+        beginnings = [_beginning(value) for value in group]
+        often = Counter(beginnings)
         first: dict[bytes, ir.Value] = {}
-        for value in group:
-            if begins[_beginning(value)] < 2:
+        for value, beginning in zip(group, beginnings, strict=True):
+            if often[beginning] < 2:
                 continue
             kept = first.setdefault(_digest(value), value)
             if kept is value:
                 continue
-            convenience.replace_all_uses_with(value, kept)
-            del graph.initializers[str(value.name)]
+            instead[value] = kept
             changes.append(f"{value.name} is {kept.name}")
+    wiring.take_over(instead)
+    for value in instead:
+        del graph.initializers[str(value.name)]
 
 
 def _beginning(value: ir.Value) -> bytes:

@@ -4,7 +4,9 @@
    out with ``--skip inline-functions`` to keep functions: their bodies are then rewritten where they are.
 2. A function that the user asked to keep (``--keep-function``; it is of the domain ``KEPT_DOMAIN``) stays.
 3. Nothing is inlined where the model would grow past ``MAX_NODES``: a small file of functions that call each other
-   twice over ("billion laughs") expands to more nodes than any machine holds.
+   twice over ("billion laughs") expands to more nodes than any machine holds. Nor where more than ``MAX_FUNCTIONS`` are
+   in use, because the inliner compares each with each.
+4. Functions that nobody calls are removed.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from penstock.graph import KEPT_DOMAIN
 from penstock.passes import PassResult, Phase
-from penstock.passes._library import declined_all, expanded_size, quiet
+from penstock.passes._library import declined_all, expanded_size, quiet, remove_unused_functions
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -21,18 +23,24 @@ if TYPE_CHECKING:
 PHASE: Phase = "clean"
 AFTER: tuple[str, ...] = ()
 MAX_NODES = 10_000
+MAX_FUNCTIONS = 4_000
 
 
 def run(model: ir.Model) -> PassResult:
     """Inline all calls, or none."""
     from onnx_ir.passes.common import InlinePass
 
+    unused = remove_unused_functions(model)
     known = [key for key, function in model.functions.items() if function.domain != KEPT_DOMAIN]
     if not known:
-        return PassResult()
+        return PassResult(unused)
     calls = [node for node in model.graph.all_nodes() if node.op_identifier() in model.functions]
     if expanded_size(model, MAX_NODES) >= MAX_NODES:
-        return PassResult((), declined_all(calls, f"inlining all functions would make {MAX_NODES} nodes or more"))
+        reason = f"inlining all functions would make {MAX_NODES:,} nodes or more"
+        return PassResult(unused, declined_all(calls, reason))
+    if len(model.functions) > MAX_FUNCTIONS:
+        reason = f"{len(model.functions):,} functions are in use, {MAX_FUNCTIONS:,} are inlined at most"
+        return PassResult(unused, declined_all(calls, reason))
     with quiet():
         InlinePass(criteria=lambda function: function.domain != KEPT_DOMAIN)(model)
-    return PassResult(tuple(f"inlined {domain}::{name}" for domain, name, _ in known))
+    return PassResult((*unused, *(f"inlined {domain}::{name}" for domain, name, _ in known)))

@@ -22,38 +22,45 @@ if TYPE_CHECKING:
 PHASE: Phase = "fuse"
 AFTER: tuple[str, ...] = ()
 OPERATORS: tuple[str, ...] = ("Relu", "Clip", "Max", "Min")
+RELU = (0.0, math.inf)
 _FLOATS = ("FLOAT", "FLOAT16", "DOUBLE")
 
 
 def rewrite(node: ir.Node, site: Site) -> Rewrite | None:
-    """Join a node with the one before it."""
+    """Join the last of such nodes with those before it."""
     outer = _bounds(node, site)
-    if outer is None or site.opset < 6:
+    if outer is None or site.opset < 6 or outer[0].dtype is None or outer[0].dtype.name not in _FLOATS:
         return None
-    middle, low, high = outer
-    before = site.maker(middle, *OPERATORS)
-    inner = None if before is None else _bounds(before, site)
-    if before is None or inner is None:
+    if site.sole_reader(node.outputs[0]) and _bounds(next(iter(node.outputs[0].uses())).node, site) is not None:
+        return None  # that one joins them all
+    relus_alone = outer[0].dtype.name != "FLOAT" and site.opset < 12  # Clip of other types came with opset 12
+    start, low, high = outer
+    joined: list[ir.Node] = []
+    while (before := site.maker(start, *OPERATORS)) is not None and (inner := _bounds(before, site)) is not None:
+        bounds = max(inner[1], low), min(max(inner[2], low), high)
+        if (relus_alone and bounds != RELU) or (joined and not site.sole_reader(start)):
+            break
+        site.need_sole_reader(start, f"the {before.op_type} before it")
+        joined.append(before)
+        start, (low, high) = inner[0], bounds
+    if not joined:
         return None
-    start, first_low, first_high = inner
-    site.need_sole_reader(middle, f"the {before.op_type} before it")
-    joined = (max(first_low, low), min(max(first_high, low), high))
-    kind = start.dtype.name if start.dtype is not None else ""
-    if kind not in _FLOATS or (kind != "FLOAT" and site.opset < 12 and joined != (0.0, math.inf)):
-        return None  # Clip of other types came with opset 12
-    what = f"{before.op_type} and {node.op_type} join"
-    if joined == (0.0, math.inf):
-        return site.instead(node, site.make("Relu", [start]), what)
-    return site.instead(node, _clip(start, *joined, site), what)
+    what = f"{joined[0].op_type} and {node.op_type} join"
+    if len(joined) > 1:
+        what = f"{node.op_type} and the {len(joined)} before it join"
+    new = site.make("Relu", [start]) if (low, high) == RELU else _clip(start, low, high, site)
+    return site.instead(node, new, what)
 
 
 def _bounds(node: ir.Node, site: Site) -> tuple[ir.Value, float, float] | None:
-    """Return what a node keeps within which bounds."""
+    """Return what a node keeps within which bounds; ``None`` for one that does something else."""
+    if node.domain != "" or node.op_type not in OPERATORS:
+        return None
     source = node.inputs[0] if node.inputs else None
     if source is None:
         return None
     if node.op_type == "Relu":
-        return source, 0.0, math.inf
+        return source, *RELU
     if node.op_type == "Clip":
         bounds = []
         for name, place, default in (("min", 1, -math.inf), ("max", 2, math.inf)):

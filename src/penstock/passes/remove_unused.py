@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from penstock.passes import PassResult, Phase
-from penstock.passes._library import node_label
+from penstock.passes._library import node_label, remove_unused_functions
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -23,31 +23,32 @@ AFTER: tuple[str, ...] = ()
 
 def run(model: ir.Model) -> PassResult:
     """Remove it from the graph, from bodies and from functions."""
+    from penstock.rewriting.walk import graphs_of
+
     changes: list[str] = []
     opset = model.opset_imports.get("", 1)
     for graph in (model.graph, *(function.graph for function in model.functions.values())):
         _nodes(graph, changes, opset)
-    for graph in model.graphs():
+    for graph in graphs_of(model):
         _initializers(graph, changes)
-    _functions(model, changes)
+    changes += remove_unused_functions(model)
     _imports(model, changes)
     return PassResult(tuple(changes))
 
 
 def _nodes(graph: ir.Graph, changes: list[str], opset: int) -> None:
-    from penstock.rewriting.editor import bodies_of, inside
+    from penstock.rewriting import wiring
+    from penstock.rewriting.walk import bodies_in, inside
 
     for node in reversed(graph):
         if not any(value.uses() or value.is_graph_output() for value in node.outputs):
             for inner in inside(node):
-                for index in range(len(inner.inputs)):
-                    inner.replace_input_with(index, None)
+                wiring.let_go(inner)
             graph.remove(node)
             changes.append(f"removed {node_label(node)}")
             continue
-        for attribute in node.attributes.values():
-            for body in bodies_of(attribute):
-                _nodes(body, changes, opset)
+        for body in bodies_in(node) if node.attributes else ():
+            _nodes(body, changes, opset)
         if node.op_type != "BatchNormalization" or opset >= 14:
             _outputs(node, changes)
 
@@ -78,22 +79,10 @@ def _initializers(graph: ir.Graph, changes: list[str]) -> None:
             changes.append(f"removed the initializer {name}")
 
 
-def _functions(model: ir.Model, changes: list[str]) -> None:
-    called: set[object] = set()
-    stack = [node for node in model.graph.all_nodes() if model.functions]
-    while stack:
-        key = stack.pop().op_identifier()
-        if key in model.functions and key not in called:
-            called.add(key)
-            stack.extend(model.functions[key].all_nodes())
-    for key in [key for key in model.functions if key not in called]:
-        del model.functions[key]
-        changes.append(f"removed the function {key[0]}::{key[1]}")
-
-
 def _imports(model: ir.Model, changes: list[str]) -> None:
-    nodes = [*model.graph.all_nodes(), *(node for f in model.functions.values() for node in f.all_nodes())]
-    used = {node.domain for node in nodes} | {""} | {key[0] for key in model.functions}
+    from penstock.rewriting.walk import nodes_of
+
+    used = {node.domain for node in nodes_of(model)} | {""} | {key[0] for key in model.functions}
     for domain in [domain for domain in model.opset_imports if domain not in used]:
         del model.opset_imports[domain]
         changes.append(f"removed the import of {domain}")

@@ -26,19 +26,19 @@ def run(model: ir.Model) -> PassResult:
     return PassResult(("sorted the nodes",) if moved else ())
 
 
-def _is_sorted(graph: ir.Graph, outer: frozenset[ir.Node] = frozenset()) -> bool:
+def _is_sorted(graph: ir.Graph, outer: tuple[set[ir.Node], ...] = ()) -> bool:
     """Whether every node comes after the makers of what it and its bodies read."""
-    from penstock.rewriting.editor import bodies_of
+    from penstock.rewriting.walk import bodies_in
 
     seen: set[ir.Node] = set()
+    scopes = (seen, *outer)
     for node in graph:
         for value in node.inputs:
             maker = None if value is None else value.producer()
-            if maker is not None and maker not in seen and maker not in outer:
+            if maker is not None and not any(maker in scope for scope in scopes):
                 return False
-        for attribute in node.attributes.values():
-            for body in bodies_of(attribute):
-                if not _is_sorted(body, outer | seen):
-                    return False
+        for body in bodies_in(node) if node.attributes else ():
+            if not _is_sorted(body, scopes):
+                return False
         seen.add(node)
     return True

@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING, cast
 from penstock.passes import Declined, Pass, PassResult, Rule, is_rule
 from penstock.passes._library import node_label
 from penstock.rewriting import PassBroke, Refusal
-from penstock.rewriting.editor import Editor, nodes_of
+from penstock.rewriting.editor import Editor
+from penstock.rewriting.walk import nodes_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 MOST_DECLINED = 200  # near misses of one pass that are kept
 MOST_FAILURES = 20
+MOST_WORK = 8_000_000  # see Editor.work
 
 
 @dataclass(slots=True)
@@ -47,12 +49,17 @@ class Driver:
     """One run over one model."""
 
     def __init__(
-        self, editor: Editor, passes: Sequence[tuple[str, Pass | Rule]], max_rounds: int, stop_after: int | None = None
+        self,
+        editor: Editor,
+        passes: Sequence[tuple[str, Pass | Rule]],
+        max_rounds: int,
+        max_work: int,
+        stop_after: int | None = None,
     ) -> None:
         self.editor = editor
         self.stop_after = stop_after
+        self.max_rounds, self.max_work = max_rounds, max_work
         self.passes = passes
-        self.max_rounds = max_rounds
         self.turns = {name: Turns(name, one.PHASE) for name, one in passes}
         self.rounds = 0
         self.settled = False
@@ -84,12 +91,14 @@ class Driver:
             everything = len(log) == before
 
     def _stops(self) -> bool:
+        if self.editor.work > self.max_work:
+            return True
         return self.stop_after is not None and len(self.editor.trace.events) >= self.stop_after
 
     def _index(self) -> dict[str, list[ir.Node]]:
         """Sort the standard nodes by operator, and find out what is known of their values."""
         self.editor.learn()
-        found: dict[str, list[ir.Node]] = {"*": list(nodes_of(self.editor.model))}
+        found: dict[str, list[ir.Node]] = {"*": nodes_of(self.editor.model)}
         for node in found["*"]:
             if node.domain == "":
                 found.setdefault(node.op_type, []).append(node)

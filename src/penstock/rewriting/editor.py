@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, cast
 
 from penstock import source_lines
 from penstock.passes._library import node_label
-from penstock.rewriting import PassBroke, Refusal, Rewrite
+from penstock.rewriting import PassBroke, Refusal, Rewrite, wiring
 from penstock.rewriting.knowledge import Knowledge, count
 from penstock.rewriting.site import Site
 from penstock.rewriting.sizes import Product
 from penstock.rewriting.trace import Event, Trace
+from penstock.rewriting.walk import bodies_in, graphs_of, inside, nodes_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -30,9 +31,12 @@ class Editor:
         self.known = Knowledge(model)
         self.site = Site(self.known)
         self.touched: list[ir.Node] = []  # nodes to look at again, in the order of the changes
-        self._names = {name for graph in model.graphs() for name in graph.initializers}
-        self._names |= {str(value.name) for graph in model.graphs() for value in graph.inputs}
+        self.work = 0  # so far: for each change the nodes around it, and all that these and a changed interface hold
+        graphs = graphs_of(model)
+        self._names = {name for graph in graphs for name in graph.initializers}
+        self._names |= {str(value.name) for graph in graphs for value in graph.inputs}
         self._names |= {str(v.name) for node in nodes_of(model) for v in node.outputs}
+        self._numbers: dict[str, int] = {}  # the last one that was tried behind a name
 
     def put_back(self, backup: ir.Model, before: list[ir.Node]) -> None:
         """Take a copy in the place of a model that was spoilt; ``before`` are the nodes that were copied, in order."""
@@ -62,8 +66,7 @@ class Editor:
         """Forget nodes that a rule made and that won't be used."""
         for made in self.site.made:
             for node in inside(made):
-                for index in range(len(node.inputs)):
-                    node.replace_input_with(index, None)
+                wiring.let_go(node)
         self.site.made.clear()
 
     def carry_out(self, root: ir.Node, rewrite: Rewrite, rule: str) -> Event:
@@ -89,8 +92,7 @@ class Editor:
         makers = [value.producer() for value in root.inputs if value is not None]
         copied = {node: node.name for node in made if node.name}
         self._place(root, made, rewrite)
-        for old, new in rewrite.values.items():
-            self._take_over(old, new, new.producer() in made)
+        self._take_over(rewrite.values, made)
         places = {node: rewrite.places[node.outputs[0]] for node in made if node.outputs[0] in rewrite.places}
         for node in made:
             own = source_lines.line_of(places[node]) if node in places else line
@@ -107,7 +109,10 @@ class Editor:
                         producer.name = root.name
                     break
         changed = dict.fromkeys([*old_readers, *renamed, *(new.producer() for new in rewrite.values.values())])
-        updated = [node for node in changed if node is not None and node.graph is not None and node not in made]
+        new_nodes = set(made)
+        updated = [node for node in changed if node is not None and node.graph is not None and node not in new_nodes]
+        self.work += sum(1 + len(node.inputs) + len(node.outputs) for node in itertools.chain(made, updated, removed))
+        self.work += len(graph.outputs) if any(new.is_graph_output() for new in rewrite.values.values()) else 0
         saved = freed - self._made(made)
         event = self.trace.add(rule, rewrite.what, removed, made, updated, before=root, saved=saved, places=places)
         self._touch(made, old_readers, makers)
@@ -165,6 +170,8 @@ class Editor:
             if value.producer() not in seen and not _lies_in(value, scope):
                 raise ValueError(f"a new node reads {value.name!r}, which is not to be seen from its graph")
         for new in rewrite.values.values():
+            if new in rewrite.values:
+                raise ValueError(f"{new.name!r} is put in the place of another value, and another one in its place")
             if new.producer() not in seen and not _lies_in(new, scope):
                 raise ValueError(f"{new.name!r} is not to be seen from the graph of the node")
 
@@ -204,29 +211,30 @@ class Editor:
 
     def free_name(self, wanted: str) -> str:
         """Return a name that no value has, and take it."""
-        name, number = wanted, 1
+        name = wanted
         while name in self._names:
-            number += 1
+            number = self._numbers[wanted] = self._numbers.get(wanted, 1) + 1
             name = f"{wanted}_{number}"
         self._names.add(name)
         return name
 
-    def _take_over(self, old: ir.Value, new: ir.Value, fresh: bool) -> None:
-        """Let the readers of ``old`` read ``new``; a fresh value takes over name, type and shape."""
-        from onnx_ir import convenience
-
-        handed_out = old.is_graph_output()
-        if new.type is None or handed_out:
-            new.type = old.type or new.type
-        if fresh and old in self.known.shapes and new not in self.known.shapes:
-            self.known.shapes[new] = self.known.shapes[old]
-        if old in self.known.elements and new not in self.known.elements:
-            self.known.elements[new] = self.known.elements[old]
-        if handed_out:
-            new.shape = old.shape
-        convenience.replace_all_uses_with(old, new, replace_graph_outputs=handed_out)
-        if fresh or handed_out:
-            old.name, new.name = new.name, old.name
+    def _take_over(self, values: Mapping[ir.Value, ir.Value], made: Iterable[ir.Node]) -> None:
+        """Let the readers of each value read what stands for it; a fresh value takes over name, type and shape."""
+        fresh = {value for node in made for value in node.outputs}
+        handed_out = {old for old in values if old.is_graph_output()}
+        for old, new in values.items():
+            if new.type is None or old in handed_out:
+                new.type = old.type or new.type
+            if new in fresh and old in self.known.shapes and new not in self.known.shapes:
+                self.known.shapes[new] = self.known.shapes[old]
+            if old in self.known.elements and new not in self.known.elements:
+                self.known.elements[new] = self.known.elements[old]
+            if old in handed_out:
+                new.shape = old.shape
+        wiring.take_over(values)
+        for old, new in values.items():
+            if new in fresh or old in handed_out:
+                old.name, new.name = new.name, old.name
 
     def _remove_dead(self, start: Iterable[ir.Node | None]) -> tuple[list[ir.Node], int]:
         """Remove nodes that nothing reads any more, from ``start`` upwards; return them, and the bytes they made."""
@@ -251,12 +259,8 @@ class Editor:
         """Detach a node, and all inside its bodies, from what they read; yield the nodes that made that."""
         found = []
         for inner in inside(node):
-            for index, value in enumerate(inner.inputs):
-                if value is None:
-                    continue
-                if (maker := value.producer()) is not None:
-                    found.append(maker)
-                inner.replace_input_with(index, None)
+            found += [maker for value in inner.inputs if value is not None and (maker := value.producer()) is not None]
+            wiring.let_go(inner)
         yield from found
 
     def _made(self, made: list[ir.Node]) -> int:
@@ -294,35 +298,3 @@ def _lies_in(value: ir.Value, scope: Collection[object]) -> bool:
     if value.producer() is None and value.name is None:
         return True
     return value.graph in scope
-
-
-def inside(node: ir.Node) -> Iterator[ir.Node]:
-    """Yield a node, and all nodes in its bodies."""
-    yield node
-    for attribute in node.attributes.values():
-        for body in bodies_of(attribute):
-            yield from body.all_nodes()
-
-
-def bodies_in(node: ir.Node) -> Iterator[ir.Graph]:
-    """Yield the graphs that a node holds."""
-    for attribute in node.attributes.values():
-        yield from bodies_of(attribute)
-
-
-def bodies_of(attribute: ir.Attr) -> tuple[ir.Graph, ...]:
-    """Return the graphs that an attribute holds."""
-    import onnx_ir as ir
-
-    if attribute.is_ref():
-        return ()
-    if attribute.type == ir.AttributeType.GRAPH:
-        return (attribute.as_graph(),)
-    return tuple(attribute.as_graphs()) if attribute.type == ir.AttributeType.GRAPHS else ()
-
-
-def nodes_of(model: ir.Model) -> Iterator[ir.Node]:
-    """Yield all nodes: of the graph, of bodies, of functions."""
-    yield from model.graph.all_nodes()
-    for function in model.functions.values():
-        yield from function.all_nodes()

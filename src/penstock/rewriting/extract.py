@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-from penstock.rewriting.editor import inside
 from penstock.rewriting.knowledge import Knowledge, constant, to_ir
+from penstock.rewriting.walk import inside
 
 if TYPE_CHECKING:
     import onnx
@@ -51,7 +51,7 @@ def extract(model: ir.Model, nodes: Collection[ir.Node]) -> bytes:
 
 
 def _bodies(node: ir.Node) -> list[ir.Graph]:
-    from penstock.rewriting.editor import bodies_of
+    from penstock.rewriting.walk import bodies_of
 
     return [body for attribute in node.attributes.values() for body in bodies_of(attribute)]
 

@@ -10,9 +10,10 @@ from penstock import graph, guard
 from penstock.passes import Declined, Pass, PassResult, Rule
 from penstock.passes._soundness import Soundness
 from penstock.rewriting import PassBroke
-from penstock.rewriting.driver import Driver, Turns
-from penstock.rewriting.editor import Editor, nodes_of
+from penstock.rewriting.driver import MOST_WORK, Driver, Turns
+from penstock.rewriting.editor import Editor
 from penstock.rewriting.trace import Trace
+from penstock.rewriting.walk import graphs_of, nodes_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -29,6 +30,7 @@ class Rewritten:
     turns: tuple[Turns, ...]
     rounds: int
     settled: bool
+    weight_bytes_before: int
 
 
 def rewrite(
@@ -36,6 +38,7 @@ def rewrite(
     passes: Sequence[tuple[str, Pass | Rule]],
     *,
     max_rounds: int,
+    max_work: int = MOST_WORK,
     foreign: frozenset[str] = frozenset(),
     stop_after: int | None = None,
     after: Callable[[str, ir.Model], None] | None = None,
@@ -43,13 +46,13 @@ def rewrite(
     """Rewrite ``model`` in place.
 
     ``foreign`` passes over the whole model, of third parties, are taken back where they raise or leave the model less
-    sound. ``stop_after`` ends the run after so many changes; ``after`` is called after each pass that changed
-    something. Raises ``PassBroke``.
+    sound. ``max_work`` bounds :attr:`Editor.work`. ``stop_after`` ends the run after so many changes; ``after`` is
+    called after each pass that changed something. Raises ``PassBroke``.
     """
     trace = Trace()
     trace.begin(model)
     editor = Editor(model, trace)
-    driver = Driver(editor, passes, max_rounds, stop_after)
+    driver = Driver(editor, passes, max_rounds, max_work, stop_after)
     weights = weight_bytes(model)
 
     def apply(name: str, one: Pass) -> PassResult:
@@ -70,13 +73,13 @@ def rewrite(
 
     with guard.limited_memory(guard.EXTRA_BYTES + 4 * min(weights, 1 << 30)):
         driver.run(apply, changed)
-    return Rewritten(editor.model, trace, tuple(driver.turns.values()), driver.rounds, driver.settled)
+    return Rewritten(editor.model, trace, tuple(driver.turns.values()), driver.rounds, driver.settled, weights)
 
 
 def _permit_initializers(model: ir.Model) -> None:
     """Raise the IR version to the first in which an initializer needn't be an input, where there is such a one."""
     if (model.ir_version or 0) < FIRST_WITH_FREE_INITIALIZERS and any(
-        not value.is_graph_input() for one in model.graphs() for value in one.initializers.values()
+        not value.is_graph_input() for one in graphs_of(model) for value in one.initializers.values()
     ):
         model.ir_version = FIRST_WITH_FREE_INITIALIZERS
 
@@ -89,7 +92,7 @@ def _told(result: PassResult) -> str:
 def _foreign(editor: Editor, turns: Turns, name: str, one: Pass) -> PassResult:
     """Run a third party's pass; put the model back where it does harm."""
     sound = Soundness.of(editor.model)
-    before, backup = list(nodes_of(editor.model)), editor.model.clone()
+    before, backup = nodes_of(editor.model), editor.model.clone()
     harm = ""
     try:
         result = one.run(editor.model)
@@ -114,6 +117,6 @@ def count(model: ir.Model) -> int:
 def weight_bytes(model: ir.Model) -> int:
     """Return the bytes of all constants."""
     return sum(
-        value.const_value.nbytes for one in model.graphs() for value in one.initializers.values()
+        value.const_value.nbytes for one in graphs_of(model) for value in one.initializers.values()
         if value.const_value is not None
     )  # fmt: skip

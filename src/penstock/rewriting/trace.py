@@ -143,7 +143,7 @@ class Trace:
             yield from self._walk_graph(function.graph, f"{function.domain}::{function.name}")
 
     def _walk_graph(self, graph: ir.Graph, scope: str) -> Iterable[tuple[ir.Node, str]]:
-        from penstock.rewriting.editor import bodies_of
+        from penstock.rewriting.walk import bodies_of
 
         for node in graph:
             yield node, scope
@@ -154,7 +154,7 @@ class Trace:
 
     def _bodies(self, node: ir.Node, owner: str) -> list[NodeRow]:
         """Give ids to what lies inside a new node."""
-        from penstock.rewriting.editor import bodies_of
+        from penstock.rewriting.walk import bodies_of
 
         found = []
         for attribute in node.attributes.values():
@@ -166,7 +166,7 @@ class Trace:
         return found
 
     def _take_out(self, node: ir.Node) -> Iterable[NodeRow]:
-        from penstock.rewriting.editor import inside
+        from penstock.rewriting.walk import inside
 
         for one in inside(node):
             if (row := self.rows.pop(one, None)) is not None:

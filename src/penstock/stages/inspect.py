@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 MAX_NODES = 10_000  # functions that stand for more nodes than this are not looked into
 MAX_FUNCTIONS = 2_000  # nor are more functions than this
-MOST_DETAILED = 40_000  # results of nodes and initializers of a model whose layers, costs and shapes are looked into
+MOST_DETAILED = 20_000  # results of nodes and initializers of a model whose layers, costs and shapes are looked into
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -18,10 +18,11 @@ from penstock.passes._order import in_order
 from penstock.passes._soundness import refusal_of
 from penstock.proof import Proof
 from penstock.rewriting import PassBroke
-from penstock.rewriting.driver import Turns
+from penstock.rewriting.driver import MOST_WORK, Turns
 from penstock.rewriting.knowledge import Knowledge, to_ir
 from penstock.rewriting.run import Rewritten, count, rewrite, weight_bytes
 from penstock.rewriting.trace import Event, NodeRow
+from penstock.rewriting.walk import graphs_of, nodes_in
 from penstock.settings import option
 from penstock.specialise import Specialised, specialise
 
@@ -44,11 +45,13 @@ class OptimizeSettings:
     skip: tuple[str, ...] = option((), "passes to leave out")
     also: tuple[str, ...] = option((), "passes to run that aren't run unasked, see `penstock list passes`")
     max_rounds: int = option(30, "most rounds over all passes", minimum=1)
+    max_work: int = option(MOST_WORK, "most inputs and outputs of nodes that changes may touch", minimum=1)
     strict: bool = option(False, "end with an error where a pass fails or has to be taken back")
     proof: bool = option(True, "run the result beside the original and compare", flag="--proof/--no-proof")
     proof_seeds: int = option(3, "made-up inputs for each set of sizes", minimum=1)
     proof_seconds: float = option(6.0, "longest that the proof may run the models", minimum=0.1)
     proof_bytes: int = option(1 << 30, "largest weights that are run twice for the proof", minimum=0)
+    proof_nodes: int = option(20_000, "largest graph that is run twice for the proof, in nodes and weights", minimum=1)
     proof_memory_bytes: int = option(
         768 << 20, "most memory of the proof, where 6 times the weights aren't more", minimum=1 << 20
     )
@@ -58,6 +61,19 @@ class OptimizeSettings:
     )  # fmt: skip
     evidence: str = option("", "file for the smallest model that shows what a wrong pass does")
     verify_each: bool = option(False, "prove after each pass, and name the one that breaks something")
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """How large a model is, all of its graphs together."""
+
+    nodes: int  # without Constants
+    weights: int  # their number
+
+    @classmethod
+    def of(cls, model: ir.Model) -> Extent:
+        """Measure a model."""
+        return cls(count(model), sum(len(one.initializers) for one in graphs_of(model)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +149,8 @@ def complaints(facts: Mapping[str, Json], reason: str) -> list[str]:
         if record["name"] not in blamed:
             places = cast("list[dict[str, str]]", record["failures"])
             told += [f"failed    {record['name']} at {place['node']}: {place['reason']}" for place in places]
+    if not facts["settled"]:
+        told.append("stopped   it could be improved further: raise --max-rounds or --max-work")
     if facts["proof"] in ("skipped", "failed"):
         told.append(f"no proof  {reason}")
     return told
@@ -161,9 +179,9 @@ def optimize(
         while True:
             model = _opened(model_path)
             kept = [one for one in passes if one[0] not in without and EVERY not in without]
-            before = (count(model), weight_bytes(model))
+            before = Extent.of(model)
             try:
-                done = rewrite(model, kept, max_rounds=settings.max_rounds, foreign=_foreign())
+                done = _run(model, kept, settings)
             except PassBroke as error:
                 without[error.name] = Declined("the whole model", error.reason)
                 continue
@@ -173,7 +191,7 @@ def optimize(
                 culprit: Culprit | None = _invalid(_again(model_path, kept, settings), done)
             else:
                 special = specialise(into / name, "onnxruntime") if settings.runtime else None
-                proved, culprit = _prove(model_path, into / name, kept, done, before[1], settings)
+                proved, culprit = _prove(model_path, into / name, kept, done, before, settings)
             if culprit is None or (culprit.rule == EVERY and not kept):
                 break
             culprits.append(culprit)
@@ -189,12 +207,23 @@ def optimize(
     records += [PassRecord(name, "", 0, 0, 0, (), (), (place,)) for name, place in without.items()]
     seconds = tuple(turns.seconds for turns in done.turns) + (0.0,) * len(without)
     result = Optimized(
-        tuple(records), before[0], count(done.model), before[1], weight_bytes(done.model), done.rounds, done.settled,
+        tuple(records), before.nodes, count(done.model), done.weight_bytes_before, weight_bytes(done.model), done.rounds,
+        done.settled,
         special, broken, tuple(culprits), proved, seconds, done.trace.base, tuple(done.trace.events),
     )  # fmt: skip
     if settings.strict:
         _hold(result, model_path)
     return result
+
+
+def _run(
+    model: ir.Model, passes: Sequence[tuple[str, Pass | Rule]], settings: OptimizeSettings, *,
+    stop_after: int | None = None, after: Callable[[str, ir.Model], None] | None = None,
+) -> Rewritten:  # fmt: skip
+    return rewrite(
+        model, passes, max_rounds=settings.max_rounds, max_work=settings.max_work, foreign=_foreign(),
+        stop_after=stop_after, after=after,
+    )  # fmt: skip
 
 
 def _hold(result: Optimized, path: Path) -> None:
@@ -276,7 +305,7 @@ def declare(model: ir.Model) -> None:
             if node.domain == "" and value not in outputs:
                 value.shape = None
     known.learn(model.graph)
-    for node in model.graph.all_nodes():
+    for node in nodes_in(model.graph):
         for value in node.outputs:
             shape = known.shapes.get(value)
             large = shape is not None and math.prod(size for size in shape if isinstance(size, int)) > most
@@ -285,7 +314,7 @@ def declare(model: ir.Model) -> None:
 
 
 def _prove(
-    source: Path, result: Path, passes: Sequence[tuple[str, Pass | Rule]], done: Rewritten, weights: int,
+    source: Path, result: Path, passes: Sequence[tuple[str, Pass | Rule]], done: Rewritten, extent: Extent,
     settings: OptimizeSettings,
 ) -> tuple[Proof, Culprit | None]:  # fmt: skip
     """Prove the result; where it is wrong, find the change that made it so."""
@@ -293,8 +322,12 @@ def _prove(
         return proof.skipped("it was switched off"), None
     if not done.trace.events and not settings.runtime:
         return Proof("proved", "", "nothing was changed", 0, 0.0, ()), None
+    weights, size = done.weight_bytes_before, extent.nodes + extent.weights
     if weights > settings.proof_bytes:
         what = f"its weights have {weights:,} bytes, {settings.proof_bytes:,} are run twice (--proof-bytes)"
+        return proof.skipped(what), None
+    if size > settings.proof_nodes:
+        what = f"it has {size:,} nodes and weights, {settings.proof_nodes:,} are run twice (--proof-nodes)"
         return proof.skipped(what), None
     if settings.verify_each and (found := _first_bad_pass(source, passes, settings)) is not None:
         return found
@@ -351,7 +384,7 @@ def _first_bad_pass(
                 raise Found
 
         try:
-            rewrite(_opened(source), passes, max_rounds=settings.max_rounds, foreign=_foreign(), after=after)
+            _run(_opened(source), passes, settings, after=after)
         except Found:
             name, proved = bad[0]
             shown = Path(settings.evidence) if settings.evidence else None
@@ -361,6 +394,4 @@ def _first_bad_pass(
 
 
 def _again(source: Path, passes: Sequence[tuple[str, Pass | Rule]], settings: OptimizeSettings) -> Again:
-    return lambda stop: rewrite(
-        _opened(source), passes, max_rounds=settings.max_rounds, foreign=_foreign(), stop_after=stop
-    )
+    return lambda stop: _run(_opened(source), passes, settings, stop_after=stop)

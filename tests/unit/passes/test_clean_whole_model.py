@@ -127,7 +127,19 @@ def test_what_the_user_keeps_stays() -> None:
 def test_a_bomb_is_not_inlined() -> None:
     found = apply(calls(30), "inline-functions")
     assert not found.done.trace.events
-    assert found.reasons == [f"inlining all functions would make {inline_functions.MAX_NODES} nodes or more"]
+    assert found.reasons == [f"inlining all functions would make {inline_functions.MAX_NODES:,} nodes or more"]
+
+
+def test_a_crowd_of_functions_is_not_inlined_but_what_nobody_calls_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    proto = calls(3)
+    spare = helper.make_function("own", "Spare", ["a"], ["b"], [node("Neg", ["a"], ["b"])], proto.opset_import)
+    proto.functions.append(spare)
+    monkeypatch.setattr(inline_functions, "MAX_FUNCTIONS", 2)
+    found = apply(proto, "inline-functions")
+    assert [one.name for one in found.proto.functions] == ["F2", "F1", "F0"]
+    assert found.reasons == ["3 functions are in use, 2 are inlined at most"]
+    monkeypatch.setattr(inline_functions, "MAX_FUNCTIONS", 3)
+    assert apply(proto, "inline-functions").operators == ["Relu"] * 8
 
 
 # --- lift-constants

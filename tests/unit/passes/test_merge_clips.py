@@ -110,3 +110,29 @@ def test_one_that_others_read_stays() -> None:
     assert_stays(model(nodes, X, ["y", "z"], W), PASS, "the Relu before it has 2 consumers")
     handed = model([nodes[0], nodes[1]], X, ["b", "y"], W)
     assert_stays(handed, PASS, "the Relu before it is an output of its graph")
+
+
+def test_many_join_at_once() -> None:
+    """A chain of a hundred thousand is one rewrite, not as many as it has nodes."""
+    proto = chain(
+        node("Relu", ["a"], ["1"]), node("Clip", ["1", "l", "h2"], ["2"]), node("Min", ["2", "six"], ["3"]),
+        node("Relu", ["3"], ["4"]), node("Clip", ["4", "l2", "h"], ["c"]), weights=W,
+    )  # fmt: skip
+    found = assert_becomes(proto, PASS, ["Identity", "Clip", "Identity"], oracle=Runtime)
+    assert bounds(found.proto) == {"min": 0, "max": 1.5}
+    assert [event.what for event in found.done.trace.events if event.rule == PASS] == ["Clip and the 4 before it join"]
+
+
+def test_they_join_up_to_where_another_reads() -> None:
+    nodes = [
+        node("Relu", ["x"], ["1"]), node("Clip", ["1", "l", "h2"], ["2"]), node("Relu", ["2"], ["3"]),
+        node("Clip", ["3", "l2", "h"], ["y"]), node("Neg", ["2"], ["z"]),
+    ]  # fmt: skip
+    found = assert_becomes(model(nodes, X, ["y", "z"], W), PASS, ["Clip", "Clip", "Neg"], oracle=Runtime, branch=False)
+    assert {event.what for event in found.done.trace.events} == {"Relu and Clip join"}
+
+
+def test_before_opset_12_other_floats_join_to_a_relu_or_not_at_all() -> None:
+    nodes = [node("Clip", ["a"], ["1"], max=6.0), node("Relu", ["1"], ["2"]), node("Relu", ["2"], ["c"])]
+    found = assert_becomes(chain(*nodes, opset=10, dtype="float16"), PASS, ["Identity", "Clip", "Relu", "Identity"])
+    assert len(found.done.trace.events) == 1

@@ -8,9 +8,10 @@ from onnx import TensorProto, helper
 
 from penstock import source_lines
 from penstock.rewriting import Refusal, Rewrite
-from penstock.rewriting.editor import Editor, nodes_of
+from penstock.rewriting.editor import Editor
 from penstock.rewriting.site import Site
 from penstock.rewriting.trace import Trace
+from penstock.rewriting.walk import nodes_of
 from rewriting_cases import apply, assert_same, floats, model, node, operators, rule, stripped
 
 X = {"x": ("batch", 4)}

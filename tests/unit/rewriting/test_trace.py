@@ -15,9 +15,10 @@ from penstock import registry, source_lines
 from penstock.jsonable import from_json, to_json
 from penstock.passes import PassResult
 from penstock.passes._order import in_order, run_unasked
-from penstock.rewriting.editor import Editor, nodes_of
+from penstock.rewriting.editor import Editor
 from penstock.rewriting.run import rewrite
 from penstock.rewriting.trace import Event, NodeRow, Trace, snapshot
+from penstock.rewriting.walk import nodes_of
 from rewriting_cases import apply, floats, in_branch, model, node
 
 
