@@ -12,8 +12,9 @@ import penstock
 from penstock import opsets
 from penstock.cli import run
 from penstock.errors import GateError, InputError, UsageError
+from penstock.opsets.whole import NotConvertibleError
 from penstock.rewriting import Rewrite
-from penstock.stages.convert import Conversion, ConvertSettings, NotConvertibleError, convert
+from penstock.stages.convert import Conversion, ConvertSettings, convert
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 

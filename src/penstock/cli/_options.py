@@ -18,19 +18,22 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def sections(*names: str) -> Callable[[F], F]:
-    """Add the options of settings sections; values arrive as ``section__field``, ``None`` where not given."""
+def sections(*names: str, short: Mapping[str, str] | None = None) -> Callable[[F], F]:
+    """Add the options of settings sections; values arrive as ``section__field``, ``None`` where not given.
+
+    ``short`` gives options, by that name, another flag beside their own.
+    """
 
     def decorate(function: F) -> F:
         for name in reversed(names):
             for field in reversed(settings.fields(name)):
-                function = _option(field)(function)
+                function = _option(field, (short or {}).get(f"{field.section}__{field.name}"))(function)
         return function
 
     return decorate
 
 
-def _option(field: Field) -> Callable[[F], F]:
+def _option(field: Field, short: str | None) -> Callable[[F], F]:
     target = f"{field.section}__{field.name}"
     shown = _default(field)
     text = f"[{field.section}] {field.help}" + (f" (default: {shown})" if shown else "")
@@ -40,8 +43,9 @@ def _option(field: Field) -> Callable[[F], F]:
     metavar = {int: "N", float: "X", str: "TEXT"}[field.kind]
     if field.choices:
         metavar = "|".join(choice for choice in field.choices if choice)
+    flags = (field.flag,) if short is None else (short, field.flag)
     return click.option(
-        field.flag, target, default=None, multiple=field.many, help=text, metavar=metavar, shell_complete=_values(field)
+        *flags, target, default=None, multiple=field.many, help=text, metavar=metavar, shell_complete=_values(field)
     )
 
 

@@ -50,7 +50,8 @@ def command(
     """
     from penstock import api
     from penstock.errors import UsageError
-    from penstock.stages.convert import ConvertSettings, NotConvertibleError
+    from penstock.opsets.whole import NotConvertibleError
+    from penstock.stages.convert import ConvertSettings
 
     if opset != "lowest" and not opset.isdigit():
         raise UsageError("unknown-opset", f"{opset!r} is no opset", do="give a number, or lowest")

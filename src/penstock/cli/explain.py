@@ -86,7 +86,7 @@ def _few(labels: tuple[str, ...]) -> str:
 @click.command(epilog=EPILOG)
 @click.argument("code", required=False, shell_complete=_ids)
 @click.argument("node", required=False)
-@sections("check", "optimize")
+@sections("check", "optimize", short={"optimize__opset": "--opset"})
 @config
 @common
 def command(

@@ -18,6 +18,7 @@ Examples:
   penstock optimize model.onnx -o slim.onnx
   penstock optimize model.onnx -o slim.onnx --skip fold-constants
   penstock optimize model.onnx -o slim.onnx --verify-each --strict
+  penstock optimize model.onnx -o slim.onnx --opset 20
   penstock optimize model.onnx -o for-ort.onnx --for ort
   penstock optimize model.onnx -o slim.onnx --trace steps.json --json
 
@@ -30,7 +31,7 @@ What happened to one node, and why not more: penstock explain model.onnx NODE
 @click.option("-o", "--output", type=click.Path(dir_okay=False), required=True, help="The .onnx file to write.")
 @click.option("--trace", type=click.Path(dir_okay=False), default=None,
               help="Write every step there, as JSON: the graph as it came, and an event for each change.")  # fmt: skip
-@sections("check", "optimize")
+@sections("check", "optimize", short={"optimize__opset": "--opset"})
 @config
 @common
 def command(
@@ -79,6 +80,11 @@ def _show(done: Optimized) -> None:
     more = sum(len(record.declined) for record in done.passes) - shown
     if more > 0:
         click.echo(f"          and {more:,} more places; --json lists them")
+    if (said := done.restated) is not None:
+        changed = len({(change.node, change.op) for change in said.changes})
+        count = {0: "none of the nodes is", 1: "1 node is"}.get(changed, f"{changed:,} nodes are")
+        told = f"; functions are inlined, because of {said.inlined}" if said.inlined else ""
+        click.echo(_text(f"opset     {said.opset_before} → {said.opset_after}; {count} said otherwise{told}"))
     state = "a fixpoint" if done.settled else "no fixpoint"
     nodes = f"{done.nodes_before:,} → {done.nodes_after:,}" if active else f"{done.nodes_after:,}, as before"
     click.echo(f"nodes     {nodes} (Constants don't count); {state} after {done.rounds} rounds")

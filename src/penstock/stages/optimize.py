@@ -12,6 +12,7 @@ from penstock import graph, guard, precheck, proof, registry, store
 from penstock.blame import EVERY, Again, Culprit, Problem, first_bad
 from penstock.errors import GateError, InputError, MissingError, PenstockError
 from penstock.jsonable import Json, dumps, to_json
+from penstock.opsets.whole import Restated, in_opset
 from penstock.passes import Declined, Pass, Rule
 from penstock.passes._library import expanded_size
 from penstock.passes._order import in_order
@@ -44,6 +45,10 @@ class OptimizeSettings:
     passes: tuple[str, ...] = option((), "passes to run (default: all)")
     skip: tuple[str, ...] = option((), "passes to leave out")
     also: tuple[str, ...] = option((), "passes to run that aren't run unasked, see `penstock list passes`")
+    opset: int | None = option(
+        None, "opset of the result: its operators are what passes may use (default: the model's own)", minimum=1,
+        flag="--optimize-opset",
+    )  # fmt: skip
     max_rounds: int = option(30, "most rounds over all passes", minimum=1)
     max_work: int = option(MOST_WORK, "most inputs and outputs of nodes that changes may touch", minimum=1)
     strict: bool = option(False, "end with an error where a pass fails or has to be taken back")
@@ -101,6 +106,7 @@ class Optimized:
     weight_bytes_after: int
     rounds: int
     settled: bool
+    restated: Restated | None  # in another opset, before anything else
     specialised: Specialised | None  # by a runtime's own optimizer
     broken: tuple[Declined, ...]  # plug-ins that don't load
     culprits: tuple[Culprit, ...]  # what the proof found, and was left out
@@ -113,7 +119,7 @@ class Optimized:
         """Return what follows from model and settings alone."""
         names = (
             "passes", "nodes_before", "nodes_after", "weight_bytes_before", "weight_bytes_after", "rounds", "settled",
-            "specialised", "broken", "culprits",
+            "restated", "specialised", "broken", "culprits",
         )  # fmt: skip
         return {name: to_json(getattr(self, name)) for name in names} | {"proof": self.proof.state}
 
@@ -170,14 +176,15 @@ def optimize(
 
     Every rewrite is done whole or not at all. A rule that raises leaves its place as it was, and a change that the
     proof finds wrong is left out with its pass, which the result tells; with ``strict`` either is a ``GateError``.
-    Raises ``InputError`` for a model that can't be read, ``UsageError`` for an unknown pass.
+    Raises ``InputError`` for a model that can't be read, ``UsageError`` for an unknown pass or opset, ``GateError``
+    where the model loses its meaning in the opset that is asked for.
     """
     with guard.rare_collection():
         passes, broken = _load(settings)
         without: dict[str, Declined] = {}  # passes that broke, and how
         culprits: list[Culprit] = []
         while True:
-            model = _opened(model_path)
+            model, restated = _opened(model_path, settings)
             kept = [one for one in passes if one[0] not in without and EVERY not in without]
             before = Extent.of(model)
             try:
@@ -191,7 +198,7 @@ def optimize(
                 culprit: Culprit | None = _invalid(_again(model_path, kept, settings), done)
             else:
                 special = specialise(into / name, "onnxruntime") if settings.runtime else None
-                proved, culprit = _prove(model_path, into / name, kept, done, before, settings)
+                proved, culprit = _prove(model_path, into / name, kept, done, before, settings, restated is not None)
             if culprit is None or (culprit.rule == EVERY and not kept):
                 break
             culprits.append(culprit)
@@ -207,9 +214,9 @@ def optimize(
     records += [PassRecord(name, "", 0, 0, 0, (), (), (place,)) for name, place in without.items()]
     seconds = tuple(turns.seconds for turns in done.turns) + (0.0,) * len(without)
     result = Optimized(
-        tuple(records), before.nodes, count(done.model), done.weight_bytes_before, weight_bytes(done.model), done.rounds,
-        done.settled,
-        special, broken, tuple(culprits), proved, seconds, done.trace.base, tuple(done.trace.events),
+        tuple(records), before.nodes, count(done.model), done.weight_bytes_before, weight_bytes(done.model),
+        done.rounds, done.settled, restated, special, broken, tuple(culprits), proved, seconds, done.trace.base,
+        tuple(done.trace.events),
     )  # fmt: skip
     if settings.strict:
         _hold(result, model_path)
@@ -234,14 +241,20 @@ def _hold(result: Optimized, path: Path) -> None:
             raise GateError("pass-failed", what, where=str(path), do=do)
 
 
-def _opened(path: Path) -> ir.Model:
-    """Load the model. Raises ``InputError`` for functions that stand for too many nodes."""
+def _opened(path: Path, settings: OptimizeSettings) -> tuple[ir.Model, Restated | None]:
+    """Load the model, and say it in the opset that is wished.
+
+    Raises ``InputError`` for functions that stand for too many nodes, ``GateError`` where it loses its meaning there.
+    """
     model = graph.load(path, weights=False)  # passes read few of them, and what isn't touched is never read
     limit = MOST_EXPANDED + len(graph.all_nodes(model)) if model.functions else 0
     if model.functions and expanded_size(model, limit) >= limit:
         what = f"its functions stand for {MOST_EXPANDED:,} nodes or more, or call each other too deeply"
         raise InputError("too-many-nodes", what, where=str(path), do="export the model without nested functions")
-    return model
+    if settings.opset is None:
+        return model, None
+    model, restated = in_opset(model, settings.opset, str(path))
+    return model, restated if restated.opset_before != restated.opset_after else None
 
 
 def _foreign() -> frozenset[str]:
@@ -315,12 +328,12 @@ def declare(model: ir.Model) -> None:
 
 def _prove(
     source: Path, result: Path, passes: Sequence[tuple[str, Pass | Rule]], done: Rewritten, extent: Extent,
-    settings: OptimizeSettings,
+    settings: OptimizeSettings, restated: bool,
 ) -> tuple[Proof, Culprit | None]:  # fmt: skip
     """Prove the result; where it is wrong, find the change that made it so."""
     if not settings.proof:
         return proof.skipped("it was switched off"), None
-    if not done.trace.events and not settings.runtime:
+    if not done.trace.events and not settings.runtime and not restated:
         return Proof("proved", "", "nothing was changed", 0, 0.0, ()), None
     weights, size = done.weight_bytes_before, extent.nodes + extent.weights
     if weights > settings.proof_bytes:
@@ -329,16 +342,30 @@ def _prove(
     if size > settings.proof_nodes:
         what = f"it has {size:,} nodes and weights, {settings.proof_nodes:,} are run twice (--proof-nodes)"
         return proof.skipped(what), None
+    if restated and settings.verify_each:
+        _hold_restated(source, weights, settings)
     if settings.verify_each and (found := _first_bad_pass(source, passes, settings)) is not None:
         return found
     proved = _compared(source, result, weights, settings)
     if proved.state != "failed":
         return proved, None
+    if restated:
+        _hold_restated(source, weights, settings)
     if settings.runtime and not passes:
         return proved, None
     again, shown = _again(source, passes, settings), Path(settings.evidence) if settings.evidence else None
     culprit = first_bad(again, len(done.trace.events), _difference(source, settings), shown)
     return proved, culprit or Culprit(EVERY, "", (), proved.reason)
+
+
+def _hold_restated(source: Path, weights: int, settings: OptimizeSettings) -> None:
+    """Raise ``GateError`` where the model computes something else in the other opset before any pass has run."""
+    with store.scratch() as work:
+        graph.save(_opened(source, settings)[0], work / MAIN)
+        proved = _compared(source, work / MAIN, weights, settings)
+    if proved.state == "failed":
+        what = f"the model computes something else in opset {settings.opset}: {proved.reason}"
+        raise GateError("conversion-differs", what, where=str(source), do="report it with the model")
 
 
 def _invalid(again: Again, done: Rewritten) -> Culprit:
@@ -360,7 +387,8 @@ def _compared(source: Path, result: Path, weights: int, settings: OptimizeSettin
     # two models, as files, as weights and as packed weights
     memory = max(settings.proof_memory_bytes, PROOF_BYTES + 6 * weights)
     return proof.prove(
-        source, result, seeds=settings.proof_seeds, seconds=settings.proof_seconds, memory_bytes=memory
+        source, result, seeds=settings.proof_seeds, seconds=settings.proof_seconds, memory_bytes=memory,
+        other_opset=settings.opset is not None,
     )  # fmt: skip
 
 
@@ -384,7 +412,7 @@ def _first_bad_pass(
                 raise Found
 
         try:
-            _run(_opened(source), passes, settings, after=after)
+            _run(_opened(source, settings)[0], passes, settings, after=after)
         except Found:
             name, proved = bad[0]
             shown = Path(settings.evidence) if settings.evidence else None
@@ -394,4 +422,4 @@ def _first_bad_pass(
 
 
 def _again(source: Path, passes: Sequence[tuple[str, Pass | Rule]], settings: OptimizeSettings) -> Again:
-    return lambda stop: _run(_opened(source), passes, settings, stop_after=stop)
+    return lambda stop: _run(_opened(source, settings)[0], passes, settings, stop_after=stop)
