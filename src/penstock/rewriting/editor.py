@@ -47,8 +47,7 @@ class Editor:
 
     def learn(self) -> None:
         """Find out anew what is known of the values."""
-        self.known.shapes.clear()
-        self.known.elements.clear()
+        self.known.forget()
         self.site.memo.clear()
         self.site.functions = {id(function.graph) for function in self.model.functions.values()}
         for function in self.model.functions.values():
@@ -56,7 +55,7 @@ class Editor:
         self.find_owners()
         self.known.learn(self.model.graph)
         for function in self.model.functions.values():
-            self.known.learn(function.graph)
+            self.known.learn(function.graph, believed=False)
 
     def find_owners(self) -> None:
         """Note in which node each body lies."""

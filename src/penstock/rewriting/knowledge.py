@@ -30,6 +30,7 @@ AS_FIRST_INPUT = {
     "SkipSimplifiedLayerNormalization",
 }  # fmt: skip
 MOST_ELEMENTS = 64  # of a tensor that is followed element by element
+MOST_AGAIN = 300_000  # nodes in bodies of loops that are looked at, a body that lies in others each time
 MOST_ASKED_BYTES = 1 << 16  # of a constant that is shown to onnx's inference
 
 
@@ -43,6 +44,13 @@ class Knowledge:
         self.shapes: dict[ir.Value, Shape] = {}
         self.elements: dict[ir.Value, Elements] = {}
         self._opset_protos: list[onnx.OperatorSetIdProto] = []
+        self._left = MOST_AGAIN
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self.shapes.clear()
+        self.elements.clear()
+        self._left = MOST_AGAIN
 
     def move_to(self, opset: int) -> None:
         """Read the standard operators by another opset from now on."""
@@ -50,10 +58,15 @@ class Knowledge:
             self.opset = self._imports[""] = opset
             self._opset_protos = []
 
-    def learn(self, graph: ir.Graph) -> None:
-        """Visit a graph from its inputs on."""
+    def spend(self, count: int) -> bool:
+        """Take from what may be spent on looking at bodies over and over; whether there was enough left."""
+        self._left -= count
+        return self._left >= 0
+
+    def learn(self, graph: ir.Graph, *, believed: bool = True) -> None:
+        """Visit a graph from its inputs on. What it declares of them is ``believed`` where it is an interface."""
         for value in graph.inputs:
-            if value not in self.shapes and value.shape is not None:
+            if believed and value not in self.shapes and value.shape is not None:
                 self.shapes[value] = declared(value.shape)
         self._visit_all(graph)
 

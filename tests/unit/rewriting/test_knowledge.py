@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
 from penstock import graph
-from penstock.rewriting.knowledge import Knowledge
+from penstock.rewriting.knowledge import MOST_AGAIN, Knowledge
 from penstock.rewriting.sizes import Product, Size
 from rewriting_cases import Feeds, floats, model, node, random_feeds, tensor
 
@@ -264,7 +264,75 @@ def test_shapes_inside_bodies() -> None:
     known, values = learnt(proto)
     assert known.shapes[values["each"]] == (BATCH, 4, 6)
     assert known.shapes[values["all"]] == (None, BATCH, 4, 6)
-    assert values["end"] not in known.shapes, "a state may change its shape from turn to turn"
+    assert known.shapes[values["end"]] == (None, 4, 6), "a state may change a size from turn to turn"
+
+
+def loop(*nodes: onnx.NodeProto, declared: list | None, end: str, second: str = "") -> onnx.ModelProto:
+    """A Loop that carries x as ``state`` (and ``second`` what began as x too), whatever its body declares of that."""
+    info = helper.make_tensor_value_info
+    states = ["state", "other"] if second else ["state"]
+    body = helper.make_graph(
+        [node("Identity", ["go"], ["go_on"]), *nodes], "body",
+        [info("i", TensorProto.INT64, []), info("go", TensorProto.BOOL, []), *(info(n, 1, declared) for n in states)],
+        [info("go_on", TensorProto.BOOL, []), *(info(name, 1, None) for name in (end, second) if name)],
+    )  # fmt: skip
+    outputs = ["last", "more"] if second else ["last"]
+    turning = node("Loop", ["turns", "", *["x"] * len(states)], outputs, body=body)
+    return model([turning, node("Relu", ["last"], ["y"])], X, ["y"], {"turns": 3})
+
+
+@pytest.mark.parametrize("declared", [None, [7, 4, 6], ["lie", 4]])
+def test_what_a_loop_carries_has_the_shape_that_every_turn_keeps(declared: list | None) -> None:
+    known, values = learnt(loop(node("Relu", ["state"], ["end"]), declared=declared, end="end"))
+    assert known.shapes[values["end"]] == (BATCH, 4, 6)
+    assert known.shapes[values["last"]] == (BATCH, 4, 6), "with no turn it is what was handed in"
+
+
+@pytest.mark.parametrize("declared", [None, ["batch", 4, 6]])
+def test_what_changes_from_turn_to_turn_is_not_believed(declared: list | None) -> None:
+    """A size that grows, a rank that grows, and one state that takes its shape from another one a turn later."""
+    grows = loop(node("Concat", ["state", "state"], ["end"], axis=1), declared=declared, end="end")
+    known, values = learnt(grows)
+    assert known.shapes[values["end"]] == known.shapes[values["last"]] == (BATCH, None, 6)
+    higher = loop(node("Unsqueeze", ["state", "axes"], ["end"]), declared=declared, end="end")
+    higher.graph.initializer.append(tensor("axes", np.array([0], np.int64)))
+    known, values = learnt(higher)
+    assert values["end"] not in known.shapes and values["last"] not in known.shapes
+    late = loop(
+        node("Identity", ["other"], ["end"]), node("Concat", ["other", "other"], ["second"], axis=2),
+        declared=declared, end="end", second="second",
+    )  # fmt: skip
+    known, values = learnt(late)
+    assert known.shapes[values["last"]] == known.shapes[values["more"]] == (BATCH, 4, None)
+
+
+def test_bodies_in_bodies_are_not_looked_at_for_ever() -> None:
+    """Twelve loops in each other, all of which change a size: four looks at each would be sixteen million."""
+    info = helper.make_tensor_value_info
+    inner = [node("Concat", ["s12", "s12"], ["e12"], axis=0)]
+    for level in range(12, 0, -1):
+        given = [info(f"i{level}", TensorProto.INT64, []), info(f"g{level}", TensorProto.BOOL, [])]
+        made = [info(f"h{level}", TensorProto.BOOL, []), info(f"e{level}", 1, None)]
+        nodes = [node("Identity", [f"g{level}"], [f"h{level}"]), *inner]
+        body = helper.make_graph(nodes, f"b{level}", [*given, info(f"s{level}", 1, None)], made)
+        state, end = (f"s{level - 1}", f"e{level - 1}") if level > 1 else ("x", "y")
+        inner = [node("Loop", ["turns", "", state], [end], body=body)]
+    proto = model([node("Identity", ["x"], ["y"])], X, ["y"], {"turns": 1})
+    del proto.graph.node[:]
+    proto.graph.node.extend(inner)
+    loaded = ir.from_proto(proto)
+    known = Knowledge(loaded)
+    visits = 0
+    plain = known.visit
+
+    def counted(one: ir.Node) -> None:
+        nonlocal visits
+        visits += 1
+        plain(one)
+
+    known.visit = counted  # type: ignore[method-assign]
+    known.learn(loaded.graph)
+    assert 24 <= visits <= 3 * MOST_AGAIN
 
 
 def test_branches_agree_or_it_is_not_known() -> None:
