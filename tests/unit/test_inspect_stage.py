@@ -294,3 +294,40 @@ def test_a_model_beyond_the_limit_on_details(tiny: ModuleType, tmp_path: Path, m
         and {entry.op for entry in found.unknown} == {use.op for use in found.operators}
     )
     assert "all nodes of unknown cost are not in the sums" in found.notes
+
+
+def channels_last(path: Path) -> str:
+    """Return the line that tells what a target with channels-last images has to transpose."""
+    console = Console(file=io.StringIO(), width=240, color_system=None)
+    show(inspect(path), console)
+    lines = [line.strip() for line in console.file.getvalue().splitlines() if line.strip().startswith("channels-last")]
+    return lines[0].removeprefix("channels-last").strip() if lines else ""
+
+
+def test_what_a_channels_last_target_has_to_transpose(tmp_path: Path) -> None:
+    conv = helper.make_node("Conv", ["x", "w"], ["c"])
+    kernel = {"w": ones(5, 3, 1, 1)}
+    image, plain = {"x": ["n", 3, 8, 8]}, {"y": ["n", 5, 8, 8]}
+    out = save(tmp_path / "out.onnx", [conv, helper.make_node("Relu", ["c"], ["y"])], image, plain, kernel)
+    assert channels_last(out) == "for a target of that layout: Transposes 1 at inputs, 1 at outputs"
+    (given, result) = inspect(out).channels_last.transposes
+    assert (given.value, given.place, result.value, result.place) == ("x", "input", "y", "output")
+    own = helper.make_node("Softmax", ["c"], ["s"], axis=1)
+    gather = helper.make_node("GatherND", ["s", "at"], ["y"])
+    nodes, held = [conv, own, gather], {**kernel, "at": np.array([[0, 1, 2, 3]])}
+    inside = save(tmp_path / "inside.onnx", nodes, image, {"y": [1]}, held)
+    told = channels_last(inside)
+    assert told == "for a target of that layout: Transposes 1 at inputs, 1 inside (GatherND reads it in its own order)"
+    last = [helper.make_node("Transpose", ["x"], ["t"], perm=[0, 3, 1, 2]), helper.make_node("Conv", ["t", "w"], ["c"]),
+            helper.make_node("Transpose", ["c"], ["y"], perm=[0, 2, 3, 1])]  # fmt: skip
+    turned = save(tmp_path / "last.onnx", last, {"x": ["n", 8, 8, 3]}, {"y": ["n", 8, 8, 5]}, kernel)
+    assert channels_last(turned) == "for a target of that layout: Transposes nowhere"
+
+
+def test_a_layout_that_is_not_known_or_not_asked(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Own", ["x"], ["c"], domain="own"), helper.make_node("Conv", ["c", "w"], ["y"])]
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+    path = save(tmp_path / "m.onnx", nodes, {"x": [1, 3, 8, 8]}, {"y": None}, {"w": ones(5, 3, 1, 1)}, imports=imports)
+    assert channels_last(path) == "no telling: the ranks of all 1 operators of images are unknown"
+    plain = save(tmp_path / "p.onnx", [helper.make_node("Relu", ["x"], ["y"])], {"x": [1, 3]}, {"y": [1, 3]})
+    assert inspect(plain).channels_last is None and channels_last(plain) == ""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from penstock.cli._console import printable
-from penstock.stages.inspect import Inspection, Layer
+from penstock.stages.inspect import ChannelsLast, Inspection, Layer
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -15,6 +15,8 @@ MOST_LAYERS = 60  # a longer model shows its costliest layers only, in the file'
 MOST_OPERATORS = 200  # the most frequent ones
 MOST_UNKNOWN = 8
 MOST_TEXT = 400  # characters of a cell
+Place = Literal["input", "inside", "output"]
+PLACES: dict[Place, str] = {"input": "at inputs", "inside": "inside", "output": "at outputs"}
 
 
 def show(inspection: Inspection, console: Console) -> None:
@@ -93,6 +95,8 @@ def _summary(inspection: Inspection) -> Table:
     if inspection.dynamic:
         dims = ", ".join(f"{dim.name} = {dim.size}" for dim in inspection.dynamic)
         rows.append(("dynamic", f"{dims} (for these figures)"))
+    if inspection.channels_last is not None:
+        rows.append(("channels-last", _turned(inspection.channels_last)))
     if inspection.custom_domains:
         rows.append(("custom domains", ", ".join(inspection.custom_domains)))
     for use in inspection.custom:
@@ -105,6 +109,20 @@ def _summary(inspection: Inspection) -> Table:
     for name, text in rows:
         table.add_row(name, _cell(text))
     return table
+
+
+def _turned(found: ChannelsLast) -> str:
+    """Say what a target with channels-last images has to transpose."""
+    if not found.placed:
+        return f"no telling: the ranks of all {found.images} operators of images are unknown"
+    places = [turn.place for turn in found.transposes]
+    inside = list(dict.fromkeys(turn.why for turn in found.transposes if turn.place == "inside"))
+    counts = (f"{places.count(place)} {named}" for place, named in PLACES.items() if place in places)
+    told = "for a target of that layout: Transposes " + (", ".join(counts) if places else "nowhere")
+    told += f" ({'; '.join(inside[:3])}{', …' if len(inside) > 3 else ''})" if inside else ""
+    if (left := found.images - found.placed) > 0:
+        told += f"; {left} of {found.images} operators of images are of unknown rank"
+    return told
 
 
 def _peak(inspection: Inspection) -> str:

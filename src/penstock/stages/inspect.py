@@ -17,6 +17,8 @@ from penstock.analysis.weights import constants, origin, role
 from penstock.custom_domains import DomainUse
 from penstock.errors import InputError, PenstockError
 from penstock.passes._library import expanded_size, node_label, quiet
+from penstock.rewriting import layout
+from penstock.rewriting.layout import Turn
 from penstock.signature import Signature
 
 if TYPE_CHECKING:
@@ -77,6 +79,15 @@ class Unknown:
 
 
 @dataclass(frozen=True, slots=True)
+class ChannelsLast:
+    """What a target that keeps images channels-last has to transpose: see :mod:`penstock.rewriting.layout`."""
+
+    images: int  # operators of images
+    placed: int  # of them: those that can work on the layout, as far as ranks are known
+    transposes: tuple[Turn, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Inspection:
     """What a file holds. Sums leave out what is listed as unknown, and say so by listing it.
 
@@ -110,6 +121,7 @@ class Inspection:
     peak: Peak
     dynamic: tuple[DynamicDim, ...]
     layers: tuple[Layer, ...]
+    channels_last: ChannelsLast | None  # ``None`` where there are no images, or too much to look into
     notes: tuple[str, ...]
 
 
@@ -145,6 +157,7 @@ def _inspect(model_path: Path, sizes: Mapping[str, int]) -> Inspection:
     held = list(constants(flat))
     roles = {value: role(value, tensor) for value, tensor in held}
     sized = {value: tensor.size for value, tensor in held}
+    turned = _channels_last(flat) if detailed else None
     dynamic = fix_inputs(flat, sizes)
     parameters = {value: sized[value] for value in sized if roles[value] == "parameter"}
     found = _details(flat, dynamic, parameters, notes) if detailed else _outline(uses)
@@ -185,8 +198,17 @@ def _inspect(model_path: Path, sizes: Mapping[str, int]) -> Inspection:
         peak=found.peak,
         dynamic=dynamic,
         layers=found.layers,
+        channels_last=turned,
         notes=tuple(notes),
     )
+
+
+def _channels_last(model: ir.Model) -> ChannelsLast | None:
+    images = [node for node in model.graph if node.op_type in layout.OF_IMAGES and node.domain == ""]
+    if not images:
+        return None
+    plan = layout.channels_last(model)
+    return ChannelsLast(len(images), sum(node.outputs[0].name in plan.inputs for node in images), plan.transposes)
 
 
 @dataclass(frozen=True, slots=True)
