@@ -124,7 +124,7 @@ def beside(path: Path, folder: Path) -> Path:
     """Make a folder for the results of a model, with its external data in it: some tools leave it where it was."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    for data in precheck.external_files(path):
+    for data in precheck.files_beside(path):
         target = folder / data.relative_to(path.parent)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(data, target)
