@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from penstock.opsets.steps import Converted
 
 SHOWN = 5  # refused nodes that an error spells out
+MOST_EXPANDED = 50_000  # nodes that functions may stand for: what stands for more isn't looked into
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,6 @@ def converted(source: ir.Model, target: int) -> tuple[ir.Model, Converted, str]:
 def _inline(model: ir.Model) -> bool:
     """Inline all functions where they are of the model's own opset, and stand for few enough nodes."""
     from penstock.passes._library import expanded_size, quiet
-    from penstock.stages.optimize import MOST_EXPANDED
 
     own = model.opset_imports.get("")
     if any(function.opset_imports.get("", own) != own for function in model.functions.values()):

@@ -13,7 +13,8 @@ from penstock.opsets.whole import NotConvertibleError, converted, known, lowest,
 from penstock.passes._soundness import Soundness, refusal_of
 from penstock.proof import Proof
 from penstock.rewriting.run import count, weight_bytes
-from penstock.stages.optimize import MAIN, declare
+from penstock.stages._optimize_steps import declare
+from penstock.stages.optimize import MAIN
 
 if TYPE_CHECKING:
     import onnx_ir as ir
