@@ -65,22 +65,39 @@ def _explained(backend: str, verb: str) -> Iterator[None]:
 
 
 class _ThirdParty:
-    """A session of a third party's backend, which may raise anything."""
+    """A session of a third party's backend, which may raise anything and return anything."""
 
     def __init__(self, session: Session, backend: str) -> None:
         self._session, self._backend = session, backend
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        import numpy as np
+
         with _explained(self._backend, "run"):
-            return self._session.run(feeds)
+            found: object = self._session.run(feeds)
+            if not isinstance(found, list | tuple) or not all(isinstance(one, np.ndarray) for one in found):
+                raise TypeError(f"it returns no list of arrays, but {_kind(found)}")
+            return list(found)
 
     def actual(self) -> Mapping[str, Json]:
-        with _explained(self._backend, "describe"):
-            return self._session.actual()
+        """Tell what it tells; what it can't tell is no reason to do without its numbers."""
+        try:
+            told = to_json(dict(self._session.actual()))
+        except Exception as error:  # a third party's
+            return {"problem": f"{type(error).__name__}: {graph.first_line(error)}"}
+        assert isinstance(told, dict)
+        return told
 
     def close(self) -> None:
-        with _explained(self._backend, "close"):
+        with contextlib.suppress(Exception):  # what it was opened for is done
             self._session.close()
+
+
+def _kind(found: object) -> str:
+    if isinstance(found, list | tuple):
+        kinds = ", ".join(dict.fromkeys(type(one).__name__ for one in found))
+        return f"a {type(found).__name__} of {kinds}"
+    return f"a {type(found).__name__}"
 
 
 def measured_json(value: object) -> dict[str, Json]:

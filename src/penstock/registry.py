@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast, get_args
 
-from penstock.errors import MissingError, UsageError
+from penstock.errors import InputError, MissingError, PenstockError, UsageError
 from penstock.jsonable import Json
 
 Kind = Literal["frontends", "passes", "quantizers", "backends", "datasets", "targets", "commands"]
@@ -118,6 +118,22 @@ def _absent(kind: Kind, found: object) -> list[str]:
 def _told(error: BaseException) -> str:
     kind, text = type(error).__name__, (str(error).splitlines() or [""])[0]
     return text if isinstance(error, ImportError) and text else f"{kind}: {text}" if text else kind
+
+
+@contextlib.contextmanager
+def blamed(kind: Kind, name: str) -> Iterator[None]:
+    """Let an error of a third party's plug-in name it; an error of a built-in one stays what it is."""
+    try:
+        yield
+    except PenstockError:
+        raise
+    except Exception as error:
+        if (owner := origins(kind).get(name)) is None:
+            raise
+        what = f"the {_singular(kind)} {name!r} of {owner} failed: {_told(error)}"
+        raise InputError(
+            "plug-in-failed", what, do=f"update or uninstall it, or tell the authors of {owner}"
+        ) from error
 
 
 def _broken(entry: importlib.metadata.EntryPoint, what: str) -> MissingError:

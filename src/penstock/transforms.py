@@ -13,12 +13,25 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from penstock import blame, custom_domains, graph, inputs, machine, places, proof, registry, rewriting, store
+from penstock import (
+    blame,
+    custom_domains,
+    graph,
+    inputs,
+    machine,
+    opsets,
+    places,
+    proof,
+    registry,
+    rewriting,
+    specialise,
+    store,
+)
 from penstock.errors import InputError
 from penstock.frontends import Source
 from penstock.jsonable import Json, from_json, to_json
 from penstock.signature import Signature
-from penstock.stages import export, optimize, quantize
+from penstock.stages import _optimize_proof, _optimize_steps, export, optimize, quantize
 from penstock.store import Cache, CacheEntry, Made, digest_of
 from penstock.variant import Precision, Variant
 
@@ -89,7 +102,8 @@ def export_source(
 ) -> Transformed:
     """Export the source, or take the export from the cache if nothing that it read has changed since."""
     frontend_name, frontend = export.frontend(source)
-    tools = dict(frontend.tools())
+    with registry.blamed("frontends", frontend_name):
+        tools = dict(frontend.tools())
     plain = {k: v for k, v in asdict(settings).items() if frontend_name != "onnx"}
     spec = source.spec if source.spec.startswith("zoo:") else _resolved(source.spec)
     weights = str(Path(source.weights).resolve()) if source.weights else ""
@@ -98,7 +112,12 @@ def export_source(
     key = digest_of([key, custom_domains.key()]) if custom_domains.key() else key
 
     def make(into: Path) -> Made:
-        done = frontend.export(source, settings, example(), into / MAIN)
+        given = example()
+        with registry.blamed("frontends", frontend_name):
+            done = frontend.export(source, settings, given, into / MAIN)
+        if not (into / MAIN).is_file():
+            what = f"the frontend {frontend_name!r} wrote no model"
+            raise InputError("plug-in-failed", what, where=source.spec, do="tell its authors, or export it otherwise")
         return Made({"signature": to_json(done.signature), **done.facts}, done.measured, done.reads)
 
     entry, cached = _through_cache(cache, key, make)
@@ -150,9 +169,18 @@ def optimize_variant(parent: Transformed, settings: optimize.OptimizeSettings, c
     """Run the passes to a fixpoint."""
     tools = versions("onnx", "onnx-ir", "onnxscript")
     code = registry.fingerprint("passes")
-    engine = [store.file_digest(path) for path in sorted(Path(rewriting.__file__).parent.glob("*.py"))]
+    folders = (Path(str(module.__file__)).parent for module in (rewriting, opsets))
+    engine = [store.file_digest(path) for folder in folders for path in sorted(folder.glob("*.py"))]
     key = digest_of(
-        ["optimize", parent.variant.digest, settings, tools, _code(optimize, graph, proof, blame), code, engine]
+        [
+            "optimize",
+            parent.variant.digest,
+            settings,
+            tools,
+            _code(optimize, _optimize_steps, _optimize_proof, specialise, graph, proof, blame),
+            code,
+            engine,
+        ]
     )
 
     def make(into: Path) -> Made:

@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnx
 import pytest
+from onnx import helper
 
 from penstock import registry
 
@@ -164,6 +166,68 @@ WILD_ENTRIES = {
     "passes": "badphase = badphase_penstock\nstops = stops_penstock",
     "commands": "fails = fails_penstock:command",
 }
+
+
+FAULTY = """
+from types import SimpleNamespace
+
+def fail(*arguments, **named):
+    raise RuntimeError("the licence has run out")
+
+def backend(run):
+    session = SimpleNamespace(run=run, close=fail)  # it can't tell what runs, nor be closed
+    return SimpleNamespace(__doc__="Odd.", ROLE="candidate", FORMATS=("onnx",), available=lambda: "",
+                           facts=lambda: {}, load=lambda model, deployment: session)
+
+raises, gives_a_dict, gives_floats, gives_nothing = (
+    backend(run) for run in (fail, lambda feeds: {}, lambda feeds: [1.5], lambda feeds: []))
+no_session = SimpleNamespace(__doc__="Odd.", ROLE="candidate", FORMATS=("onnx",), available=lambda: "",
+                             facts=lambda: {}, load=lambda model, deployment: 7)
+frontend = SimpleNamespace(__doc__="Fails.", claims=lambda spec: spec.startswith("odd:"), tools=dict, export=fail)
+says_no = SimpleNamespace(__doc__="Says no.", claims=lambda spec: "no", tools=dict, export=fail)
+dataset = SimpleNamespace(__doc__="Fails.", claims=lambda spec: spec.startswith("odd:"), open=fail)
+quantizer = SimpleNamespace(__doc__="Fails.", available=lambda: "", quantize=fail)
+idle = SimpleNamespace(__doc__="Does nothing.", available=lambda: "", quantize=lambda *arguments: None)
+"""
+FAULTY_ENTRIES = {
+    "backends": "\n".join(f"{name.replace('_', '-')} = faulty_penstock:{name}" for name in (
+        "raises", "gives_a_dict", "gives_floats", "gives_nothing", "no_session")),
+    "frontends": "odd = faulty_penstock:frontend\nno = faulty_penstock:says_no",
+    "datasets": "odd = faulty_penstock:dataset",
+    "quantizers": "odd = faulty_penstock:quantizer\nidle = faulty_penstock:idle",
+}  # fmt: skip
+
+
+def test_what_fails_when_it_is_used_is_named_and_a_backend_ends_no_build(site: Path) -> None:
+    install(site, "faulty-penstock", FAULTY_ENTRIES, {"faulty_penstock.py": FAULTY})
+    x = [helper.make_tensor_value_info("x", 1, ["n", 4])]
+    y = [helper.make_tensor_value_info("y", 1, ["n", 4])]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", x, y)
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), site.parent / "m.onnx"
+    )
+    rows = {
+        row["deployment"]["backend"]: row
+        for row in result(penstock(site, "build", "m.onnx", "-o", "out", *FAST))["deployments"]
+    }
+    told = {name: " ".join(v["measured"]["reason"] for v in row["verdicts"]) for name, row in rows.items()}
+    assert rows["onnxruntime"]["verdicts"][0]["measured"]["passed"]
+    assert "'raises' can't run the model: the licence has run out" in told["raises"]
+    assert "it returns no list of arrays, but a dict" in told["gives-a-dict"]
+    assert "it returns no list of arrays, but a list of float" in told["gives-floats"]
+    assert told["gives-nothing"] == "it gives 0 outputs, the model has 1"
+    assert "can't run the model" in told["no-session"]
+    for words, kind in (
+        (["export", "odd:x", "-o", "n.onnx"], "frontend 'odd'"), (["build", "odd:x", "-o", "b"], "frontend 'odd'"),
+        (["build", "m.onnx", "--data", "odd:x", "-o", "b"], "data set 'odd'"),
+        (["quantize", "m.onnx", "-o", "q.onnx", "--quantizer", "odd"], "quantizer 'odd'"),
+    ):  # fmt: skip
+        done = penstock(site, *words)
+        assert done.returncode == 2 and done.stderr.splitlines()[0] != "", words
+        assert f"error: the {kind} of faulty-penstock 2.5 failed: RuntimeError: the licence" in done.stderr, done.stderr
+    done = penstock(site, "quantize", "m.onnx", "-o", "q.onnx", "--quantizer", "idle")
+    assert done.returncode == 2 and "error: the quantizer 'idle' wrote no model" in done.stderr
+    assert not (site.parent / "q.onnx").exists() and not (site.parent / "b").exists()
 
 
 def test_not_even_one_that_ends_the_process_is_fatal(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:

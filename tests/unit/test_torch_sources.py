@@ -115,3 +115,34 @@ def test_lines_of_a_package_that_is_reached_through_a_link(here: Path, monkeypat
     monkeypatch.syspath_prepend(str(here / "link"))
     assert run(["export", "linked_pkg.net:Net", *INPUT]) == 0
     assert lines() == {"linked_pkg/net.py:10"}
+
+
+HELPERS = """
+import torch
+
+def inner(x):
+    return x.softmax(-1)
+
+def outer(x):
+    return inner(x) + 1
+
+class Net(torch.nn.Module):
+    def forward(self, x):
+        double = lambda y: (
+            y * 2)
+        return torch.relu(
+            double(outer(x)))
+"""
+
+
+@pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
+def test_the_innermost_line_is_that_of_the_helper(here: Path, exporter: str) -> None:
+    (here / "helped_net.py").write_text(HELPERS)
+    words = ["--input", "x:float32[batch,4]", "-o", "net.onnx", "-q", "--exporter", exporter]
+    assert run(["export", "helped_net.py:Net", *words]) == 0
+    found = {
+        node.op_type: [p.value for p in node.metadata_props if p.key == source_lines.KEY]
+        for node in onnx.load("net.onnx").graph.node
+    }
+    lines = {"Softmax": 5, "Add": 8, "Mul": 13, "Relu": 14}
+    assert {op: found[op] for op in lines} == {op: [f"helped_net.py:{line}"] for op, line in lines.items()}

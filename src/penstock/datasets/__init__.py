@@ -17,12 +17,18 @@ def find(spec: str, settings: DataSettings, progress: Progress = SILENT) -> Data
 
     Raises ``InputError`` where no source reads it or something is wrong with it, ``MissingError`` for an absent extra.
     """
-    dataset = source(spec).open(spec, settings, progress)
+    name, chosen = _named(spec)
+    with registry.blamed("datasets", name):
+        dataset = chosen.open(spec, settings, progress)
     return replace(dataset, preprocessing=_overridden(dataset, settings, spec))
 
 
 def source(spec: str) -> DatasetSource:
     """Find the first source that reads ``spec``. Raises ``InputError`` where none does."""
+    return _named(spec)[1]
+
+
+def _named(spec: str) -> tuple[str, DatasetSource]:
     understood = []
     for name in registry.claimants("datasets"):
         try:
@@ -30,7 +36,7 @@ def source(spec: str) -> DatasetSource:
         except MissingError:
             continue  # a broken plug-in of somebody else's; `penstock list` tells what is wrong with it
         if _claims(candidate, spec):
-            return candidate
+            return name, candidate
         understood.append(f"{name}: {((candidate.__doc__ or '').strip().splitlines() or [''])[0]}")
     what = f"no data source reads {spec!r}" if spec else "no data set is given"
     if "/" in spec and ":" not in spec and not Path(spec).expanduser().exists():
@@ -40,7 +46,7 @@ def source(spec: str) -> DatasetSource:
 
 def _claims(source: DatasetSource, spec: str) -> bool:
     try:
-        return bool(source.claims(spec))
+        return source.claims(spec) is True  # a text that says no is no yes
     except Exception:  # a third party's fault breaks no other source
         return False
 

@@ -7,9 +7,11 @@ import inspect
 import io
 import logging
 import os
+import traceback
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -101,7 +103,8 @@ def _capture(module: torch.nn.Module, example: tuple[torch.Tensor, ...], shapes:
     Control flow is captured in strict mode too where that works, as only there its bodies keep their source lines.
     """
     try:
-        captured = torch.export.export(module, example, dynamic_shapes=shapes, strict=False)
+        with _whole_stacks():
+            captured = torch.export.export(module, example, dynamic_shapes=shapes, strict=False)
     except Exception as error:
         if any(mark in str(error) for mark in ("Constraints violated", "data-dependent")):
             raise
@@ -113,6 +116,37 @@ def _capture(module: torch.nn.Module, example: tuple[torch.Tensor, ...], shapes:
         with contextlib.suppress(Exception):  # the capture at hand is right, only less telling
             return torch.export.export(module, example, dynamic_shapes=shapes, strict=True)
     return captured
+
+
+@contextlib.contextmanager
+def _whole_stacks() -> Iterator[None]:
+    """Let a capture note the frames of the user's helpers too: torch keeps those of functions named ``forward`` alone.
+
+    Of torch's own code the layers stay, by which messages tell what the user has called. torch says of this method that
+    it may be overridden for that.
+    """
+    from torch.fx.proxy import TracerBase
+
+    name, own = "_filter_traceback_frames", str(Path(torch.__file__).parent)
+    layers = str(Path(own, "nn"))
+    plain: Any = TracerBase.__dict__.get(name)
+    if plain is None:  # a torch that does it otherwise keeps the frames that it keeps
+        yield
+        return
+
+    def filtered(self: TracerBase, summary: traceback.StackSummary) -> traceback.StackSummary:
+        first = next((place for place, frame in enumerate(summary) if frame.name == "forward"), len(summary))
+        kept = {id(frame) for frame in plain(self, summary)}
+        return traceback.StackSummary.from_list([
+            frame for frame in summary[first:]
+            if id(frame) in kept or not frame.filename.startswith(own) or frame.filename.startswith(layers)
+        ])  # fmt: skip
+
+    setattr(TracerBase, name, filtered)
+    try:
+        yield
+    finally:
+        setattr(TracerBase, name, plain)
 
 
 def recapture(module: torch.nn.Module, plan: Plan) -> torch.export.ExportedProgram:

@@ -4,6 +4,7 @@
 2. Not for other ranks: Gemm has two axes. Not for integers, which Gemm takes from opset 9 on, but runtimes don't.
 3. A Transpose of A's or B's two axes that nothing else reads becomes ``transA`` or ``transB``.
 4. A product that is a graph output, or read elsewhere, stays.
+5. A constant C of ``(1, N)`` becomes ``(N,)``, as exporters write a bias: quantizers take no other.
 """
 
 from __future__ import annotations
@@ -49,6 +50,10 @@ def _of_add(node: ir.Node, site: Site) -> Rewrite | None:
         if site.opset < 11 and len(shape) == 0:
             return None  # a C of no axes is asked for as an input of Gemm from opset 11 on
         site.need_sole_reader(product, "the product")
+        if len(shape) == 2 and shape[0] == 1 and site.tensor(bias) is not None and not site.in_function(node):
+            array = site.array(bias)
+            assert array is not None
+            bias = site.constant(array.reshape(-1), bias.dtype)
         return site.instead(node, site.make("Gemm", [a, b, bias]), "MatMul and Add are a Gemm")
     return None
 

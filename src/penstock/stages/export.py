@@ -58,7 +58,7 @@ def frontend(source: Source) -> tuple[str, Frontend]:
 
 def _claims(candidate: Frontend, spec: str) -> bool:
     try:
-        return bool(candidate.claims(spec))
+        return candidate.claims(spec) is True  # a text that says no is no yes
     except Exception:  # a third party's fault; `penstock list` is where it belongs
         return False
 
@@ -67,5 +67,6 @@ def export(
     source: Source, settings: ExportSettings, into: Path, example: Mapping[str, np.ndarray] | None = None
 ) -> Exported:
     """Write the ONNX model ``into``. Raises ``InputError`` or ``MissingError``, ``GateError`` if it differs."""
-    _, chosen = frontend(source)
-    return chosen.export(source, settings, example, into)
+    name, chosen = frontend(source)
+    with registry.blamed("frontends", name):
+        return chosen.export(source, settings, example, into)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from penstock import registry
-from penstock.errors import MissingError
+from penstock.errors import InputError, MissingError
 from penstock.settings import option
 
 if TYPE_CHECKING:
@@ -37,7 +37,13 @@ def quantize(
 
     ``batches`` are calibration feeds of equal size. Raises ``InputError`` for a model that can't be quantized.
     """
-    method = cast("Quantizer", registry.load("quantizers", settings.quantizer))
-    if problem := method.available():
-        raise MissingError("missing-extra", f"the quantizer {settings.quantizer!r} can't run here", do=problem)
-    return method.quantize(model, batches, settings, into)
+    name = settings.quantizer
+    method = cast("Quantizer", registry.load("quantizers", name))
+    with registry.blamed("quantizers", name):
+        if problem := method.available():
+            raise MissingError("missing-extra", f"the quantizer {name!r} can't run here", do=problem)
+        facts = method.quantize(model, batches, settings, into)
+    if not into.is_file():
+        what, do = f"the quantizer {name!r} wrote no model", "tell its authors, or choose another: --quantizer"
+        raise InputError("plug-in-failed", what, where=str(model), do=do)
+    return dict(facts or {})

@@ -67,6 +67,9 @@ def verify(
             runs.append(session.run(feeds))
         except PenstockError as error:
             return Verification(0, {}, Outcome(False, error.what), golden.description)
+        if len(runs[-1]) != len(golden.output_names):
+            what = f"it gives {len(runs[-1])} outputs, the model has {len(golden.output_names)}"
+            return Verification(0, {}, Outcome(False, what), golden.description)
         done = len(runs)
         if seconds is not None and done < len(golden.real):
             spent = time.monotonic() - began

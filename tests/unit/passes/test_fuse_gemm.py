@@ -25,8 +25,10 @@ def dense(bias: tuple[int, ...] | None = (6,), *, first: bool = False, inputs: d
 @pytest.mark.parametrize("bias", [(6,), (1,), (1, 6), (1, 1)])
 @pytest.mark.parametrize("first", [False, True])
 def test_a_bias_that_fits(bias: tuple[int, ...], first: bool) -> None:
-    """Case 1."""
-    assert_becomes(dense(bias, first=first), PASS, ["Gemm"], tolerance=1e-6)
+    """Cases 1 and 5."""
+    found = assert_becomes(dense(bias, first=first), PASS, ["Gemm"], tolerance=1e-6)
+    held = {one.name: list(one.dims) for one in found.proto.graph.initializer}
+    assert held[found.proto.graph.node[0].input[2]] == [bias[-1]], "quantizers want a bias of one axis"
 
 
 def test_a_bias_that_is_computed() -> None:
