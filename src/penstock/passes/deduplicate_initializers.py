@@ -41,6 +41,8 @@ def _in_graph(graph: ir.Graph, changes: list[str]) -> None:
         tensor = value.const_value
         if tensor is None or value.is_graph_input() or value.is_graph_output() or tensor.dtype.is_string():
             continue
+        if any(_trains(use.node) for use in value.uses()):
+            continue
         alike.setdefault((tensor.dtype, tuple(tensor.shape.numpy())), []).append(value)
     instead: dict[ir.Value, ir.Value] = {}
     for group in alike.values():
@@ -60,6 +62,11 @@ def _in_graph(graph: ir.Graph, changes: list[str]) -> None:
     wiring.take_over(instead)
     for value in instead:
         del graph.initializers[str(value.name)]
+
+
+def _trains(node: ir.Node) -> bool:
+    """Whether it is a BatchNormalization in training: ONNX Runtime writes its statistics over the ones it was given."""
+    return node.op_type == "BatchNormalization" and "training_mode" in node.attributes
 
 
 def _beginning(value: ir.Value) -> bytes:

@@ -17,7 +17,6 @@ from penstock.passes._linear import OPERATORS as LINEAR
 from penstock.passes._linear import channels_of, folded, linear_before, per_channel
 from penstock.rewriting import Refusal, Rewrite
 from penstock.rewriting.site import Site
-from penstock.rewriting.sizes import same
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -41,12 +40,12 @@ def rewrite(node: ir.Node, site: Site) -> Rewrite | None:
     if linear.op_type == "MatMul" and op in ("Add", "Sub"):
         return None
     rank = site.rank(value)
-    if rank is None or not same(site.shape(value), site.shape(node.outputs[0])):
-        raise Refusal("its result may be larger than the output of the linear operator")
+    if rank is None:
+        raise Refusal("the rank of the linear operator's output isn't known")
     axis = rank - 1 if linear.op_type == "MatMul" else 1
     count = channels_of(linear, site)
     numbers = per_channel(constant, count, rank, site, axis)
-    if numbers is None:
+    if numbers is None:  # one number for each channel can't enlarge the output, whatever its sizes are
         raise Refusal("the constant isn't one number for each channel")
     one, none = np.ones(count), np.zeros(count)
     if op == "Add":

@@ -4,7 +4,8 @@
 2. Nothing makes the file larger: a result above ``SMALL`` bytes must not be larger than the constants that go with the
    node (Expand, ConstantOfShape, Range and Tile make much out of little). Where the shape of the result isn't known
    before it is computed, or it is larger than ``MOST`` bytes, the node stays.
-3. Quantize and Dequantize nodes stay: they are the quantization. Random operators stay.
+3. Quantize and Dequantize nodes stay: they are the quantization. Random operators stay, and those of which the
+   reference implementation knows the newest meaning alone.
 4. An If whose condition is constant becomes its branch.
 """
 
@@ -31,13 +32,17 @@ MOST = 256 << 20  # bytes
 _LEFT = frozenset(
     """QuantizeLinear DequantizeLinear DynamicQuantizeLinear RandomNormal RandomUniform RandomNormalLike
     RandomUniformLike Multinomial Bernoulli Dropout Constant If Loop Scan Identity SequenceEmpty SequenceConstruct
-    Optional SequenceMap SplitToSequence""".split()  # noqa: SIM905  # a list this long reads better as a text
+    Optional SequenceMap SplitToSequence RoiAlign""".split()  # noqa: SIM905  # a list this long reads better as a text
 )
+# before opset 13 over all axes from one on: the reference implementation has the later meaning, as RoiAlign's has
+_FLATTENED = frozenset(("Softmax", "LogSoftmax", "Hardmax"))
 
 
 def rewrite(node: ir.Node, site: Site) -> Rewrite | None:
     """Compute the node, if all it reads is constant and the result is worth keeping."""
     if node.domain != "" or node.op_type in _LEFT or not node.inputs:
+        return None
+    if site.opset < 13 and node.op_type in _FLATTENED:
         return None
     for value in node.inputs:  # most nodes end here
         if value is not None and site.tensor(value) is None:

@@ -8,7 +8,9 @@ Y = softmax(s·Q·Kᵀ + M)·V with Q ``(B, H, S, D)``, K ``(B, H, T, D)``, V ``
    Attention takes that form with the number of heads. Where they are picked out of one ``(B, S, 3·H·D)``, a Split is
    left.
 3. M has to be of the type of Q, with a row for each query and a column for each key: ONNX Runtime's Attention doesn't
-   stretch them, and in opset 24 a shorter row means something else.
+   stretch them, and in opset 24 a shorter row means something else. It has to be constant, with an open key in every
+   row: where all are closed, by -inf or the lowest float, Softmax spreads over them or gives NaN, and ONNX Runtime's
+   Attention gives zeros.
 4. Attention needs opset 23.
 
 Source: Vaswani et al., Attention Is All You Need (2017), and the function body of Attention-23.
@@ -35,6 +37,7 @@ AFTER: tuple[str, ...] = ("merge-transposes",)
 OPERATORS: tuple[str, ...] = ("MatMul", "Reshape")
 SINCE = 23
 FLOATS = ("FLOAT", "FLOAT16", "BFLOAT16")
+CLOSED = {"FLOAT": -1e30, "FLOAT16": -6e4}  # what is added closes a key
 _PACKED = [2, 0, 3, 1, 4]  # (B, S, 3, H, D) to (3, B, H, S, D)
 _HEADS_FIRST = [0, 2, 1, 3]  # (B, S, H, D) to (B, H, S, D), and back
 
@@ -103,6 +106,10 @@ def _check(q: Shape, k: Shape, v: Shape, mask: ir.Value | None, like: ir.Value, 
     padded = (*[1] * (4 - len(shape)), *shape)
     if any(padded[axis] != 1 and not equal(padded[axis], q[axis]) for axis in (0, 1)):
         raise Refusal("the mask isn't known to fit the batch and the heads")
+    numbers = site.array(mask)
+    lowest = CLOSED.get(like.dtype.name, CLOSED["FLOAT"]) if like.dtype is not None else 0.0
+    if numbers is None or not (numbers > lowest).any(axis=-1).all():  # not a number is no larger
+        raise Refusal("a row of the mask may close every key: Softmax spreads over them, Attention gives zeros")
 
 
 def _turned_back(value: ir.Value, site: Site) -> ir.Value:

@@ -38,6 +38,8 @@ def rewrite(node: ir.Node, site: Site) -> Rewrite | None:
     joined: list[ir.Node] = []
     while (before := site.maker(start, *OPERATORS)) is not None and (inner := _bounds(before, site)) is not None:
         bounds = max(inner[1], low), min(max(inner[2], low), high)
+        if math.inf in bounds[:1] or -math.inf in bounds[1:]:
+            return None  # all become infinite, and a Clip without its other bound ends at the largest float
         if (relus_alone and bounds != RELU) or (joined and not site.sole_reader(start)):
             break
         site.need_sole_reader(start, f"the {before.op_type} before it")

@@ -2,7 +2,7 @@
 
 1. Nodes whose outputs nobody reads, and initializers nobody reads, in every graph.
 2. Optional outputs at the end of a node that nobody reads, but for the statistics of a BatchNormalization before opset
-   14: that they are there says that it is in training mode.
+   14, where that they are there says that it is in training mode, and in that mode, where they have to be.
 3. Functions nobody calls, opset imports that no node uses.
 4. The model's inputs and outputs stay, used or not: they are its interface.
 """
@@ -67,6 +67,8 @@ def _outputs(node: ir.Node, changes: list[str]) -> None:
     keep = len(node.outputs)
     while keep > max(least, 1) and not node.outputs[keep - 1].uses() and not node.outputs[keep - 1].is_graph_output():
         keep -= 1
+    if node.op_type == "BatchNormalization" and "training_mode" in node.attributes:
+        return
     if keep < len(node.outputs) and node.op_type not in ("Split", "If", "Loop", "Scan"):
         node.resize_outputs(keep)
         changes.append(f"dropped outputs of {node_label(node)} that nobody reads")

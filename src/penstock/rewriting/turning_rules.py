@@ -252,6 +252,8 @@ def _quantize(node: ir.Node, site: Site, order: Order, of_output: bool) -> Turne
 @turning_rule("BatchNormalization", "LRN")
 def _by_channel(node: ir.Node, site: Site, order: Order, of_output: bool) -> Turned | None:
     fits = order[1] == 1 and _one_output(node) and not attribute(node, "training_mode", 0) and site.opset >= 7
+    if node.op_type == "BatchNormalization" and not attribute(node, "spatial", 1):
+        return None  # until opset 8 there may be a scale for each element
     return _like(node, order) if fits else None
 
 

@@ -57,10 +57,10 @@ def wide(proto: onnx.ModelProto) -> None:
             one.CopyFrom(numpy_helper.from_array(array.astype(np.float64), one.name))
 
 
-def rewritten(proto: onnx.ModelProto) -> Outcome:
+def rewritten(proto: onnx.ModelProto, *also: str) -> Outcome:
     """Rewrite it with all passes to a fixpoint; nothing may fail, and a second time must change nothing."""
     onnx.checker.check_model(proto, full_check=True)
-    passes = in_order({name: registry.load("passes", name) for name in run_unasked()})
+    passes = in_order({name: registry.load("passes", name) for name in (*run_unasked(), *also)})
     found = rewrite(ir.serde.deserialize_model(proto), passes, max_rounds=20)
     assert found.settled
     assert not [(turn.name, turn.failures) for turn in found.turns if turn.failures]

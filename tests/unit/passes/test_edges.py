@@ -181,6 +181,57 @@ def a_matmul_of_no_rows_before_opset_9() -> Case:
     return build(nodes, {"x": (Type.DOUBLE, ["B", 3])}, {"y": Type.DOUBLE}, weights, opset=8), {"x": np.ones((0, 3))}
 
 
+def constant_softmax(op: str, opset: int) -> Case:
+    nodes = [node(op, ["c"], ["s"], axis=1), node("Add", ["s", "x"], ["y"])]
+    proto = build(nodes, {"x": (Type.FLOAT, [2, 3, 4])}, {"y": Type.FLOAT}, {"c": random(2, 3, 4)}, opset=opset)
+    return proto, {"x": random(2, 3, 4)}
+
+
+for _op, _opset in (("Softmax", 11), ("LogSoftmax", 9), ("Hardmax", 7), ("Softmax", 13)):
+    CASES[f"{_op}_of_a_constant_in_opset_{_opset}"] = lambda op=_op, opset=_opset: constant_softmax(op, opset)
+
+
+@case
+def roi_align_of_constants_before_opset_16() -> Case:
+    weights = {"c": random(1, 1, 6, 6), "r": np.array([[0, 0, 3, 3]], np.float32), "i": np.array([0])}
+    nodes = [node("RoiAlign", ["c", "r", "i"], ["a"], output_height=2, output_width=2), node("Add", ["a", "x"], ["y"])]
+    return build(nodes, {"x": (Type.FLOAT, [1, 1, 2, 2])}, {"y": Type.FLOAT}, weights, opset=10), {
+        "x": random(1, 1, 2, 2)
+    }
+
+
+@case
+def bounds_at_the_wrong_infinity() -> Case:
+    nodes = [
+        node("Max", ["x", "i"], ["a"]), node("Relu", ["a"], ["y"]),
+        node("Min", ["x", "j"], ["b"]), node("Clip", ["b", "j"], ["z"]),
+    ]  # fmt: skip
+    weights = {"i": np.array(np.inf, np.float32), "j": np.array(-np.inf, np.float32)}
+    return build(nodes, {"x": (Type.FLOAT, [4])}, {"y": Type.FLOAT, "z": Type.FLOAT}, weights), {"x": random(4)}
+
+
+@case
+def a_batchnorm_in_training_whose_statistics_nobody_reads() -> Case:
+    weights = {name: random(3) for name in ("s", "b", "m")} | {"v": abs(random(3)) + 1}
+    nodes = [
+        node("BatchNormalization", ["x", "s", "b", "m", "v"], ["a", "rm", "rv"], training_mode=1),
+        node("Neg", ["a"], ["y"]),
+    ]  # fmt: skip
+    return build(nodes, {"x": (Type.FLOAT, [4, 3, 2])}, {"y": Type.FLOAT}, weights, opset=15), {"x": random(4, 3, 2)}
+
+
+@case
+def a_batchnorm_of_each_place_between_transposes() -> Case:
+    weights = {name: random(3, 2, 4) for name in ("s", "b", "m")} | {"v": abs(random(3, 2, 4)) + 1}
+    nodes = [
+        node("Transpose", ["x"], ["a"], perm=[0, 3, 1, 2]),
+        node("BatchNormalization", ["a", "s", "b", "m", "v"], ["c"], spatial=0),
+        node("Transpose", ["c"], ["y"], perm=[0, 2, 3, 1]),
+    ]  # fmt: skip
+    proto = build(nodes, {"x": (Type.FLOAT, [2, 2, 4, 3])}, {"y": Type.FLOAT}, weights, opset=8)
+    return proto, {"x": random(2, 2, 4, 3)}
+
+
 def outputs(proto: onnx.ModelProto, feeds: Feeds) -> list[np.ndarray]:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL

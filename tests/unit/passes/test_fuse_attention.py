@@ -7,6 +7,7 @@ from fusion_trial import hold, model, rewritten, some
 HEAD = "(float[B,4,5,8] q, float[B,4,6,8] k, float[B,4,6,3] v{}) => (float[B,4,5,3] y) {{\n"
 FEEDS = {"q": some(2, 4, 5, 8), "k": some(2, 4, 6, 8, seed=1), "v": some(2, 4, 6, 3, seed=2)}
 ROWS = "the mask hasn't a row for each query and a column for each key, which ONNX Runtime asks for"
+CLOSED = "a row of the mask may close every key: Softmax spreads over them, Attention gives zeros"
 END = "s = Softmax<axis=-1>(c)\ny = MatMul(s, v)\n}"
 KEYS = "t = Transpose<perm=[0, 1, 3, 2]>(k)\n"
 
@@ -28,14 +29,41 @@ def test_the_scale_may_stand_anywhere(scores: str, opset: int) -> None:
     hold(found, FEEDS)
 
 
-@pytest.mark.parametrize("shape", [(5, 6), (1, 1, 5, 6), (2, 1, 5, 6), (1, 4, 5, 6), (4, 5, 6)])
+MASKED = KEYS + "p = MatMul(q, t)\nd = Mul(p, {0.4})\nc = Add(m, d)\n" + END
+CAUSAL = np.triu(np.full((5, 6), -np.inf, np.float32), 1)
+
+
+@pytest.mark.parametrize("shape", [(5, 6), (1, 1, 5, 6), (1, 4, 5, 6), (4, 5, 6)])
 def test_a_mask_is_taken_in(shape: tuple[int, ...]) -> None:
-    sizes = ",".join(["B" if len(shape) == 4 and place == 0 and size == 2 else str(size)
-                      for place, size in enumerate(shape)])  # fmt: skip
-    text = HEAD.format(f", float[{sizes}] m") + KEYS + "p = MatMul(q, t)\nd = Mul(p, {0.4})\nc = Add(m, d)\n" + END
-    found = rewritten(model(text, 23))
+    found = rewritten(model(HEAD.format("") + MASKED, 23, {"m": some(*shape, seed=3) * 2}))
     assert found.operators == {"Attention": 1}
-    hold(found, {**FEEDS, "m": some(*shape, seed=3) * 2})
+    hold(found, FEEDS)
+
+
+@pytest.mark.parametrize("mask", [CAUSAL, np.where(CAUSAL < 0, np.finfo(np.float32).min, 0).astype(np.float32)])
+def test_a_causal_mask_is_taken_in(mask: np.ndarray) -> None:
+    found = rewritten(model(HEAD.format("") + MASKED, 23, {"m": mask}))
+    assert found.operators == {"Attention": 1}
+    hold(found, FEEDS)
+
+
+@pytest.mark.parametrize("number", [-np.inf, np.finfo(np.float32).min, np.nan])
+def test_a_row_that_closes_every_key_is_not(number: float) -> None:
+    mask = np.zeros((5, 6), np.float32)
+    mask[2] = number
+    found = rewritten(model(HEAD.format("") + MASKED, 23, {"m": mask}))
+    assert "Attention" not in found.operators
+    assert found.reasons["fuse-attention"] == [CLOSED]
+
+
+@pytest.mark.parametrize("shape", ["5,6", "B,1,5,6"])
+def test_a_mask_that_comes_in_a_run_may_close_a_row(shape: str) -> None:
+    """As padding on the left does; the numbers that users write for it are the lowest that there are."""
+    found = rewritten(model(HEAD.format(f", float[{shape}] m") + MASKED, 23))
+    assert "Attention" not in found.operators and found.reasons["fuse-attention"] == [CLOSED]
+    mask = np.zeros([2 if size == "B" else int(size) for size in shape.split(",")], np.float32)
+    mask[..., 0, :] = np.finfo(np.float32).min
+    hold(found, {**FEEDS, "m": mask})
 
 
 @pytest.mark.parametrize(
