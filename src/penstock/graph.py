@@ -91,13 +91,30 @@ def _move_out(model: ir.Model, tensors: list[ir.TensorProtocol], folder: Path, d
 
 
 def inline(model: ir.Model) -> bool:
-    """Replace calls of functions by their bodies, for what can't read them; tell whether there were any."""
+    """Replace calls of functions by their bodies, for what can't read them; tell whether there were any.
+
+    Raises ``InputError`` for functions of other opsets than the model: operators mean something else in them.
+    """
     from onnx_ir.passes.common import InlinePass
 
     if not model.functions:
         return False
+    if reason := mixed_opsets(model):
+        do = "say the model and its functions in one opset where they are made"
+        raise InputError("mixed-opsets", f"its functions can't be inlined: {reason}", do=do)
     InlinePass()(model)
     return True
+
+
+def mixed_opsets(model: ir.Model) -> str:
+    """Tell which function is of another opset than the model; nothing where none is."""
+    for function in model.functions.values():
+        for domain, version in function.opset_imports.items():
+            own = model.opset_imports.get(domain, version)
+            if own != version:
+                kind = f" of {domain!r}" if domain else ""
+                return f"the function {function.name!r} is of opset {version}{kind}, the model of {own}"
+    return ""
 
 
 def signature(model: ir.Model) -> Signature:

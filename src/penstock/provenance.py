@@ -80,7 +80,7 @@ def _fate(row: NodeRow, rows: dict[str, NodeRow], done: Optimized) -> Fate:
             present[new.id] = None
             touched.append(new.id)
     left = {one.id: one for scope in snapshot(done.base, done.events).values() for one in scope}
-    labels = {_label(rows[id]) for id in touched} | {rows[id].name for id in touched}
+    labels = {_declined_as(rows[id]) for id in touched}
     misses = [
         (record.name, place.reason) for record in done.passes for place in (*record.declined, *record.failures)
         if place.node in labels
@@ -94,6 +94,11 @@ def _fate(row: NodeRow, rows: dict[str, NodeRow], done: Optimized) -> Fate:
 def _step(event: Event, rows: dict[str, NodeRow]) -> Step:
     gone = tuple(_label(rows[id]) for id in event.removed)
     return Step(event.rule, event.what, gone, tuple(_label(row) for row in event.added), event.saved_bytes)
+
+
+def _declined_as(row: NodeRow) -> str:
+    """Return what passes call the node, see :func:`penstock.passes._library.node_label`."""
+    return row.name or f"{row.op.rpartition('::')[2]}({row.outputs[0] if row.outputs else ''})"
 
 
 def _label(row: NodeRow) -> str:

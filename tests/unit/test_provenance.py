@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -49,6 +50,15 @@ def test_a_node_that_was_folded(path: Path) -> None:
 def test_a_node_that_stayed_says_why(path: Path) -> None:
     (fate,) = provenance.fates(path, "kept")
     assert not fate.steps and fate.now == ("BatchNormalization kept",)
+    assert fate.near_misses == (("fold-batchnorm", "the output of Conv has 2 consumers"),)
+
+
+def test_a_node_without_a_name_says_why_too(path: Path) -> None:
+    model = onnx.load(path)
+    for node in model.graph.node:
+        node.name = ""
+    path.write_bytes(model.SerializeToString())
+    (fate,) = provenance.fates(path, "m")
     assert fate.near_misses == (("fold-batchnorm", "the output of Conv has 2 consumers"),)
 
 

@@ -101,7 +101,8 @@ def _show(done: Optimized) -> None:
             f"proof     {proof.state}" + (f": {told}" if told else "") + (f"; {proof.reason}" if proof.reason else "")
         )
     )
-    if not active and not done.complaints():
+    own = done.specialised is not None and not done.specialised.refused
+    if not active and not own and done.restated is None and not done.complaints():
         click.echo("nothing could be improved: the result computes what the model did, node for node")
 
 

@@ -6,14 +6,15 @@
 3. Nothing is inlined where the model would grow past ``MAX_NODES``: a small file of functions that call each other
    twice over ("billion laughs") expands to more nodes than any machine holds. Nor where more than ``MAX_FUNCTIONS`` are
    in use, because the inliner compares each with each.
-4. Functions that nobody calls are removed.
+4. Nothing is inlined where a function is of another opset than the model: its operators may mean something else.
+5. Functions that nobody calls are removed.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from penstock.graph import KEPT_DOMAIN
+from penstock.graph import KEPT_DOMAIN, mixed_opsets
 from penstock.passes import PassResult, Phase
 from penstock.passes._library import declined_all, expanded_size, quiet, remove_unused_functions
 
@@ -35,6 +36,8 @@ def run(model: ir.Model) -> PassResult:
     if not known:
         return PassResult(unused)
     calls = [node for node in model.graph.all_nodes() if node.op_identifier() in model.functions]
+    if reason := mixed_opsets(model):
+        return PassResult(unused, declined_all(calls, reason))
     if expanded_size(model, MAX_NODES) >= MAX_NODES:
         reason = f"inlining all functions would make {MAX_NODES:,} nodes or more"
         return PassResult(unused, declined_all(calls, reason))

@@ -6,6 +6,8 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
 
+from penstock import graph
+from penstock.errors import InputError
 from penstock.graph import KEPT_DOMAIN
 from penstock.passes import inline_functions
 from rewriting_cases import apply, assert_becomes, assert_same, assert_stays, floats, in_branch, model, node, tensor
@@ -128,6 +130,19 @@ def test_a_bomb_is_not_inlined() -> None:
     found = apply(calls(30), "inline-functions")
     assert not found.done.trace.events
     assert found.reasons == [f"inlining all functions would make {inline_functions.MAX_NODES:,} nodes or more"]
+
+
+def test_a_function_of_another_opset_is_not_inlined() -> None:
+    """Softmax of opset 11 flattens, and that of the model's 21 doesn't."""
+    proto = calls(1)
+    for entry in proto.functions[0].opset_import:
+        if entry.domain == "":
+            entry.version = 11
+    found = apply(proto, "inline-functions")
+    assert not found.done.trace.events
+    assert found.reasons == ["the function 'F0' is of opset 11, the model of 21"]
+    with pytest.raises(InputError, match="can't be inlined: the function 'F0' is of opset 11"):
+        graph.inline(found.done.model)
 
 
 def test_a_crowd_of_functions_is_not_inlined_but_what_nobody_calls_goes(monkeypatch: pytest.MonkeyPatch) -> None:
