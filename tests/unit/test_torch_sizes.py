@@ -133,6 +133,19 @@ def test_an_axis_that_the_module_fixes_is_fixed_in_the_file_or_an_error(tmp_path
     assert error.id == "baked-in-size" and "'seq'" in error.what
 
 
+@pytest.mark.parametrize("taken", ["x / float({})", "x / len(x[0])", "x * int(math.sqrt({}))", "x * math.sqrt({})"])
+def test_a_size_that_became_a_number_is_told_what_it_is(taken: str, tmp_path: Path) -> None:
+    """The cure for a loop is none here; this one is taken, and the export goes through."""
+    body = "import math\n" + forward(f"return {taken.format('x.shape[1]')}")
+    error = told(tmp_path, body, "x:float32[batch,tokens=16,4]", exporter="dynamo")
+    assert error.id == "baked-in-size" and "'tokens'" in error.what
+    assert "take the size as x.shape has it, without int(), float(), len()" in error.do and "loop" not in error.do
+    cured = forward(
+        f"return x {'*' if '*' in taken else '/'} {'x.shape[1] ** 0.5' if 'sqrt' in taken else 'x.shape[1]'}"
+    )
+    assert made(tmp_path, cured, "x:float32[batch,tokens=16,4]", exporter="dynamo").facts["not_varied"] == []
+
+
 def test_an_axis_that_takes_multiples_is_not_fixed(tmp_path: Path) -> None:
     body = forward("return x.reshape(x.shape[0], -1, 100).mean(2)")
     done = made(tmp_path, body, "x:float32[batch,seq=300]")

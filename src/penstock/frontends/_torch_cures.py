@@ -7,10 +7,12 @@ import re
 SCRIPT = "torch.jit.script"
 BRANCH = f"write the branch with torch.cond or torch.where, or script the function that has it with {SCRIPT}"
 SIZE = "take sizes from x.shape, without int(), len() or numpy; a reshape takes -1 for an axis that moves"
+NUMBER = "take the size as x.shape has it, without int(), float(), len(), round() or math; a root is n ** 0.5"
 LOOP = f"script the function that has the loop with {SCRIPT}, or write it with while_loop"
 TENSOR = f"keep it in a tensor, without int(), float() or .item(); a loop over it: script its function with {SCRIPT}"
 CONTROL = f"write a branch with torch.cond or torch.where and a loop with while_loop, or script it with {SCRIPT}"
 _STEPS = re.compile(r"\bfor\b.+\bin\b")
+_NUMBERS = re.compile(r"\b(int|float|len|round|math\.\w+|numpy\.\w+|np\.\w+)\(")
 _BRANCHES = re.compile(r"(^|\s|:)(if|while|elif|assert)\s")
 
 
@@ -20,3 +22,11 @@ def for_size(where: str) -> str:
     if _STEPS.search(code):
         return LOOP
     return BRANCH if _BRANCHES.search(code) else SIZE
+
+
+def for_number(where: str) -> str:
+    """Return the cure for a size of which a number of Python's was made: by a function of that, or by a loop."""
+    code = where.partition(": ")[2]
+    if _NUMBERS.search(code) and not _STEPS.search(code) and not _BRANCHES.search(code):
+        return NUMBER
+    return LOOP
