@@ -17,8 +17,10 @@ from typing import Literal, cast
 
 from penstock import machine, preflight, registry, store, worker
 from penstock.build_settings import BuildSettings
-from penstock.errors import PenstockError, missing_extra
+from penstock.errors import MissingError, PenstockError, missing_extra
+from penstock.frontends import Source
 from penstock.jsonable import Json
+from penstock.stages import export
 
 PROBE_SECONDS = 60.0
 # feature → the CPU flags that have it, on x86 and ARM, and what it means for the work
@@ -242,9 +244,19 @@ def _telemetry() -> dict[str, str]:
     return found
 
 
-def check_settings(settings: BuildSettings) -> list[Blocked]:
-    """Say what of the given settings can't run here; without a source, all but the source."""
-    return [Blocked(error.what, error.where, error.do, error.exit_code) for error in preflight.problems(settings)]
+def check_settings(settings: BuildSettings, runtimes: Iterable[Runtime] = ()) -> list[Blocked]:
+    """Say what of the given settings can't run here; without a source, all but the source.
+
+    ``runtimes`` are those that were found: one that is there and doesn't import stands in the way of a source for it.
+    """
+    found = [Blocked(error.what, error.where, error.do, error.exit_code) for error in preflight.problems(settings)]
+    if settings.source and not found:
+        name, _ = export.frontend(Source(settings.source, settings.weights))
+        found += [
+            Blocked(f"{one.name}: {one.problem}", settings.source, "install it anew", MissingError.exit_code)
+            for one in runtimes if one.name == name and one.problem
+        ]  # fmt: skip
+    return found
 
 
 def python() -> str:

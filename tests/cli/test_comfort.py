@@ -378,3 +378,21 @@ def test_verbose_shows_the_whole_traceback(home: Path, capsys: pytest.CaptureFix
     assert "Traceback" not in capsys.readouterr().err
     assert run(["inspect", "absent.onnx", "-v"]) == 2
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_torch_that_does_not_import_is_told_by_doctor_and_export(tmp_path: Path) -> None:
+    """It is installed, and a library of it is missing: exit code 3 and a cure, no fault of ours."""
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text('raise ImportError("libtorch.so: cannot open shared object")\n')
+    (tmp_path / "net").mkdir()
+    (tmp_path / "net" / "small.py").write_text("import torch\nclass Net(torch.nn.Module): ...\n")
+    code = "import sys; from penstock.cli import main; main(sys.argv[1:])"
+    for words, told in (
+        (["doctor", "small.py:Net"], "blocked  torch: it can't be used: ImportError: libtorch.so"),
+        (["export", "small.py:Net", "-o", "n.onnx"], "error: torch doesn't import: libtorch.so"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words], cwd=tmp_path / "net", capture_output=True, text=True, check=False,
+            env=os.environ | {"PYTHONPATH": str(tmp_path)}, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 3 and told in done.stdout + done.stderr, done.stdout + done.stderr

@@ -158,7 +158,9 @@ def test_the_answer_counts_whatever_happens_at_exit() -> None:
 def test_interrupting_the_parent_ends_the_child(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     script = (
+        "import signal\n"
         "from penstock import worker\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a job in a shell's background ignores it
         f"worker.call('worker_targets:pid_then_loop', {str(pid_file)!r}, timeout_s={LONG_S})\n"
     )
     for sent in (signal.SIGINT, signal.SIGKILL):

@@ -53,7 +53,7 @@ def command(
         report = doctor.examine()
         progress.end(f"{len(report.runtimes)} runtimes")
     with contextlib.chdir(lock.base) if lock and lock.base.is_dir() else contextlib.nullcontext():
-        blocked = doctor.check_settings(held)
+        blocked = doctor.check_settings(held, report.runtimes)
     code = max((one.exit_code for one in blocked), default=0)  # 3 where something is missing here, 2 for a mistake
     if as_json:
         _console.emit("doctor", {"report": report, "python": doctor.python(), "blocked": blocked})

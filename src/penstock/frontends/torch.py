@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from penstock.errors import InputError, missing_extra
+from penstock.errors import InputError, MissingError, missing_extra
 from penstock.frontends import Exported, Source
+from penstock.graph import first_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,18 +66,29 @@ def load_module(source: Source) -> Loaded:
 
 def export(source: Source, settings: ExportSettings, example: Mapping[str, np.ndarray] | None, into: Path) -> Exported:
     """Export the module and prove the result against it."""
-    need_torch()
+    _imported()
     from penstock.frontends._torch_export import run
 
     return run(load_module(source), settings, example, into)
 
 
 def need_torch() -> None:
-    """Raise ``MissingError`` with the install line where torch is absent."""
+    """Raise ``MissingError`` with the install line where torch or what writes its models is absent."""
     from importlib.util import find_spec
 
-    if find_spec("torch") is None:
-        raise missing_extra("torch", "torch", "a source in PyTorch")
+    for package in ("torch", "onnxscript"):
+        if find_spec(package) is None:
+            raise missing_extra(package, "torch", "a source in PyTorch")
+
+
+def _imported() -> None:
+    """Import torch; raise ``MissingError`` where it is absent, or there and doesn't import."""
+    need_torch()
+    try:
+        import torch  # noqa: F401  # a broken wheel raises what it likes
+    except Exception as error:
+        do = "install it anew: pip install --force-reinstall torch==2.13.0"
+        raise MissingError("missing-extra", f"torch doesn't import: {first_line(error)}", do=do) from error
 
 
 def flat(outputs: object) -> list[torch.Tensor]:
