@@ -127,7 +127,7 @@ def blamed(kind: Kind, name: str) -> Iterator[None]:
         yield
     except PenstockError:
         raise
-    except Exception as error:
+    except Exception as error:  # a third party's code raises what it likes; a built-in one's goes on as it is
         if (owner := origins(kind).get(name)) is None:
             raise
         what = f"the {_singular(kind)} {name!r} of {owner} failed: {_told(error)}"

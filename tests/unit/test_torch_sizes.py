@@ -146,6 +146,17 @@ def test_a_size_that_became_a_number_is_told_what_it_is(taken: str, tmp_path: Pa
     assert made(tmp_path, cured, "x:float32[batch,tokens=16,4]", exporter="dynamo").facts["not_varied"] == []
 
 
+@pytest.mark.parametrize(
+    ("line", "cure"),
+    [("if len(x[0]) > 3: x = x * 2", "write the branch"), ("assert int(x.shape[1]) > 3", "write the branch"),
+     ("for i in range(x.shape[1]): x = x + i", "while_loop"), ("while len(x[0]) > 9: x = x[:, 1:]", "while_loop")],
+)  # fmt: skip
+def test_a_branch_and_a_loop_over_a_size_have_their_own_cures(line: str, cure: str, tmp_path: Path) -> None:
+    body = forward(f"{line}\nreturn x * 2")
+    error = told(tmp_path, body, "x:float32[batch,tokens=16,4]", exporter="dynamo")
+    assert error.id == "baked-in-size" and cure in error.do and line.split()[0] in error.where
+
+
 def test_an_axis_that_takes_multiples_is_not_fixed(tmp_path: Path) -> None:
     body = forward("return x.reshape(x.shape[0], -1, 100).mean(2)")
     done = made(tmp_path, body, "x:float32[batch,seq=300]")

@@ -11,22 +11,21 @@ NUMBER = "take the size as x.shape has it, without int(), float(), len(), round(
 LOOP = f"script the function that has the loop with {SCRIPT}, or write it with while_loop"
 TENSOR = f"keep it in a tensor, without int(), float() or .item(); a loop over it: script its function with {SCRIPT}"
 CONTROL = f"write a branch with torch.cond or torch.where and a loop with while_loop, or script it with {SCRIPT}"
-_STEPS = re.compile(r"\bfor\b.+\bin\b")
+_STEPS = re.compile(r"\bfor\b.+\bin\b|(^|\s|:)while\s")
 _NUMBERS = re.compile(r"\b(int|float|len|round|math\.\w+|numpy\.\w+|np\.\w+)\(")
-_BRANCHES = re.compile(r"(^|\s|:)(if|while|elif|assert)\s")
+_BRANCHES = re.compile(r"(^|\s|:)(if|elif|assert)\s")
 
 
-def for_size(where: str) -> str:
-    """Return the cure for a size that is a constant: another one for a loop over it than for a reshape."""
+def for_size(where: str, *, number: bool = False) -> str:
+    """Return the cure for a size that is a constant, by the line that made it one: a loop, a branch, a reshape.
+
+    ``number`` says that a number of Python's was made of it: by a function of that, or by a loop further in.
+    """
     code = where.partition(": ")[2]
     if _STEPS.search(code):
         return LOOP
-    return BRANCH if _BRANCHES.search(code) else SIZE
-
-
-def for_number(where: str) -> str:
-    """Return the cure for a size of which a number of Python's was made: by a function of that, or by a loop."""
-    code = where.partition(": ")[2]
-    if _NUMBERS.search(code) and not _STEPS.search(code) and not _BRANCHES.search(code):
-        return NUMBER
-    return LOOP
+    if _BRANCHES.search(code):
+        return BRANCH
+    if number:
+        return NUMBER if _NUMBERS.search(code) else LOOP
+    return SIZE

@@ -15,7 +15,7 @@ from torch.onnx._constants import ONNX_TORCHSCRIPT_EXPORTER_MAX_OPSET
 
 from penstock import graph
 from penstock.errors import GateError, InputError, PenstockError
-from penstock.frontends._torch_cures import CONTROL, SIZE, for_number, for_size
+from penstock.frontends._torch_cures import CONTROL, SIZE, for_size
 from penstock.frontends._torch_lines import Home, layer, of_error, of_stack, stack
 from penstock.frontends._torch_module import parameters
 from penstock.frontends._torch_plan import Plan
@@ -156,7 +156,7 @@ def _specialized(dim: str, size: str, places: list[_Place], told: Told) -> GateE
         return _in_torch(what, place.layer, where)
     node = _holder(int(size), [one.line for one in places], told)
     what = f"the size of {dim!r} in the example, {size}, is baked {f'into {node}' if node else 'in'}"
-    do = for_number(where) if place.index else for_size(where)
+    do = for_size(where, number=place.index)
     do = do if size != "1" else "give an example of 2 or more: a size of 1 is taken for a constant"
     return GateError("baked-in-size", what, where=where, do=f"{do}; or --static")
 

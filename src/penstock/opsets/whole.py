@@ -104,10 +104,7 @@ def _inline(model: ir.Model) -> bool:
     """Inline all functions where they are of the model's own opset, and stand for few enough nodes."""
     from penstock.passes._library import expanded_size, quiet
 
-    own = model.opset_imports.get("")
-    if any(function.opset_imports.get("", own) != own for function in model.functions.values()):
-        return False
-    if expanded_size(model, MOST_EXPANDED) >= MOST_EXPANDED:
+    if graph.mixed_opsets(model) or expanded_size(model, MOST_EXPANDED) >= MOST_EXPANDED:
         return False
     with quiet():
         return graph.inline(model)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from penstock.passes import PassResult, Phase
+from penstock.rewriting.site import attribute
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -66,7 +67,7 @@ def _in_graph(graph: ir.Graph, changes: list[str]) -> None:
 
 def _trains(node: ir.Node) -> bool:
     """Whether it is a BatchNormalization in training: ONNX Runtime writes its statistics over the ones it was given."""
-    return node.op_type == "BatchNormalization" and "training_mode" in node.attributes
+    return node.op_type == "BatchNormalization" and bool(attribute(node, "training_mode", 0))
 
 
 def _beginning(value: ir.Value) -> bytes:

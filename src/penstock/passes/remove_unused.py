@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from penstock.passes import PassResult, Phase
 from penstock.passes._library import node_label, remove_unused_functions
+from penstock.rewriting.site import attribute
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -67,7 +68,7 @@ def _outputs(node: ir.Node, changes: list[str]) -> None:
     keep = len(node.outputs)
     while keep > max(least, 1) and not node.outputs[keep - 1].uses() and not node.outputs[keep - 1].is_graph_output():
         keep -= 1
-    if node.op_type == "BatchNormalization" and "training_mode" in node.attributes:
+    if node.op_type == "BatchNormalization" and attribute(node, "training_mode", 0):
         return
     if keep < len(node.outputs) and node.op_type not in ("Split", "If", "Loop", "Scan"):
         node.resize_outputs(keep)

@@ -79,7 +79,7 @@ class Editor:
         self._check(root, rewrite, made)
         try:
             return self._change(root, rewrite, made, rule)
-        except Exception as error:
+        except Exception as error:  # whatever it is, the graph may be half changed
             raise PassBroke(rule, f"at {node_label(root)}: {type(error).__name__}: {error}") from error
 
     def _change(self, root: ir.Node, rewrite: Rewrite, made: list[ir.Node], rule: str) -> Event:

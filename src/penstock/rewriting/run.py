@@ -60,7 +60,7 @@ def rewrite(
             return _foreign(editor, driver.turns[name], name, one)
         try:
             result = one.run(editor.model)
-        except Exception as error:
+        except Exception as error:  # a pass meets arbitrary graphs, and may have left this one half changed
             raise PassBroke(name, f"{type(error).__name__}: {graph.first_line(error)}") from error
         if result.modified:
             trace.compare(editor.model, name, _told(result))

@@ -97,7 +97,7 @@ def _first_bad_pass(
 ) -> tuple[Proof, Culprit] | None:
     """Prove after each pass that changes something; return the first that fails."""
 
-    class Found(Exception):  # noqa: N818
+    class Found(Exception):  # noqa: N818  # no fault: it leaves the rewriting
         pass
 
     bad: list[tuple[str, Proof]] = []

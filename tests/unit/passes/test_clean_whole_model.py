@@ -330,3 +330,16 @@ def test_no_pass_changes_a_loaded_model_that_it_declines() -> None:
     for one in (inline_functions,):
         assert not one.run(loaded).modified
     assert ir.to_proto(loaded).SerializeToString(deterministic=True) == before
+
+
+@pytest.mark.parametrize("training", [None, 0, 1])
+def test_equal_statistics_are_one_but_in_training(training: int | None) -> None:
+    """PyTorch writes training_mode = 0; in training ONNX Runtime writes over what it was given."""
+    attributes = {} if training is None else {"training_mode": training}
+    outputs = ["y", "m2", "v2"] if training else ["y"]
+    norm = node("BatchNormalization", ["x", "s", "b", "m", "v"], outputs, **attributes)
+    ones = np.ones(4, np.float32)
+    proto = model([norm], X, ["y"], {"s": ones, "b": ones, "m": ones, "v": ones}, opset=15)
+    found = apply(proto, "deduplicate-initializers", "remove-unused")
+    assert len(found.proto.graph.initializer) == (4 if training else 1)
+    assert len(found.proto.graph.node[0].output) == (3 if training else 1)
