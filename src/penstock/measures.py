@@ -14,6 +14,7 @@ from penstock.errors import InputError, PenstockError
 from penstock.jsonable import Json, to_json
 from penstock.ledger import Append
 from penstock.record import Record
+from penstock.rehearsal import rehearse
 from penstock.stages.bench import BenchResult, BenchSettings, Subject, bench
 from penstock.stages.evaluate import EvaluateSettings, Evaluation, evaluate, paired
 from penstock.stages.verify import VerifySettings, verify
@@ -37,6 +38,11 @@ class Runnable:
     model: Loadable
     dynamic_batch: bool
 
+    @property
+    def is_of_a_third_party(self) -> bool:
+        """Whether the backend comes from a package of its own."""
+        return self.deployment.backend in registry.origins("backends")
+
     def open(self) -> Session:
         """Load it. Raises ``InputError`` or ``MissingError``."""
         name = self.deployment.backend
@@ -45,7 +51,7 @@ class Runnable:
             what = "this backend loads no library of custom operators, and the model has some"
             do = "run it on onnxruntime"
             raise InputError("runtime-refuses", what, where=self.deployment.name, do=do)
-        if name not in registry.origins("backends"):
+        if not self.is_of_a_third_party:
             return backend.load(self.model, self.deployment)
         with _explained(name, "load"):
             return _ThirdParty(backend.load(self.model, self.deployment), name)
@@ -58,7 +64,7 @@ def _explained(backend: str, verb: str) -> Iterator[None]:
         yield
     except PenstockError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         what = f"the backend {backend!r} can't {verb} the model: {graph.first_line(error)}"
         id = "runtime-refuses" if verb == "load" else "run-failed"
         raise InputError(id, what, do="run this model on another backend, or update the plug-in") from error
@@ -122,6 +128,8 @@ def verify_all(
             "threads": deployment.threads,
         }
         try:
+            if runnable.is_of_a_third_party:
+                rehearse(runnable.model, deployment, golden.feeds[0])
             session = runnable.open()
         except PenstockError as error:
             append(Verdict("load", deployment.name, Outcome(False, error.what)))

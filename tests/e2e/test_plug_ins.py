@@ -169,6 +169,7 @@ WILD_ENTRIES = {
 
 
 FAULTY = """
+import os
 from types import SimpleNamespace
 
 def fail(*arguments, **named):
@@ -179,8 +180,10 @@ def backend(run):
     return SimpleNamespace(__doc__="Odd.", ROLE="candidate", FORMATS=("onnx",), available=lambda: "",
                            facts=lambda: {}, load=lambda model, deployment: session)
 
-raises, gives_a_dict, gives_floats, gives_nothing = (
-    backend(run) for run in (fail, lambda feeds: {}, lambda feeds: [1.5], lambda feeds: []))
+raises, gives_a_dict, gives_floats, gives_nothing, aborts = (
+    backend(run) for run in (fail, lambda feeds: {}, lambda feeds: [1.5], lambda feeds: [], lambda feeds: os.abort()))
+exits = SimpleNamespace(__doc__="Odd.", ROLE="candidate", FORMATS=("onnx",), available=lambda: "",
+                        facts=lambda: {}, load=lambda model, deployment: os._exit(0))
 no_session = SimpleNamespace(__doc__="Odd.", ROLE="candidate", FORMATS=("onnx",), available=lambda: "",
                              facts=lambda: {}, load=lambda model, deployment: 7)
 frontend = SimpleNamespace(__doc__="Fails.", claims=lambda spec: spec.startswith("odd:"), tools=dict, export=fail)
@@ -191,7 +194,7 @@ idle = SimpleNamespace(__doc__="Does nothing.", available=lambda: "", quantize=l
 """
 FAULTY_ENTRIES = {
     "backends": "\n".join(f"{name.replace('_', '-')} = faulty_penstock:{name}" for name in (
-        "raises", "gives_a_dict", "gives_floats", "gives_nothing", "no_session")),
+        "raises", "gives_a_dict", "gives_floats", "gives_nothing", "no_session", "aborts", "exits")),
     "frontends": "odd = faulty_penstock:frontend\nno = faulty_penstock:says_no",
     "datasets": "odd = faulty_penstock:dataset",
     "quantizers": "odd = faulty_penstock:quantizer\nidle = faulty_penstock:idle",
@@ -217,6 +220,8 @@ def test_what_fails_when_it_is_used_is_named_and_a_backend_ends_no_build(site: P
     assert "it returns no list of arrays, but a list of float" in told["gives-floats"]
     assert told["gives-nothing"] == "it gives 0 outputs, the model has 1"
     assert "can't run the model" in told["no-session"]
+    assert told["aborts"] == "the backend 'aborts' took its process down: the process was ended by SIGABRT"
+    assert told["exits"].endswith("the process ended with code 0 and no answer")
     for words, kind in (
         (["export", "odd:x", "-o", "n.onnx"], "frontend 'odd'"), (["build", "odd:x", "-o", "b"], "frontend 'odd'"),
         (["build", "m.onnx", "--data", "odd:x", "-o", "b"], "data set 'odd'"),

@@ -41,6 +41,12 @@ class Turns:
     declined: dict[str, Declined] = field(default_factory=dict)  # by node id: the latest reason
     cursor: int = 0  # how far it has read the list of touched nodes
 
+    def failed(self, where: str, reason: str) -> None:
+        """Keep where it raised or was taken back, and why: once, though it may be asked in every round."""
+        told = Declined(where, reason)
+        if told not in self.failures and len(self.failures) < MOST_FAILURES:
+            self.failures.append(told)
+
 
 Apply = Callable[[str, Pass], PassResult]
 
@@ -137,8 +143,7 @@ class Driver:
                 continue
             except Exception as error:  # a rule meets arbitrary graphs: this place stays as it was, and that is told
                 editor.drop()
-                if len(turns.failures) < MOST_FAILURES:
-                    turns.failures.append(Declined(node_label(node), f"{type(error).__name__}: {error}"))
+                turns.failed(node_label(node), f"{type(error).__name__}: {error}")
                 continue
             turns.rewrites += 1
             turns.nodes_gone += len(event.removed) - len(event.added)

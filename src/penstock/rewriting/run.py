@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from penstock import graph, guard
-from penstock.passes import Declined, Pass, PassResult, Rule
+from penstock.passes import Pass, PassResult, Rule
 from penstock.passes._soundness import Soundness
 from penstock.rewriting import PassBroke
 from penstock.rewriting.driver import MOST_WORK, Driver, Turns
@@ -101,7 +101,7 @@ def _foreign(editor: Editor, turns: Turns, name: str, one: Pass) -> PassResult:
     except Exception as error:  # a third party's code meets arbitrary graphs
         harm = f"{type(error).__name__}: {graph.first_line(error)}"
     if harm:
-        turns.failures.append(Declined("the whole model", f"taken back: {harm}"))
+        turns.failed("the whole model", f"taken back: {harm}")
         editor.put_back(backup, before)
         return PassResult()
     if result.modified:
