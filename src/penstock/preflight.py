@@ -25,7 +25,18 @@ def check(settings: BuildSettings) -> None:
 
 def problems(settings: BuildSettings) -> Iterator[PenstockError]:
     """Yield all that stands in the way of a build with these settings; nothing of the model is run."""
-    for look in (_source, _data, _custom_domains, _passes, _quantizer, _backends, _baseline, _metric, _limits):
+    for look in (
+        _runtime,
+        _source,
+        _data,
+        _custom_domains,
+        _passes,
+        _quantizer,
+        _backends,
+        _baseline,
+        _metric,
+        _limits,
+    ):
         try:
             look(settings)
         except PenstockError as error:
@@ -35,6 +46,12 @@ def problems(settings: BuildSettings) -> Iterator[PenstockError]:
 def default_data(source: str) -> str:
     """Return the data set that a source brings with it, or an empty text."""
     return "digits" if source == "zoo:digits" else ""
+
+
+def _runtime(settings: BuildSettings) -> None:
+    """Exports are proved on ONNX Runtime, model files are tried on it, and the golden set comes from it."""
+    if problem := _available(cast(Backend, registry.load("backends", "onnxruntime"))):
+        raise MissingError("backend-missing", "every build runs ONNX Runtime, and it can't run here", do=problem)
 
 
 def _source(settings: BuildSettings) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import cast
 
 from penstock import graph, store, worker
-from penstock.errors import InputError, PenstockError
+from penstock.errors import InputError, MissingError, PenstockError
 from penstock.jsonable import Json, from_json, to_json
 
 KEY = "penstock.runtime"  # in the model's metadata: the runtime that it is for
@@ -29,11 +29,16 @@ class Specialised:
 
 
 def specialise(model: Path, runtime: str) -> Specialised:
-    """Rewrite the file ``model`` in place for a runtime, in a process of its own; leave it where that isn't right."""
+    """Rewrite the file ``model`` in place for a runtime, in a process of its own; leave it where that isn't right.
+
+    Raises ``MissingError`` where the runtime can't run here.
+    """
     with store.scratch() as work:
         argument: Json = {"model": str(model.resolve()), "work": str(work)}
         try:
             answer = from_json(Specialised, worker.call("penstock.specialise:serve", argument, timeout_s=SECONDS))
+        except MissingError:
+            raise  # the runtime isn't here at all
         except PenstockError as error:
             return Specialised(runtime, (), error.what)
         if answer.refused or not answer.nodes:

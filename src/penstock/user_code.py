@@ -9,6 +9,7 @@ import inspect
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -223,7 +224,18 @@ def files(start: Iterable[ModuleType]) -> dict[str, str]:
         imported = _IMPORTED.get(Path(resolved))
         queue += [sys.modules[name] for name in (imported.brought if imported else ()) if name in sys.modules]
         for value in list(vars(module).values()):
-            home = value if isinstance(value, ModuleType) else sys.modules.get(getattr(value, "__module__", None) or "")
+            home = value if isinstance(value, ModuleType) else sys.modules.get(_home(value))
             if home is not None and home is not module:
                 queue.append(home)
     return found
+
+
+def _home(value: object) -> str:
+    """Return the name of the module that a value says it is of; one that warns or raises when asked says nothing."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            home = getattr(value, "__module__", None)
+        except Exception:  # anything may stand in a user's module
+            return ""
+    return home if isinstance(home, str) else ""

@@ -253,6 +253,36 @@ def test_not_even_one_that_ends_the_process_is_fatal(site: Path, monkeypatch: py
     assert "to the authors of wild-penstock" in done.stderr and "Traceback" not in done.stderr
 
 
+def test_a_runtime_that_ends_the_process_at_its_import_is_listed_and_left_out(site: Path) -> None:
+    (site / "openvino").mkdir()
+    (site / "openvino" / "__init__.py").write_text("import os\nos.abort()\n")
+    (shown,) = [
+        one for one in result(penstock(site, "list", "backends", "--json"))["backends"] if one["name"] == "openvino"
+    ]
+    assert shown["problem"] == "openvino doesn't import: the process was ended by SIGABRT"
+    built = result(penstock(site, "build", "toy:2", "-o", "out", *FAST))
+    assert not any(row["deployment"]["backend"] == "openvino" for row in built["deployments"]) and built["chosen"]
+    done = penstock(site, "build", "toy:2", "-o", "other", "--backends", "openvino", *FAST)
+    assert done.returncode == 3 and "SIGABRT" in json.loads(done.stdout)["error"]["do"]
+    looked = result(penstock(site, "doctor", "--json"))
+    assert "SIGABRT" in json.dumps(looked)
+
+
+def test_without_onnxruntime_each_command_that_needs_it_says_so(site: Path) -> None:
+    assert penstock(site, "export", "toy:2", "-o", "m.onnx").returncode == 0
+    (site / "onnxruntime").mkdir()
+    (site / "onnxruntime" / "__init__.py").write_text("raise ImportError('libgomp.so.1: cannot open')\n")
+    for words in (
+        ["build", "toy:2", "-o", "out", "--no-quantize", "--dry-run"], ["build", "toy:2", "-o", "out", "--no-quantize"],
+        ["optimize", "m.onnx", "-o", "slim.onnx", "--for", "ort"], ["quantize", "m.onnx", "-o", "int8.onnx"],
+        ["verify", "m.onnx", "--against", "m.onnx"], ["bench", "m.onnx"],
+    ):  # fmt: skip
+        done = penstock(site, *words)
+        assert done.returncode == 3 and "libgomp" in done.stderr and "Traceback" not in done.stderr, words
+    for words in (["inspect", "m.onnx"], ["optimize", "m.onnx", "-o", "slim.onnx"], ["check", "m.onnx"]):
+        assert penstock(site, *words).returncode == 0, words
+
+
 def test_the_page_names_every_kind() -> None:
     page = (ROOT / "docs" / "writing-a-plug-in.md").read_text()
     assert set(re.findall(r'"penstock\.(\w+)"\]', page)) == set(registry.KINDS)

@@ -38,9 +38,18 @@ def facts() -> Mapping[str, Json]:
     return {"version": onnxruntime.__version__, "providers_in_build": onnxruntime.get_available_providers()}
 
 
+def _imported() -> Any:
+    """Return the module. Raises ``MissingError`` where it doesn't import."""
+    if problem := available():
+        raise MissingError("no-backend", problem, do="pip install onnxruntime")
+    import onnxruntime
+
+    return onnxruntime
+
+
 def load(model: Loadable, deployment: Deployment) -> OrtSession:
     """Create a session. The option ``optimization`` is the session's level: disabled, basic, extended or all."""
-    import onnxruntime as ort
+    ort = _imported()
 
     if deployment.device != "cpu":
         raise MissingError("no-device", f"this backend runs on the CPU, not on {deployment.device!r}")
@@ -138,9 +147,10 @@ class OrtSession:
 def fuse_offline(model: Path, into: Path) -> None:
     """Let ONNX Runtime rewrite a model with its own fusions (level extended, which is for any CPU) and save it.
 
-    The result holds operators of ``com.microsoft`` and is for this runtime alone. Raises ``InputError``.
+    The result holds operators of ``com.microsoft`` and is for this runtime alone. Raises ``InputError``, or
+    ``MissingError`` where it can't run here.
     """
-    import onnxruntime as ort
+    ort = _imported()
 
     options = ort.SessionOptions()
     options.log_severity_level = 4

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from penstock import graph
+from penstock import graph, worker
 from penstock.backends import Loadable
 from penstock.deployment import Deployment, Role
 from penstock.errors import InputError, missing_extra
@@ -22,11 +24,16 @@ sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # 
 
 ROLE: Role = "candidate"
 FORMATS: tuple[Format, ...] = ("onnx",)
+IMPORT_SECONDS = 60.0
+NO_RULE = "-- No conversion rule found for operations:"  # how its report on operators puts it
+RULE_FAILED = "-- Conversion is failed for:"
 DEFAULT_HINT = "f32"  # its own default on CPUs with bf16 units is bf16, which changes the results
 
 
 def available() -> str:
     """Return "" when OpenVINO imports here."""
+    if problem := _first_import():
+        return f"openvino doesn't import: {problem}"
     try:
         import openvino  # noqa: F401  # imported to see whether it loads
     except ImportError:
@@ -34,6 +41,30 @@ def available() -> str:
     except Exception as error:  # a broken wheel raises more than ImportError
         return f"openvino doesn't import: {first_line(error)}"
     return ""
+
+
+@functools.cache
+def _first_import() -> str:
+    """Import it in a process of its own: native code for another CPU ends that one, and not this; "" where it doesn't.
+
+    What the import raises is no end; the caller gets it too, when it imports the package itself.
+    """
+    if "openvino" in sys.modules or importlib.util.find_spec("openvino") is None:
+        return ""
+    try:
+        worker.call("penstock.backends.openvino:serve_import", None, timeout_s=IMPORT_SECONDS)
+    except worker.WorkerTimeout:
+        return f"that takes more than {IMPORT_SECONDS:g} s"
+    except worker.WorkerCrash as error:
+        return error.what if error.id == "worker-crash" else ""
+    return ""
+
+
+def serve_import(_: Json) -> bool:
+    """Import OpenVINO: the worker's side of a first import."""
+    import openvino  # noqa: F401  # imported to see whether it loads
+
+    return True
 
 
 def facts() -> Mapping[str, Json]:
@@ -90,13 +121,38 @@ def _without_functions(model: Loadable) -> bytes | None:
 
 
 def _cause(error: Exception) -> str:
-    """Return the line of OpenVINO's message that says something: the first ones name its own source files."""
+    """Return what of OpenVINO's message says something: the first lines name its own source files.
+
+    Of a report on operators, that is which ones it can't convert, and the last line of each one's own message.
+    """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if reported := _operators(lines):
+        return reported
     told = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
     for index, line in enumerate(told[:-1]):
         if line.endswith(":"):  # a heading: what it announces stands under it
             told[index] = f"{line} {told[index + 1]}"
     return (told or lines or [type(error).__name__])[0][:300]
+
+
+def _operators(lines: list[str]) -> str:
+    """Return what a report on unconverted operators says of them, "" where there is no such report."""
+    found: list[str] = []
+    reasons: dict[str, str] = {}  # operator → the last line of its message
+    of = ""
+    for line in lines:
+        if line.endswith("with a message:"):
+            of = line.removeprefix("-- ").removesuffix("with a message:").strip()
+        elif line == "Summary:":
+            of = ""
+        elif line.startswith(NO_RULE):
+            found.append(f"it has no rule for {line.removeprefix(NO_RULE).strip()}")
+        elif line.startswith(RULE_FAILED):
+            names = [name.strip() for name in line.removeprefix(RULE_FAILED).split(",")]
+            found += [f"{name}: {reasons[name][:200]}" if name in reasons else f"{name} fails" for name in names]
+        elif of:
+            reasons[of] = line
+    return "; ".join(found)[:600]
 
 
 class OpenVinoSession:
