@@ -67,11 +67,13 @@ def lock_text(
     import tomli_w
 
     table: dict[str, Any] = settings.to_toml()
-    if export.get("opset") is not None:
-        table["export"]["opset"] = export["opset"]
-    if export.get("exporter") in ("dynamo", "torchscript"):
-        table["export"]["exporter"] = export["exporter"]
-    table["inputs"] = {"base": base, "read": dict(read)}
+    resolved = []  # what the export chose, where the settings leave it to it
+    for name in ("opset", "exporter"):
+        known = name == "opset" or export.get(name) in ("dynamo", "torchscript")
+        if known and export.get(name) not in (None, table["export"].get(name)):
+            table["export"][name] = export[name]
+            resolved.append(f"export.{name}")
+    table["inputs"] = {"base": base, "resolved": resolved, "read": dict(read)}
     table["tools"] = dict(tools)
     if libraries:
         table["libraries"] = {domain: sha256 for domain, _, sha256 in libraries if sha256}

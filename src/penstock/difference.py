@@ -78,7 +78,7 @@ def compare(a: Path, b: Path) -> Difference:
     picked = [built.record("select", "build") for built in (one, two)]
     chosen = [str(record.measured.get("chosen") or "none") if record else "none" for record in picked]
     if chosen[0] != chosen[1]:
-        why = "the measurements, the verdicts or the limits above" if causes or followed else ""
+        why = _why_chosen(one, two, chosen, causes)
         followed.append(Followed("chosen", "build", f"{chosen[0]} → {chosen[1]}", why))
     same = {n: v.digest for n, v in one.variants.items()} == {n: v.digest for n, v in two.variants.items()}
     return Difference(tuple(causes), tuple(followed), same)
@@ -118,8 +118,21 @@ def _inputs(one: _Built, two: _Built) -> Iterator[Change]:
 
 
 def _settings(one: _Built, two: _Built) -> Iterator[Change]:
+    locks = [reproduction.read_lock(built.lock) for built in (one, two)]
+    chosen = {*locks[0].resolved} & {*locks[1].resolved}  # nobody set these: they follow from what was read
     for name, a, b in _pairs(*(reproduction.settings_of(built.lock) for built in (one, two))):
-        yield Change("setting", name, a, b)
+        if name not in chosen:
+            yield Change("setting", name, a, b)
+
+
+def _chosen(one: _Built, two: _Built) -> list[str]:
+    """Tell what the exports chose differently of what both builds left to them."""
+    locks = [reproduction.read_lock(built.lock) for built in (one, two)]
+    both = {*locks[0].resolved} & {*locks[1].resolved}
+    pairs = _pairs(*(reproduction.settings_of(built.lock) for built in (one, two)))
+    return [
+        f"so it was exported with {name.partition('.')[2]} {b} in place of {a}" for name, a, b in pairs if name in both
+    ]
 
 
 def _tools(one: _Built, two: _Built) -> Iterator[Change]:
@@ -142,9 +155,9 @@ def _variants(one: _Built, two: _Built, causes: list[Change]) -> Iterator[Follow
             why = _skipped(built, name) or _absent(built, made, causes)
             yield Followed("variant", name, f"only in {'B' if a is None else 'A'}", why)
         elif a.digest != b.digest:
-            yield Followed(
-                "variant", name, f"other bytes ({a.size_bytes:,} and {b.size_bytes:,})", _why(a, b, one, causes)
-            )
+            sizes = f" ({a.size_bytes:,} and {b.size_bytes:,})" if a.files or b.files else ""
+            what = "other bytes" if sizes else "another source or other weights"
+            yield Followed("variant", name, what + sizes, _why(a, b, one, two, causes))
 
 
 def _skipped(built: _Built, name: str) -> str:
@@ -164,18 +177,18 @@ def _absent(built: _Built, made: Variant, causes: list[Change]) -> str:
     return "; ".join(why) or "no cause was found in settings or inputs"
 
 
-def _why(a: Variant, b: Variant, one: _Built, causes: list[Change]) -> str:
+def _why(a: Variant, b: Variant, one: _Built, two: _Built, causes: list[Change]) -> str:
     """Name the nearest cause: a parent, else the step's own settings, else its tools, else what it read."""
     made_of = {v.digest: v.name for v in one.variants.values()}
     if a.parents != b.parents:
         return f"it is made of {', '.join(made_of.get(d, 'another variant') for d in a.parents)}, which differs"
-    reasons = []
-    settings = [name for name, _, _ in _pairs(a.settings, b.settings) if name not in ("read", "source")]
-    if settings:
+    reasons, given = [], {c.name for c in causes if c.kind == "setting"}
+    if settings := [name for name, _, _ in _pairs(a.settings, b.settings) if f"{a.step}.{name}" in given]:
         reasons.append(f"settings: {', '.join(settings)}")
     if a.tools != b.tools:
         reasons.append("tools: " + ", ".join(f"{n} {x} → {y}" for n, x, y in _pairs(a.tools, b.tools)))
     if not a.parents:
+        reasons += _chosen(one, two) if a.step == "export" else []
         reasons += [f"inputs: {', '.join(names)}" for names in [[c.name for c in causes if c.kind == "input"]] if names]
     machines = [c.name for c in causes if c.kind == "machine" and c.name in ("cpu_flags", "architecture", "cpu")]
     if not reasons and machines:
@@ -218,8 +231,51 @@ def _scores(one: _Built, two: _Built) -> Iterator[Followed]:
         if a.score is None or b.score is None or a.score == b.score:
             continue
         ranges = [(row.score_low or 0.0, row.score_high or 1.0) for row in (a, b)]
-        why = "the intervals overlap" if _overlap(*ranges) else "beyond the intervals"
-        yield Followed("score", name, f"{a.score:.2%} → {b.score:.2%}", why)
+        noise = "the intervals overlap" if _overlap(*ranges) else "beyond the intervals"
+        yield Followed("score", name, f"{a.score:.2%} → {b.score:.2%}, {noise}", _why_scored(name, a, b, one, two))
+
+
+def _why_scored(name: str, a: Row, b: Row, one: _Built, two: _Built) -> str:
+    """Say why a deployment's score differs: other samples, another model, or another machine or runtime."""
+    records = [built.record("evaluate", name) for built in (one, two)]
+    facts = [(record.inputs, record.facts) if record else None for record in records]
+    reasons = ["other samples or another metric"] if facts[0] != facts[1] else []
+    if a.deployment.digest != b.deployment.digest:
+        reasons.append(f"the model {a.deployment.variant} differs")
+    return "; ".join(reasons) or "the model is the same: the runtime or the machine computes otherwise"
+
+
+def _why_chosen(one: _Built, two: _Built, names: list[str], causes: list[Change]) -> str:
+    """Say why another deployment was chosen: limits, what isn't built or is refused, else the objective."""
+    if settings := [c.name for c in causes if c.kind == "setting" and c.name.startswith("select.")]:
+        return f"settings: {', '.join(settings)}"
+    reasons = []
+    for name, built, where in ((names[0], two, "B"), (names[1], one, "A")):
+        row = built.table.get(name)
+        if row is None and name != "none":
+            reasons.append(f"{name} isn't built in {where}")
+        elif row is not None and row.refusals:
+            reasons.append(f"{name} is refused in {where}: {row.refusals[0].reason}")
+    if reasons:
+        return "; ".join(reasons)
+    record = one.record("select", "build")
+    objective = str(record.facts.get("objective", "")) if record else ""
+    shown = [
+        f"{name} {_figure(one.table.get(name), objective)} in A and {_figure(two.table.get(name), objective)} in B"
+        for name in names if name != "none"
+    ]  # fmt: skip
+    noise = "; two builds are not interleaved, so the machine counts" if objective in ("latency", "throughput") else ""
+    return f"by {objective}: {', '.join(shown)}{noise}"
+
+
+def _figure(row: Row | None, objective: str) -> str:
+    if row is None:
+        return "absent"
+    value, form = {
+        "latency": (row.p50_ms, "{:.3g} ms"), "throughput": (row.throughput, "{:,.0f} per s"),
+        "size": (row.size_bytes / 1e6, "{:.2f} MB"), "accuracy": (row.select_score, "{:.2%}"),
+    }.get(objective, (None, ""))  # fmt: skip
+    return "not measured" if value is None else form.format(value)
 
 
 def _latencies(one: _Built, two: _Built) -> Iterator[Followed]:

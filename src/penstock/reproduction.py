@@ -27,6 +27,7 @@ class Lock:
     base: Path
     tools: Mapping[str, str]
     read: Mapping[str, str]  # file name → SHA-256 of each file that the export read
+    resolved: tuple[str, ...] = ()  # settings that the build chose by itself, such as "export.opset"
 
 
 def read_lock(path: Path) -> Lock:
@@ -44,7 +45,9 @@ def read_lock(path: Path) -> Lock:
     read = inputs.get("read", {})
     base = (path.resolve().parent / str(inputs.get("base", "."))).resolve()
     texts = {str(k): str(v) for k, v in read.items()} if isinstance(read, dict) else {}
-    return Lock(path, base, {str(k): str(v) for k, v in tools.items()}, texts)
+    chosen = inputs.get("resolved", [])
+    resolved = tuple(str(name) for name in chosen) if isinstance(chosen, list) else ()
+    return Lock(path, base, {str(k): str(v) for k, v in tools.items()}, texts, resolved)
 
 
 def base_of(output: Path) -> str:

@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -12,7 +14,7 @@ import numpy as np
 import onnx
 import pytest
 
-from penstock import ledger, store
+from penstock import ledger, store, user_code
 from penstock.cli import run
 from penstock.variant import ModelFile
 
@@ -43,8 +45,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: ModuleType) -> P
     return folder
 
 
-def build(*arguments: str) -> None:
-    assert run(["build", *arguments, *FAST]) == 0
+def build(*arguments: str, backends: str = "onnxruntime") -> None:
+    assert run(["build", *arguments, *FAST[:-1], backends]) == 0
 
 
 def models(folder: Path) -> tuple[ModelFile, ...]:
@@ -174,6 +176,88 @@ def test_an_input_that_changes_all(home: Path, tiny: ModuleType, capsys: pytest.
     assert {"golden"} <= {one["kind"] for one in found["followed"]}
 
 
+@pytest.mark.torch
+def test_what_an_export_chose_by_itself_is_no_cause(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both builds left the exporter open; the module's change is the cause, and what auto made of it follows."""
+    Path("chosen_net.py").write_text(NET)
+    words = ("chosen_net.py:Net", "--input", "x:float32[batch,6]", "--no-quantize")
+    build(*words, "-o", "a")
+    lock = Path("a/penstock.lock.toml").read_text()
+    assert 'resolved = [\n    "export.opset",\n    "export.exporter",\n]' in lock
+    user_code._IMPORTED.clear()
+    Path("chosen_net.py").write_text(NET.replace("torch.relu(", "(").replace("return", "x = x + 1\n        return"))
+    build(*words, "-o", "b")
+    for folder, named in (("b", "dynamo"), ("b", "torchscript")):
+        path = Path(folder, "penstock.lock.toml")
+        path.write_text(path.read_text().replace('exporter = "dynamo"', f'exporter = "{named}"'))
+        found = told(capsys, "a", "b", 1)
+        assert [(c["kind"], c["name"]) for c in found["causes"]] == [("input", "chosen_net.py")]
+        why = {one["name"]: (one["what"], one["why"]) for one in found["followed"] if one["kind"] == "variant"}
+        assert why["source"] == ("another source or other weights", "inputs: chosen_net.py")
+        other = "so it was exported with exporter torchscript in place of dynamo; " if named == "torchscript" else ""
+        assert why["fp32"][1] == f"{other}inputs: chosen_net.py"
+
+
+def rewrite(folder: str, change: Callable[[dict], None]) -> None:
+    """Change the entries of a build's ledger, with their chain made anew."""
+    path = Path(folder, "ledger.jsonl")
+    written: list[str] = []
+    for line in path.read_text().splitlines():
+        entry = json.loads(line)
+        change(entry)
+        if written:
+            entry["before"] = ledger.link(written[-1])
+        written.append(json.dumps(entry))
+    path.write_text("".join(line + "\n" for line in written))
+
+
+def test_why_another_one_was_chosen(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    build("m.onnx", "-o", "a", "--data", "d.npz", "--no-quantize", backends="onnxruntime,openvino")
+    build("m.onnx", "-o", "b", "--data", "d.npz", "--no-quantize", backends="onnxruntime,openvino")
+
+    def choose(name: str) -> Callable[[dict], None]:
+        def change(entry: dict) -> None:
+            body = entry.get("body") or {}
+            if body.get("stage") == "select" and "chosen" in body.get("measured", {}):
+                body["measured"]["chosen"] = name
+
+        return change
+
+    rewrite("a", choose("fp32@onnxruntime"))
+    rewrite("b", choose("fp32@openvino"))
+    (why,) = [one["why"] for one in told(capsys, "a", "b", 1)["followed"] if one["kind"] == "chosen"]
+    number = r"[\d.e-]+ ms in A and [\d.e-]+ ms in B"
+    assert re.fullmatch(
+        f"by latency: fp32@onnxruntime {number}, fp32@openvino {number}; "
+        "two builds are not interleaved, so the machine counts", why
+    ), why  # fmt: skip
+    build("m.onnx", "-o", "c", "--data", "d.npz", "--no-quantize")
+    rewrite("c", choose("fp32@onnxruntime"))
+    (why,) = [one["why"] for one in told(capsys, "b", "c", 1)["followed"] if one["kind"] == "chosen"]
+    assert why == "fp32@openvino isn't built in B"
+    rewrite("c", choose("none"))
+    lock = Path("c/penstock.lock.toml")
+    lock.write_text(lock.read_text().replace('objective = "latency"', 'objective = "latency"\nmax_size_mb = 0.0001'))
+    (why,) = [one["why"] for one in told(capsys, "b", "c", 1)["followed"] if one["kind"] == "chosen"]
+    assert why == "settings: select.max_size_mb"
+
+
+def test_why_a_score_differs(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    build("m.onnx", "-o", "a", "--data", "d.npz")
+    build("m.onnx", "-o", "b", "--data", "d.npz", "--per-tensor")
+
+    def worse(entry: dict) -> None:
+        body = entry.get("body") or {}
+        if body.get("stage") == "evaluate" and body.get("inputs", {}).get("role") == "evaluate":
+            body["measured"]["score"] -= 0.01
+
+    rewrite("b", worse)
+    said = {one["name"]: one for one in told(capsys, "a", "b", 1)["followed"] if one["kind"] == "score"}
+    assert said["int8@onnxruntime"]["why"] == "the model int8 differs"
+    assert said["fp32@onnxruntime"]["why"] == "the model is the same: the runtime or the machine computes otherwise"
+    assert said["fp32@onnxruntime"]["what"].endswith(", the intervals overlap")
+
+
 def test_a_variant_that_one_build_lacks(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     build("m.onnx", "-o", "a")
     build("m.onnx", "-o", "b", "--no-quantize")
@@ -198,15 +282,12 @@ def test_a_variant_that_another_input_does_not_need(
 def test_bytes_without_a_cause_are_told_as_such(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     build("m.onnx", "-o", "a")
     build("m.onnx", "-o", "b")
-    path = Path("b/ledger.jsonl")
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    for line in lines:
-        if line["kind"] == "variant" and line["body"]["name"] == "int8":
-            line["body"]["digest"] = "0" * 64
-    written = [json.dumps(lines[0])]
-    for line in lines[1:]:
-        written.append(json.dumps(line | {"before": ledger.link(written[-1])}))
-    path.write_text("".join(line + "\n" for line in written))
+
+    def other(entry: dict) -> None:
+        if entry["kind"] == "variant" and entry["body"]["name"] == "int8":
+            entry["body"]["digest"] = "0" * 64
+
+    rewrite("b", other)
     followed = told(capsys, "a", "b", 1)["followed"]
     assert "no cause was found in inputs, settings, tools or machine" in [one["why"] for one in followed]
 
