@@ -173,3 +173,49 @@ def test_a_model_that_the_runtime_does_not_load_names_no_file(tmp_path: Path) ->
     with pytest.raises(GateError) as caught:
         load(tmp_path / "scratch.onnx")
     assert str(tmp_path) not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("code", "exporter", "kind", "line"),
+    [("y = x * 2\nif x.shape[0] == 1:\n    y = y + 1\nreturn y.relu()", "dynamo", "branch", 9),
+     ("y = x * 2\nreturn (y + 1 if x.shape[0] == 1 else y).relu()", "dynamo", "branch", 9),
+     ("y = x[0]\nfor i in range(x.shape[0]):\n    y = y + x[i] * (i + 1)\nreturn x + y", "torchscript", "loop", 9),
+     ("i = 0\nwhile x.shape[0] == 1 and i < 2:\n    i, x = i + 1, x * 2\nreturn x + 1", "dynamo", "loop", 9)],
+)  # fmt: skip
+def test_a_way_that_depends_on_a_size_is_found_by_watching(
+    code: str, exporter: str, kind: str, line: int, tmp_path: Path
+) -> None:
+    error = told(tmp_path, forward(code), "x:float32[batch,4]", exporter=exporter)
+    assert error.id == "baked-in-size" and f"a {kind} that depends on a size is baked in" in error.what
+    assert error.where.startswith(f"net.py:{line}: ") and "--static" in error.do
+    assert ("script the function that has the loop" if kind == "loop" else "torch.where") in error.do
+
+
+def test_a_refusal_of_the_exporters_that_the_module_caught_is_found(tmp_path: Path) -> None:
+    code = "try:\n    if x.sum() > 0:\n        return x * 2\nexcept Exception:\n    pass\nreturn x + 0"
+    error = told(
+        tmp_path, forward(code) + "\ndef ex():\n    return torch.ones(2, 4)\n", example="ex", exporter="dynamo"
+    )
+    assert error.id == "branch-lost" and error.where.startswith("net.py:9: if x.sum() > 0")
+    assert "under the exporter your code goes another way" in error.what and "a try around it" in error.do
+
+
+@pytest.mark.parametrize(
+    "stored", ["self.register_buffer('h', torch.ones(2, 4))", "self.h = nn.Parameter(torch.ones(2, 4))"]
+)
+def test_a_stored_tensor_that_has_the_size_is_named(stored: str, tmp_path: Path) -> None:
+    error = told(tmp_path, forward("return x + self.h", stored), "x:float32[batch,4]", exporter="dynamo")
+    named = "buffer" if "buffer" in stored else "parameter"
+    assert error.what.endswith(f"into the node 'add' (aten.add.Tensor), by the {named} 'h', which has that size")
+    assert "a size of 1, which is broadcast" in error.do
+
+
+@pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
+@pytest.mark.parametrize(
+    "check",
+    ["assert x.sum() > -1e9", "if x.isnan().any():\n    raise ValueError('NaN')", "if x.sum() < -1e9: raise ValueError",
+     "assert x.shape[0] < 1000"],
+)  # fmt: skip
+def test_a_check_that_raises_has_a_cure_of_its_own(check: str, exporter: str, tmp_path: Path) -> None:
+    error = told(tmp_path, forward(f"{check}\nreturn x * 2"), "x:float32[batch,4]", exporter=exporter)
+    assert error.do.startswith("leave the check out of forward") and error.where.startswith("net.py:8: ")

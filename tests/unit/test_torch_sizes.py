@@ -148,7 +148,7 @@ def test_a_size_that_became_a_number_is_told_what_it_is(taken: str, tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("line", "cure"),
-    [("if len(x[0]) > 3: x = x * 2", "write the branch"), ("assert int(x.shape[1]) > 3", "write the branch"),
+    [("if len(x[0]) > 3: x = x * 2", "write the branch"), ("assert int(x.shape[1]) > 3", "leave the check out"),
      ("for i in range(x.shape[1]): x = x + i", "while_loop"), ("while len(x[0]) > 9: x = x[:, 1:]", "while_loop")],
 )  # fmt: skip
 def test_a_branch_and_a_loop_over_a_size_have_their_own_cures(line: str, cure: str, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from torch.onnx._constants import ONNX_TORCHSCRIPT_EXPORTER_MAX_OPSET
 
 from penstock import graph
 from penstock.errors import GateError, InputError, PenstockError
-from penstock.frontends._torch_cures import CONTROL, SIZE, for_size
+from penstock.frontends._torch_cures import CHECK, CONTROL, SIZE, for_size, is_check
 from penstock.frontends._torch_lines import Home, layer, of_error, of_stack, stack
 from penstock.frontends._torch_module import parameters
 from penstock.frontends._torch_plan import Plan
@@ -154,9 +154,12 @@ def _specialized(dim: str, size: str, places: list[_Place], told: Told) -> GateE
     what = f"the size of {dim!r} in the example, {size}, is baked in"
     if place.layer:
         return _in_torch(what, place.layer, where)
-    node = _holder(int(size), [one.line for one in places], told)
+    node, stored = _holder(int(size), [one.line for one in places], told)
     what = f"the size of {dim!r} in the example, {size}, is baked {f'into {node}' if node else 'in'}"
     do = for_size(where, number=place.index)
+    if stored:
+        what = f"{what}, by {stored}, which has that size"
+        do = "store it with a size of 1, which is broadcast, or make it in forward with x.shape"
     do = do if size != "1" else "give an example of 2 or more: a size of 1 is taken for a constant"
     return GateError("baked-in-size", what, where=where, do=f"{do}; or --static")
 
@@ -168,7 +171,7 @@ def _related(dim: str, guard: str, places: list[_Place], told: Told) -> GateErro
     what = f"the dimension {dim!r} isn't free: the module holds only where {_readable(guard, told)}"
     if place.layer:
         return _in_torch(what, place.layer, where)
-    if node := _holder(None, [place.line], told):
+    if node := _holder(None, [place.line], told)[0]:
         what = f"{what} (at {node})"
     do = for_size(where)
     if do == SIZE and "<=" in guard:  # no size was taken: some are too small, or too large, for what is done there
@@ -202,19 +205,40 @@ def _readable(guard: str, told: Told) -> str:
     return _SIZE_OF.sub(named, " and ".join(parts))
 
 
-def _holder(size: int | None, lines: list[str], told: Told) -> str:
-    """Name the node that takes the size as a number, on these lines if there is one; else the first on the lines."""
+def _holder(size: int | None, lines: list[str], told: Told) -> tuple[str, str]:
+    """Name the node that takes the size as a number, on these lines if there is one; else the first on the lines.
+
+    With it comes the stored tensor that brings the size there, if the node takes one and no number.
+    """
     try:
-        nodes = [node for node in told.recapture().graph.nodes if node.op == "call_function"]
+        program = told.recapture()
     except Exception:  # a module that torch can't capture at all has told so before
-        return ""
+        return "", ""
+    nodes = [node for node in program.graph.nodes if node.op == "call_function"]
     holds = [node for node in nodes if size is not None and _takes(node, size)]
     there = [node for node in nodes if of_stack(node.meta.get("stack_trace") or "", told.home) in lines]
     found = next(iter([*(node for node in holds if node in there), *holds, *there]), None)
     if found is None:
-        return ""
+        return "", ""
     target = found.target if isinstance(found.target, torch._ops.OpOverload) else getattr(found.target, "__name__", "")
-    return f"the node {found.name!r} ({target})"
+    stored = _stored(program, found, size) if size is not None and found not in holds else ""
+    return f"the node {found.name!r} ({target})", stored
+
+
+def _stored(program: Any, node: Any, size: int) -> str:
+    """Name the buffer, parameter or constant of this size in some axis that a node takes, "" where it takes none."""
+    signature = program.graph_signature
+    kinds = (
+        ("the buffer", signature.inputs_to_buffers),
+        ("the parameter", signature.inputs_to_parameters),
+        ("the constant", signature.inputs_to_lifted_tensor_constants),
+    )
+    for argument in node.all_input_nodes:
+        value = argument.meta.get("val")
+        for kind, names in kinds:
+            if argument.name in names and size in tuple(getattr(value, "shape", ())):
+                return f"{kind} {names[argument.name]!r}"
+    return ""
 
 
 def _takes(node: Any, size: int) -> bool:
@@ -230,4 +254,5 @@ def _takes(node: Any, size: int) -> bool:
 def _data_dependent(error: BaseException, home: Home) -> InputError:
     place = of_stack(str(error), home) or of_error(error, home)
     what = "a branch, a loop or a size depends on the values of the input, and the export would lose it"
-    return InputError("data-dependent", what, where=home.text(place) if place else "", do=CONTROL)
+    where = home.text(place) if place else ""
+    return InputError("data-dependent", what, where=where, do=CHECK if is_check(where) else CONTROL)

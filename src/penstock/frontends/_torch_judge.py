@@ -2,14 +2,16 @@
 
 1. A size of the example is baked into a node if the model agrees with the module once that number is changed.
 2. A squeeze without an axis is the cause if it drops other axes at this size than at the example's.
-3. A value is baked in if the constant is another one in an export from other values.
+3. A branch or a loop is the cause if the module's Python goes another way there than on the example.
+4. A value is baked in if the constant is another one in an export from other values.
+5. Something that the exporter raised, and the module caught, is the cause if its Python goes another way under export.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,16 +22,17 @@ import torch
 from penstock import graph, source_lines, store
 from penstock.backends import Session
 from penstock.errors import GateError, InputError, PenstockError
-from penstock.frontends._torch_cures import BRANCH, for_size
+from penstock.frontends._torch_cures import CONTROL, for_branch, for_size, is_loop
 from penstock.frontends._torch_eager import squeezes
+from penstock.frontends._torch_holders import constant_of, holders, put
 from penstock.frontends._torch_lines import Home
 from penstock.frontends._torch_module import Feeds, array_of, line_of
 from penstock.frontends._torch_plan import Plan, resized
+from penstock.frontends._torch_steps import parting, parting_from
 from penstock.metrics import compare
 from penstock.signature import Signature
 
 NODE = re.compile(r"Name:'(?P<name>[^']*)'")
-SHAPING = ("Reshape", "Expand", "Slice", "ConstantOfShape", "Range", "Tile", "Concat", "Split", "Pad", "Gather")
 TRIALS = 16  # nodes whose size is changed to see whether the model is right then
 NOT_A_NUMBER = "NaN or infinity stands in other places"
 CLOSE = 0.05  # a relative difference up to this may be rounding
@@ -97,11 +100,15 @@ class Judge:
         named = match["name"] if match else ""
         if sizes is None:
             what = f"the exported model can't run the inputs of {label}: {error.what}"
-            return GateError("branch-lost", what, where=self._where(named), do=BRANCH)
+            where = self._parted(feeds) or self._where(named)
+            return GateError("branch-lost", what, where=where, do=for_branch(where))
         if sizes == self.plan.sizes():
             what = f"the exported model can't run the example's own sizes: {error.what}"
             return GateError("export-differs", what, where=self._where(named), do=self._other())
-        node = self._holder(feeds, wanted, sizes) or named
+        node = self._holder(feeds, wanted, sizes)
+        if not node and (told := self._another_way(sizes, f"the exported model can't run {label}")):
+            return told
+        node = node or named
         where = self._where(node)
         if node:
             what = f"a size of the example is baked into {self._node(node)}: the exported model can't run {label}"
@@ -112,7 +119,8 @@ class Judge:
     def _differs(self, case: _Case, sizes: Mapping[str, int] | None) -> GateError:
         if sizes is None:
             what = f"on the inputs of {case.label} {case.told}: the export lost a branch that they take"
-            return GateError("branch-lost", what, where=self._where(self._valued()), do=BRANCH)
+            where = self._parted(case.feeds) or self._where(self._valued())
+            return GateError("branch-lost", what, where=where, do=for_branch(where))
         own = self.plan.sizes()
         at = f"at {case.label} {case.told}"
         where = self._where(self._maker(case.output))
@@ -123,6 +131,8 @@ class Judge:
             if place := self._squeezed(sizes):
                 do = "name the axis in squeeze(): without one it also drops an axis that happens to be 1"
                 return GateError("export-differs", at, where=place, do=do)
+            if told := self._another_way(sizes, at):
+                return told
             if any(
                 _kept(case.got.shape, case.want.shape, own[dim], sizes[dim]) for dim in own if own[dim] != sizes[dim]
             ):
@@ -132,10 +142,41 @@ class Judge:
             what = f"a value of the example is baked into {self._node(node)}: {at}"
             do = "compute it with tensors: leave .item(), .tolist() and numpy out of forward"
             return GateError("baked-in-value", what, where=self._where(node), do=do)
-        do = self._cure(case.figure, case.got.shape == case.want.shape)
+        if place := self._parted(case.feeds):
+            what = f"the module goes another way on other values, and the export lost it{self._before(place)}: {at}"
+            return GateError("branch-lost", what, where=place, do=for_branch(place))
         if case.told.endswith(NOT_A_NUMBER):
-            do = f"{do}; or give --example with values that make sense at every size: a mask that leaves something"
+            do = "give --example with values that make sense at every size: a mask that leaves something"
+            return GateError("export-differs", at, where=where, do=f"{self._other()}; or {do}")
+        if place := parting_from(lambda: self.again(self.plan), self.module, self.home, self.plan.example):
+            place = self.home.text(place)
+            what = f"under the exporter your code goes another way than in PyTorch{self._before(place)}: {at}"
+            do = f"{for_branch(place, CONTROL)}; a try around it hides what the exporter says"
+            return GateError("branch-lost", what, where=place, do=do)
+        do = self._cure(case.figure, case.got.shape == case.want.shape)
         return GateError("export-differs", at, where=where, do=do)
+
+    def _parted(self, feeds: Feeds) -> str:
+        """Tell the line after which the module goes another way on these inputs than on the example."""
+        place = parting(self.module, self.home, self.plan.example, feeds)
+        return self.home.text(place) if place else ""
+
+    def _another_way(self, sizes: Mapping[str, int], at: str) -> GateError | None:
+        """Blame the line after which the module goes another way at these sizes, with the example's values."""
+        if not (place := self._parted(resized(self.plan, sizes, 0))):
+            return None
+        kind = "loop" if is_loop(place) else "branch"
+        what = f"a {kind} that depends on a size is baked in{self._before(place)}: {at}"
+        return GateError("baked-in-size", what, where=place, do=f"{for_branch(place)}; or --static")
+
+    def _before(self, place: str) -> str:
+        """Name the first node whose line stands below a line, of the same file."""
+        file, line = _file_and_line(place)
+        for node in self._nodes():
+            there, number = _file_and_line(source_lines.line_of(node))
+            if there == file and number > line and node.op_type != "Constant":
+                return f" before the node {node.name!r} ({node.op_type})"
+        return ""
 
     def _free(self, node: str) -> str:
         """Return the cure for a size in a node: for one that the user didn't write, the other exporter."""
@@ -176,15 +217,15 @@ class Judge:
         """Name the node that holds a size of the example: with the number changed there, the model is right."""
         own = self.plan.sizes()
         new = {own[dim]: size for dim, size in sizes.items() if size != own[dim]}
-        count = len(list(_holders(graph.load(self.path), new)))
+        count = len(list(holders(graph.load(self.path), new)))
         for chosen in [*([i] for i in range(min(count, TRIALS))), range(count)]:
             model = graph.load(self.path)
-            holders = list(_holders(model, new))
+            there = list(holders(model, new))
             for index in chosen:
-                node, place, held = holders[index]
-                _put(model, node, place, held, new, f"penstock_trial_{index}")
+                node, place, held = there[index]
+                put(node, place, held, new, f"penstock_trial_{index}")
             if self._agrees(model, feeds, wanted):
-                return holders[chosen[0]][0].name or ""
+                return there[chosen[0]][0].name or ""
         return ""
 
     def _agrees(self, model: ir.Model, feeds: Feeds, wanted: list[np.ndarray]) -> bool:
@@ -224,7 +265,7 @@ class Judge:
             for one, two in zip(node.inputs, twin.inputs, strict=False):
                 if one is not None and one.name in own:  # a buffer that the module itself writes into
                     continue
-                held, there = _constant(one), _constant(two)
+                held, there = constant_of(one), constant_of(two)
                 if (
                     held is not None
                     and there is not None
@@ -232,6 +273,13 @@ class Judge:
                 ):
                     return node.name or ""
         return ""
+
+
+def _file_and_line(place: str) -> tuple[str, int]:
+    """Split ``file:line``, with or without the text of the line behind it."""
+    file, _, rest = place.partition(":")
+    number = rest.partition(":")[0]
+    return (file, int(number)) if number.isdigit() else ("", 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,35 +312,3 @@ def _above(figure: float) -> float:
     """Round up to one digit: 0.00053 → 0.0006."""
     step = 10.0 ** math.floor(math.log10(figure)) if figure > 0 else 1.0
     return math.ceil(figure / step) * step
-
-
-def _holders(model: ir.Model, new: Mapping[int, int]) -> Iterator[tuple[ir.Node, int, np.ndarray]]:
-    """Yield the nodes that take a shape which holds one of these sizes, with the input and its value."""
-    for node in model.graph.all_nodes():
-        for place, value in enumerate(node.inputs if node.op_type in SHAPING else ()):
-            held = _constant(value)
-            if held is not None and held.dtype == np.int64 and set(new) & set(held.reshape(-1).tolist()):
-                yield node, place, held
-
-
-def _put(model: ir.Model, node: ir.Node, place: int, held: np.ndarray, new: Mapping[int, int], name: str) -> None:
-    changed = np.array(held)
-    for size, other in new.items():
-        changed[held == size] = other
-    constant = ir.Node("", "Constant", [], [ir.AttrTensor("value", ir.tensor(changed))], num_outputs=1, name=name)
-    constant.outputs[0].name = name
-    home = node.graph
-    assert home is not None  # it was found in one
-    home.insert_before(node, constant)
-    node.replace_input_with(place, constant.outputs[0])
-
-
-def _constant(value: ir.Value | None) -> np.ndarray | None:
-    if value is None:
-        return None
-    if value.const_value is not None:
-        return value.const_value.numpy()
-    producer = value.producer()
-    if producer is not None and producer.op_type == "Constant" and "value" in producer.attributes:
-        return producer.attributes["value"].as_tensor().numpy()
-    return None

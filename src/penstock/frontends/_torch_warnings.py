@@ -16,7 +16,7 @@ from torch._ops import HigherOrderOperator
 from torch.jit._trace import TracerWarning
 
 from penstock.errors import InputError
-from penstock.frontends._torch_cures import BRANCH, LOOP, SIZE, TENSOR, for_size
+from penstock.frontends._torch_cures import BRANCH, LOOP, SIZE, TENSOR, for_branch, for_size
 from penstock.frontends._torch_eager import Leaves
 from penstock.frontends._torch_lines import Frames, Home, here, stack
 
@@ -153,8 +153,8 @@ def _loss(one: _Heard, watch: Watch, known: Leaves) -> tuple[str, str] | None:
         if mark in one.text:
             lost, do = (NUMBER, TENSOR) if one.printed else (lost, do)
             if one.place in known.values:
-                return lost, do
+                return lost, for_branch(where, do) if do == BRANCH else do
             if watch.static or one.place in known.constants:
                 return None
-            return lost, BRANCH if do == BRANCH else for_size(where)
+            return lost, for_branch(where) if do == BRANCH else for_size(where)
     return one.text.split(". ")[0].rstrip("."), f"{BRANCH}; {SIZE}"
