@@ -5,6 +5,7 @@ Runtimes are looked at in processes of their own: one that crashes when it is im
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import sys
@@ -250,12 +251,13 @@ def check_settings(settings: BuildSettings, runtimes: Iterable[Runtime] = ()) ->
     ``runtimes`` are those that were found: one that is there and doesn't import stands in the way of a source for it.
     """
     found = [Blocked(error.what, error.where, error.do, error.exit_code) for error in preflight.problems(settings)]
-    if settings.source and not found:
-        name, _ = export.frontend(Source(settings.source, settings.weights))
-        found += [
-            Blocked(f"{one.name}: {one.problem}", settings.source, "install it anew", MissingError.exit_code)
-            for one in runtimes if one.name == name and one.problem
-        ]  # fmt: skip
+    if settings.source and not any(one.exit_code == MissingError.exit_code for one in found):
+        with contextlib.suppress(PenstockError):  # no frontend claims the source, which stands in the list by now
+            name, _ = export.frontend(Source(settings.source, settings.weights))
+            found += [
+                Blocked(f"{one.name}: {one.problem}", settings.source, "install it anew", MissingError.exit_code)
+                for one in runtimes if one.name == name and one.problem
+            ]  # fmt: skip
     return found
 
 

@@ -59,21 +59,23 @@ def _source(settings: BuildSettings) -> None:
         return  # the doctor may be asked without one
     source = Source(settings.source, settings.weights)
     _, frontend = export.frontend(source)
-    _ask(frontend, source)
+    _ask(frontend, "need", source)
+    if not settings.data.data and not default_data(settings.source):
+        _ask(frontend, "need_example", source, settings.export)
     if source.weights and not Path(source.weights).is_file():
         raise InputError("no-such-file", "there is no such file of weights", where=source.weights, do="check --weights")
 
 
-def _ask(plugin: object, *arguments: object) -> None:
-    """Let a plug-in say whether it can read what it claims; it need not have a ``need``."""
-    need: Callable[..., None] | None = getattr(plugin, "need", None)
+def _ask(plugin: object, hook: str, *arguments: object) -> None:
+    """Let a plug-in say whether it can read what it claims; it need not have such a function."""
+    need: Callable[..., None] | None = getattr(plugin, hook, None)
     if need is not None:
         need(*arguments)
 
 
 def _data(settings: BuildSettings) -> None:
     if spec := settings.data.data or default_data(settings.source):
-        _ask(datasets.source(spec), spec)
+        _ask(datasets.source(spec), "need", spec)
 
 
 def _custom_domains(settings: BuildSettings) -> None:

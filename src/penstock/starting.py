@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from penstock import datasets, settings, store
+from penstock import datasets, python_outline, settings, store
 from penstock.errors import InputError, MissingError, PenstockError
 from penstock.frontends import Source
 from penstock.settings import Field
@@ -33,21 +32,19 @@ def look(source: str, folder: Path) -> Found:
     """Look at a source without running anything of it. Raises ``InputError`` for a file that is absent or refused."""
     head, colon, name = source.rpartition(":")
     if colon and head.endswith(".py"):
-        offered = modules(Path(head))
-        known = {*offered, *_names(Path(head))}
-        notes = (
-            [] if name in known else [f"{head} seems to have no {name}; it has: {', '.join(offered) or 'no module'}"]
-        )
+        outline = python_outline.read(Path(head))
+        offered = ", ".join(outline.modules) or "no module"
+        notes = [] if name in outline.names else [f"{head} seems to have no {name}; it has: {offered}"]
         return Found(source, tuple(notes), nearby(folder))
     if source.endswith(".py"):
-        offered = modules(Path(source))
-        if not offered:
+        modules = python_outline.read(Path(source)).modules
+        if not modules:
             what = "the file defines no class that derives from torch.nn.Module"
             raise InputError(
                 "no-such-name", what, where=source, do="write path/to/file.py:function that returns a module"
             )
-        notes = [f"other modules of the file: {', '.join(offered[:-1])}"] if len(offered) > 1 else []
-        return Found(f"{source}:{offered[-1]}", tuple(notes), nearby(folder))
+        notes = [f"other modules of the file: {', '.join(modules[:-1])}"] if len(modules) > 1 else []
+        return Found(f"{source}:{modules[-1]}", tuple(notes), nearby(folder))
     if source.endswith(".onnx"):
         return Found(source, _of_onnx(Path(source)), nearby(folder))
     held = Source(source)
@@ -65,35 +62,6 @@ def check_data(spec: str) -> None:
     """Raise ``InputError`` where no data source reads ``spec``."""
     if spec:
         datasets.source(spec)
-
-
-def _names(path: Path) -> set[str]:
-    """Return what a file defines at its top level: functions, classes, assigned and imported names."""
-    found: set[str] = set()
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            found.add(node.name)
-        elif isinstance(node, ast.Import | ast.ImportFrom):
-            found |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
-        found |= {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-    return found
-
-
-def modules(path: Path) -> list[str]:
-    """List the classes of a file that look like modules of PyTorch, in order; the file isn't run."""
-    try:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError("no-such-file", "there is no such file", where=str(path), do="check the path") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InputError("not-python", f"the file can't be read as Python: {error}", where=str(path)) from error
-    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
-    found: list[str] = []
-    for node in classes:
-        bases = [ast.unparse(base) for base in node.bases]
-        if any(base.split(".")[-1] == "Module" or base in found for base in bases):
-            found.append(node.name)
-    return found
 
 
 def _of_onnx(path: Path) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ import jsonschema
 import numpy as np
 import pytest
 
-from penstock import cli, history, settings, starting
+from penstock import cli, history, python_outline, settings, starting
 from penstock.cli import run
 from penstock.schema import schema
 
@@ -88,6 +88,42 @@ def test_what_a_build_would_refuse_its_plan_refuses(home: Path, capsys: pytest.C
     assert not Path("out").exists()
 
 
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    ("text", "words", "id"),
+    [("class Net(torch.nn.Module): ...", ["net.py:Nope"], "no-such-name"),
+     ("class Net(torch.nn.Module): ...", ["net.py:Net"], "no-example"),
+     ("class Net(torch.nn.Module): ...", ["net.py:Net", "--input", "x:float32[b,3]"], ""),
+     ("class Net(torch.nn.Module): ...\ndef example_inputs(): ...", ["net.py:Net"], ""),
+     ("from somewhere import Base\nclass Net(Base): ...", ["net.py:Net"], ""),
+     ("from somewhere import *", ["net.py:Nope"], ""), ("def net(): ...", ["net.py:net"], ""),
+     ("if True:\n    from a.b import c as Net", ["net.py:Net"], ""), ("globals()['Net'] = 1", ["net.py:Net"], ""),
+     ("class Net(", ["net.py:Net"], "not-python")],
+)  # fmt: skip
+def test_a_plan_looks_at_the_users_file_without_running_it(
+    text: str, words: list[str], id: str, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What surely isn't there is told; where the text leaves it open, the plan stands."""
+    Path("net.py").write_text(f"import torch\n{text}\nopen('ran', 'w')\n")
+    capsys.readouterr()
+    assert run(["build", *words, "-o", "out", *FAST, "--dry-run", "--json"]) == (2 if id else 0)
+    shown = json.loads(capsys.readouterr().out)
+    assert shown.get("error", {}).get("id", "") == id and not Path("ran").exists()
+
+
+def test_a_number_that_is_none_is_told_under_the_flag_that_was_given(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["optimize", "m.onnx", "-o", "x.onnx", "--opset", "abc"]) == 2
+    assert "error: --opset wants a whole number, got 'abc'" in capsys.readouterr().err
+
+
+def test_two_error_ids_are_no_model_and_node(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["explain", "baked-in-size", "branch-lost"]) == 2
+    shown = capsys.readouterr().err
+    assert "'baked-in-size' is the id of an error, not a model" in shown and "one at a time" in shown
+
+
 def test_estimates_are_of_this_source_and_damage_is_passed_over(home: Path) -> None:
     cache = home / "cache"
     history.remember(cache, "m.onnx", {"export": 2.0, "bench": 3.0, "place": 0.0})
@@ -140,7 +176,7 @@ def test_init_finds_modules_without_running_the_file(home: Path, capsys: pytest.
         "raise SystemExit('never run')\nimport torch\nfrom torch import nn\nclass Block(nn.Module): pass\n"
         "class Other: pass\nclass Net(Block): pass\n"
     )
-    assert starting.modules(Path("net.py")) == ["Block", "Net"]
+    assert python_outline.read(Path("net.py")).modules == ["Block", "Net"]
     assert run(["init", "net.py", "--yes", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["result"]["source"] == "net.py:Net"
     (home / "cifar-10-batches-bin").mkdir()

@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-from penstock import store
+from penstock import cli, store
 from penstock.store import files
 
 PROGRAM = [sys.executable, "-P", "-c", "import sys; from penstock.cli import main; main(sys.argv[1:])"]
@@ -41,6 +41,17 @@ def test_a_signal_stops_as_control_c_does(name: str, code: int, tiny: ModuleType
     assert "goes on where it stopped" in rest and "Traceback" not in rest
     left = [path for home in ("tmp", "cache/scratch") for path in (tmp_path / home).glob("penstock-*")]
     assert left == []
+
+
+def test_what_does_not_go_on_does_not_say_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.group, "main", stopped)
+    for words, told in ((["init"], "stopped; nothing half-written is left"), (["build", "m.onnx"], "goes on where it")):
+        assert cli.run(words) == 130 and told in capsys.readouterr().err
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

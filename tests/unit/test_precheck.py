@@ -112,6 +112,15 @@ def test_external_data_that_lies_elsewhere(
     assert found.id == "bad-external-data" and told in found.what and "w1" in found.where
 
 
+def test_a_model_that_is_a_link_is_told_where_its_weights_may_lie(tiny: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    target = altered(tiny, tmp_path / "in" / "m.onnx", location="gone.data")
+    (tmp_path / "link.onnx").symlink_to(target)
+    found = refused(tmp_path / "link.onnx")
+    assert "missing" in found.what and "the model file is a link to" in found.do and "in/m.onnx" in found.do
+    assert "a link" not in refused(target).do
+
+
 @pytest.mark.parametrize(
     ("entries", "told"),
     [

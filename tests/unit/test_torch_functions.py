@@ -250,6 +250,52 @@ def test_a_class_that_is_not_there_is_told_with_those_that_are(name: str, tmp_pa
     assert caught.value.id == "no-such-class" and "Block, Inner, Linear" in caught.value.do
 
 
+def test_a_class_inside_a_branch_alone_is_told_as_such(tmp_path: Path) -> None:
+    text = (
+        CHAIN[: CHAIN.index("class Net")]
+        + """class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.block = Block(6)
+
+    def forward(self, x):
+        return torch.cond(x.sum() > 0, lambda x: self.block(x), lambda x: x * 2, (x,))
+"""
+    )
+    with pytest.raises(InputError) as caught:
+        run(tmp_path, text, "Block")
+    assert (
+        caught.value.id == "no-such-class"
+        and "in the bodies of torch.cond and while_loop none is kept" in caught.value.do
+    )
+
+
+def test_a_submodule_under_two_paths_of_another_depth_is_one_function(tmp_path: Path, tiny: ModuleType) -> None:
+    text = (
+        CHAIN[: CHAIN.index("class Net")]
+        + """class Deep(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.block = Block(6)
+
+    def forward(self, x):
+        return self.block(x)
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.deep = Deep()
+        self.block = self.deep.block
+
+    def forward(self, x):
+        return self.block(self.deep(x))
+"""
+    )
+    _, model = run(tmp_path, text, "Block")
+    assert len(called(model.graph.node)) == 2 and list(functions(model)) == ["Block"]
+    agrees(tmp_path, model, tiny)
+
+
 def test_tracing_keeps_no_functions(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         run(tmp_path, CHAIN, "Block", exporter="torchscript")

@@ -120,7 +120,8 @@ class Files:
             except OSError as error:
                 missing = error.errno in (errno.ENOENT, errno.ENOTDIR)
                 reason = "is missing" if missing else f"can't be looked at ({os.strerror(error.errno or 0)})"
-                return bad(f"its external data {reason}: {shown(location)}")
+                told = bad(f"its external data {reason}: {shown(location)}")
+                return self._beside_the_target(told, where) if missing and self.model.is_symlink() else told
             if stat.S_ISLNK(info.st_mode) or (stat.S_ISREG(info.st_mode) and info.st_nlink > 1):
                 break
         linked = stat.S_ISLNK(info.st_mode)
@@ -129,6 +130,15 @@ class Files:
         if not stat.S_ISREG(info.st_mode):
             return bad(f"its external data is not a plain file: {shown(location)}")
         return _File(size=info.st_size)
+
+    def _beside_the_target(self, told: _File, where: str) -> _File:
+        """Say that the model file is a link itself: weights are looked for beside the link, not where it leads."""
+        assert told.problem is not None
+        target = ascii(str(self.model.readlink()))[:400]
+        do = (
+            f"the model file is a link to {target}; if its weights lie there and you trust them, name that file instead"
+        )
+        return _File(refusal("bad-external-data", told.problem.what, where, do))
 
     def _linked(self, location: str, path: Path, kind: str, where: str) -> _File:
         what = f"its external data goes through a link, which may lead outside the folder: {shown(location)} ({kind})"

@@ -176,7 +176,12 @@ def run(arguments: list[str]) -> int:
         return 2
     except (click.Abort, KeyboardInterrupt):
         with contextlib.suppress(OSError):  # after a hang-up there may be no terminal
-            click.echo("stopped; the same command goes on where it stopped", err=True)
+            kept = (
+                "the same command goes on where it stopped"
+                if "build" in arguments[:1]
+                else "nothing half-written is left"
+            )
+            click.echo(f"stopped; {kept}", err=True)
         return 128 + _stopped_by[0] if _stopped_by else 130
     except BrokenPipeError:
         _let_go_of_stdout()

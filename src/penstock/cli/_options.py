@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from penstock import settings
+from penstock.errors import UsageError
 from penstock.settings import Field
 
 if TYPE_CHECKING:
@@ -44,9 +45,17 @@ def _option(field: Field, short: str | None) -> Callable[[F], F]:
     if field.choices:
         metavar = "|".join(choice for choice in field.choices if choice)
     flags = (field.flag,) if short is None else (short, field.flag)
+
+    def whole(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+        """Hold a number to its form here, where the flag that was given is known."""
+        if short is not None and field.kind is int and value is not None and not value.strip().lstrip("+-").isdigit():
+            raise UsageError("bad-setting", f"{short} wants a whole number, got {value!r}", where=short)
+        return value
+
     return click.option(
-        *flags, target, default=None, multiple=field.many, help=text, metavar=metavar, shell_complete=_values(field)
-    )
+        *flags, target, default=None, multiple=field.many, help=text, metavar=metavar, shell_complete=_values(field),
+        callback=whole,
+    )  # fmt: skip
 
 
 def _data(incomplete: str) -> list[str | CompletionItem]:

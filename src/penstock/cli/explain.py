@@ -105,6 +105,10 @@ def command(
     from penstock.explanations import Explanation
 
     if code is not None and node is not None:
+        meant = None if code.endswith(".onnx") or Path(code).exists() else explanations.everything().get(code.lower())
+        if meant is not None:
+            what = f"{code!r} is the id of an error, not a model ({meant.what})"
+            raise UsageError("bad-usage", what, where=node, do=f"give one at a time: penstock explain {code}")
         return _node(code, node, config, as_json, quiet, given(values))
     if code is not None and code.endswith(".onnx"):
         do = "name one: penstock explain model.onnx NODE; `penstock inspect` lists them"

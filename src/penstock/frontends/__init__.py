@@ -38,7 +38,8 @@ class Frontend(Protocol):
     """One framework.
 
     It may also have ``need(source)``, which raises a ``PenstockError`` where the source can't be read here: an extra
-    that is absent, a file that isn't there. It is asked before a build begins, and by the doctor.
+    that is absent, a file that isn't there. It is asked before a build begins, and by the doctor. So is
+    ``need_example(source, settings)`` where there is no data, for what says nothing of its inputs.
     """
 
     def claims(self, spec: str) -> bool:

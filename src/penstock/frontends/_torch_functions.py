@@ -51,11 +51,11 @@ def outline(model: ir.Model, program: torch.export.ExportedProgram, classes: Seq
     """
     work = _Outliner(model, _stacks(model, program))
     there = {call: stack[: i + 1] for stack in work.stacks.values() for i, call in enumerate(stack) if i}
-    _need_there(classes, there)
+    _need_there(classes, there, program)
     wanted = [call for call in there if any(_named(call.cls, name) for name in classes)]
     # the innermost first; else in the graph's order, so that the first call's function bears the plain name
     for call in sorted(wanted, key=lambda call: -len([one for one in there[call] if one in wanted])):
-        _cut(work, call, there[call][:-1])
+        _cut(work, call, there[call][:-1], there)
     model.graph.sort()
     for name, value in list(model.graph.initializers.items()):
         if not value.uses() and not value.is_graph_output():
@@ -94,16 +94,21 @@ def _named(cls: str, name: str) -> bool:
     return name in (cls, cls.rpartition(".")[2])
 
 
-def _need_there(classes: Sequence[str], calls: Iterable[_Call]) -> None:
+def _need_there(classes: Sequence[str], calls: Iterable[_Call], program: torch.export.ExportedProgram) -> None:
+    import torch
+
+    bodies = any(isinstance(part, torch.fx.GraphModule) for part in program.graph_module.children())
     there = sorted({call.cls.rpartition(".")[2] for call in calls})
     for name in classes:
         if not any(_named(call.cls, name) for call in calls):
             what = f"no operator of the model comes from a submodule of the class {name!r}"
             do = f"there are: {', '.join(there) or 'none'}; the exporter merges some into others, --raw leaves them"
+            if bodies:
+                do += "; in the bodies of torch.cond and while_loop none is kept: keep the module around them, or none"
             raise InputError("no-such-class", what, where=f"--keep-function {name}", do=do)
 
 
-def _cut(work: _Outliner, call: _Call, around: _Stack) -> None:
+def _cut(work: _Outliner, call: _Call, around: _Stack, there: Iterable[_Call]) -> None:
     """Move one call's nodes into a function, or call the one that is there already."""
     import onnx_ir as ir
 
@@ -139,7 +144,8 @@ def _cut(work: _Outliner, call: _Call, around: _Stack) -> None:
         _replace(node, renamed)
     graph.remove(nodes)
     body = ir.Graph(list(inner.values()), outputs, nodes=[*constants.values(), *nodes])
-    _canonical(body, list(zip(inner.values(), arguments, strict=True)), call.path)
+    paths = [call.path, *dict.fromkeys(one.path for one in there if one.cls == call.cls)]
+    _canonical(body, list(zip(inner.values(), arguments, strict=True)), paths)
     body.opset_imports.update({d: v for d, v in work.model.opset_imports.items() if d in _domains(nodes) | {""}})
     made.op_type = _adopt(work, call, body)
     made.name = call.path if call.key.partition("@")[1] == "" else f"{call.path}@{call.key.partition('@')[2]}"
@@ -227,13 +233,17 @@ def _attribute(value: ir.Value) -> ir.Attr:
     return ir.AttrTensor("value", ir.tensor(value.const_value.numpy()))
 
 
-def _canonical(body: ir.Graph, inputs: list[tuple[ir.Value, ir.Value]], path: str) -> None:
+def _within(name: str, paths: Sequence[str]) -> str:
+    """Return a weight's name inside the submodule that it is of; of a shared one that may be another call's path."""
+    return next((name[len(path) + 1 :] for path in paths if name.startswith(f"{path}.")), "")
+
+
+def _canonical(body: ir.Graph, inputs: list[tuple[ir.Value, ir.Value]], paths: Sequence[str]) -> None:
     """Name values by their place, weights as the submodule knows them; drop types, in which calls may differ."""
     taken: set[str] = set()
     for number, (value, outside) in enumerate(inputs):
         name = str(outside.name)
-        # equal weights of several calls are one value, under the name of the first: count parts, don't compare them
-        relative = ".".join(name.split(".")[path.count(".") + 1 :]) if outside.is_initializer() else ""
+        relative = _within(name, paths) if outside.is_initializer() else ""
         value.name = relative if relative and relative not in taken else f"input.{number}"
         taken.add(str(value.name))
     for number, node in enumerate(body.all_nodes()):

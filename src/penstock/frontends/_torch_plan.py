@@ -13,6 +13,7 @@ from penstock.errors import GateError, InputError, PenstockError, UsageError
 from penstock.frontends._torch_memory import need_room
 from penstock.frontends._torch_module import arrays_of, parameters, run_module
 from penstock.frontends._torch_source import Loaded
+from penstock.frontends.torch import no_example
 from penstock.signature import Signature, TensorSpec, parse_input
 from penstock.stages.export import ExportSettings
 
@@ -160,10 +161,7 @@ def _example_arrays(
     elif data is not None:
         return dict(data), "the data"
     if made is None:
-        raise UsageError(
-            "no-example", "the module's input shapes are not known",
-            do="give --input 'x:float32[batch,3,32,32]', or --data, or define example_inputs() beside the module",
-        )  # fmt: skip
+        raise no_example()
     if isinstance(made, Mapping):
         named = {str(key): value for key, value in made.items()}
     else:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from penstock.errors import InputError, MissingError, missing_extra
+from penstock import python_outline
+from penstock.errors import InputError, MissingError, UsageError, missing_extra
 from penstock.frontends import Exported, Source
 from penstock.graph import first_line
 
@@ -40,7 +41,26 @@ def need(source: Source) -> None:
         from penstock import zoo
 
         zoo.trained(name)
+    if path.suffix == ".py":
+        outline = python_outline.read(path)
+        if outline.lacks(name):
+            do = f"it has: {', '.join(outline.modules)}" if outline.modules else "name a class or a function of it"
+            raise InputError("no-such-name", f"{path.stem} has no {name!r}", where=source.spec, do=do)
     need_torch()
+
+
+def need_example(source: Source, settings: ExportSettings) -> None:
+    """Raise ``UsageError`` where nothing can say what shapes the module takes; only asked where there is no data."""
+    head, _, name = source.spec.rpartition(":")
+    told = settings.input or settings.example
+    if head.endswith(".py") and not told and python_outline.read(Path(head)).has_no_example(name):
+        raise no_example()
+
+
+def no_example() -> UsageError:
+    """Return the error for a module whose inputs nobody describes."""
+    do = "give --input 'x:float32[batch,3,32,32]', or --data, or define example_inputs() beside the module"
+    return UsageError("no-example", "the module's input shapes are not known", do=do)
 
 
 def tools() -> Mapping[str, str]:
