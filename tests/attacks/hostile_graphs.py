@@ -126,3 +126,20 @@ def a_chain_of_transposes() -> ModelProto:
 @graph
 def a_chain_of_axes() -> ModelProto:
     return chain(("Unsqueeze", ["s"], {}), ("Squeeze", ["s"], {}), held={"s": np.array([0])})
+
+
+@graph
+def a_web_of_transposes() -> ModelProto:
+    """Each Transpose looks at hundreds of nodes around it, and few of them cancel."""
+    rng = np.random.default_rng(0)
+    names, nodes = ["x"], []
+    for number in range(2 * WIDE):
+        op = ("Sin", "Add", "Mul", "Neg", "Transpose", "Sigmoid", "Max")[int(rng.integers(7))]
+        near = [names[-1 - int(step) % len(names)] for step in rng.exponential(3.0, 2)]
+        several = op in ("Add", "Mul", "Max")
+        nodes.append(
+            node(op, near if several else near[:1], [f"v{number}"], **({"perm": [1, 0]} if op == "Transpose" else {}))
+        )
+        names.append(f"v{number}")
+    nodes.append(node("Sum", names[-50:], ["y"]))
+    return model(nodes, inputs=[value("x", (8, 8))], outputs=[value("y", (8, 8))])

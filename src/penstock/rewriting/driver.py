@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 MOST_DECLINED = 200  # near misses of one pass that are kept
 MOST_FAILURES = 20
+CLEARS = "remove-unused"  # the pass that takes out what others leave unread
 MOST_WORK = 8_000_000  # see Editor.work
 
 
@@ -80,6 +81,7 @@ class Driver:
             self.editor.site.sweeping = everything
             for name, one in self.passes:
                 if self._stops():
+                    self._clear(apply, after)
                     return
                 turns, began, count = self.turns[name], time.perf_counter(), len(log)
                 if is_rule(one):
@@ -95,9 +97,20 @@ class Driver:
                 self.settled = True
                 return
             everything = len(log) == before
+        self._clear(apply, after)
+
+    def _clear(self, apply: Apply, after: Callable[[str], None]) -> None:
+        """Take out what earlier changes left unread, where the run ends before its fixpoint."""
+        log = self.editor.trace.events
+        count = len(log)
+        if CLEARS not in self.turns or (self.stop_after is not None and count >= self.stop_after):
+            return
+        self._whole(self.turns[CLEARS], cast("Pass", dict(self.passes)[CLEARS]), apply)
+        if len(log) != count:
+            after(CLEARS)
 
     def _stops(self) -> bool:
-        if self.editor.work > self.max_work:
+        if self.editor.work + self.editor.site.work > self.max_work:
             return True
         return self.stop_after is not None and len(self.editor.trace.events) >= self.stop_after
 

@@ -48,7 +48,7 @@ class Editor:
     def learn(self) -> None:
         """Find out anew what is known of the values."""
         self.known.forget()
-        self.site.memo.clear()
+        self.site.forget()
         self.site.functions = {id(function.graph) for function in self.model.functions.values()}
         for function in self.model.functions.values():
             self.site.functions |= {id(graph) for graph in function.subgraphs()}
@@ -188,7 +188,9 @@ class Editor:
                 value.name = self.free_name(base)
             node.name = node.outputs[0].name
         for place, nodes in itertools.groupby(made, lambda node: rewrite.places.get(node.outputs[0], root)):
-            graph.insert_before(place, tuple(nodes))
+            group = tuple(nodes)
+            graph.insert_before(place, group)
+            self.site.placed(group, place)
         for new in rewrite.values.values():
             if new.producer() is None and new.name is None:
                 self._register(graph, new, base)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 MOST_NODES = 256  # of a region
 MOST_READERS = 64  # of a value in it
 SMALL = 4096  # bytes of a constant that may be there in both orders
+WORK = 60  # of a node of a region, in the units of Editor.work; ten thousand Transposes may look at a few hundred each
 ONE = 1 << 64  # a Transpose, in the costs of the cut
 
 
@@ -78,7 +79,7 @@ class Region:
         """Add nodes around values that have an order, nearest first."""
         for value in self.fresh:  # it grows meanwhile
             if len(self.nodes) >= MOST_NODES:
-                return
+                break
             producer = value.producer()
             places = [(use.node, False, use.idx) for use in value.uses()]
             if producer is not None:
@@ -94,6 +95,7 @@ class Region:
                 pairs = [*zip(node.inputs, made.inputs, strict=True), *zip(node.outputs, made.outputs, strict=True)]
                 if self.take_all(pairs):
                     self.nodes[node] = made
+        self.site.work += WORK * len(self.nodes)
 
     # -- what is around a value ----------------------------------------------------------------------------------------
 

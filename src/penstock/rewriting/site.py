@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +23,11 @@ class Site:
         self.known = known
         self.opset = known.opset
         self.made: list[ir.Node] = []
+        self.work = 0  # of rules that look far around a node; see Editor.work
         self.sweeping = False  # every node is shown, in the order of its graph
         self.memo: dict[str, dict[Any, Any]] = {}  # what rules keep for themselves during one sweep
+        self._ranks: dict[ir.Graph, dict[ir.Node, tuple[int, float]]] = {}  # where a node stands, of graphs asked for
+        self._puts = 0  # nodes that were put before others, so far
         self.functions: set[int] = set()  # the graphs of functions, by identity
         self.owners: dict[ir.Graph, ir.Node] = {}  # the node in which a body lies
 
@@ -120,9 +124,29 @@ class Site:
 
     def first_of(self, nodes: Sequence[ir.Node]) -> ir.Node:
         """Return the one that comes first in the graph of all of them."""
-        graph, wanted = nodes[0].graph, set(nodes)
+        graph = nodes[0].graph
         assert graph is not None
-        return next(node for node in graph if node in wanted)
+        if graph not in self._ranks or any(node not in self._ranks[graph] for node in nodes):
+            self._ranks[graph] = {node: (number, math.inf) for number, node in enumerate(graph)}
+        ranks = self._ranks[graph]
+        first = min(ranks[node] for node in nodes)
+        found = dict.fromkeys(node for node in nodes if ranks[node] == first)
+        return next(iter(found)) if len(found) == 1 else next(node for node in graph if node in found)
+
+    def forget(self) -> None:
+        """Forget what a whole pass or a new sweep may have made untrue."""
+        self.memo.clear()
+        self._ranks.clear()
+
+    def placed(self, nodes: Sequence[ir.Node], place: ir.Node) -> None:
+        """Note that nodes were put right before another one, in this order."""
+        ranks = self._ranks.get(place.graph) if place.graph is not None else None
+        if ranks is None:
+            return
+        number, among = ranks[place]
+        for node in nodes:  # before one that was put there itself: which comes first is looked up when it is asked
+            self._puts += 1
+            ranks[node] = (number, self._puts if among == math.inf else among)
 
     def same_graph(self, *nodes: ir.Node) -> bool:
         """Whether nodes lie in the same graph."""
@@ -157,7 +181,10 @@ class Site:
         import numpy as np
         import onnx_ir as ir
 
-        tensor = ir.tensor(np.asarray(array, order="C"), dtype=dtype)  # ascontiguousarray adds an axis to a scalar
+        held = np.asarray(array, order="C")  # ascontiguousarray adds an axis to a scalar
+        plain = held.dtype.kind in "biuf" and dtype in (None, ir.DataType.from_numpy(held.dtype))
+        # what tells other kinds of arrays apart takes eight times as long
+        tensor = ir.Tensor(held) if plain else ir.tensor(held, dtype=dtype)
         return ir.Value(shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
 
     def held(self, tensor: ir.TensorProtocol) -> ir.Value:

@@ -41,7 +41,9 @@ class OptimizeSettings:
         flag="--optimize-opset",
     )  # fmt: skip
     max_rounds: int = option(30, "most rounds over all passes", minimum=1)
-    max_work: int = option(MOST_WORK, "most inputs and outputs of nodes that changes may touch", minimum=1)
+    max_work: int = option(
+        MOST_WORK, "most inputs and outputs of nodes that changes may touch or look through", minimum=1
+    )
     strict: bool = option(False, "end with an error where a pass fails or has to be taken back")
     proof: bool = option(True, "run the result beside the original and compare", flag="--proof/--no-proof")
     proof_seeds: int = option(3, "made-up inputs for each set of sizes", minimum=1)

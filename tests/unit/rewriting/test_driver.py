@@ -55,6 +55,20 @@ def test_a_pass_that_comes_earlier_sees_what_a_later_one_made() -> None:
     assert found.operators == ["Relu", "Exp"] and found.done.settled
 
 
+def test_what_an_early_end_leaves_unread_goes() -> None:
+    """The work ends the run after the first change; two nodes were read by nobody from the start."""
+    proto = model([node("Exp", ["x"], ["a"]), node("Relu", ["a"], ["b"]), node("Neg", ["x"], ["y"])], X, ["y"])
+    passes = [rule(becomes("Abs"), "Neg", name="neg"), ("remove-unused", registry.load("passes", "remove-unused"))]
+
+    def events(stop: int | None) -> list[str]:
+        done = rewrite(ir.from_proto(proto), passes, max_rounds=9, max_work=1, stop_after=stop)
+        assert not done.settled and len(list(done.model.graph)) == (3 if stop == 1 else 1)
+        return [event.rule for event in done.trace.events]
+
+    assert events(None) == ["neg", "remove-unused"] == events(2)
+    assert events(1) == ["neg"], "each step can be shown"
+
+
 def test_it_ends_where_nothing_is_found_in_one_more_look() -> None:
     assert apply(chain("Relu"), rule(cancel, "Relu")).done.rounds == 1
     found = apply(chain("Abs"), rule(becomes("Exp"), "Abs"))

@@ -319,6 +319,25 @@ def test_the_place_of_new_nodes_can_be_chosen() -> None:
     assert_same(proto, found.proto)
 
 
+def test_which_node_comes_first_is_known_after_changes_too() -> None:
+    """Among old ones, ones that were put in the place of others, and ones that were put before those."""
+    proto = model([node("Neg", ["x"], [f"v{i}"], name=f"n{i}") for i in range(6)]
+                  + [node("Sum", [f"v{i}" for i in range(6)], ["y"])], X, ["y"])  # fmt: skip
+    wrong: list[str] = []
+
+    def once(one: ir.Node, site: Site) -> Rewrite | None:
+        order = [each for each in one.graph if each.op_type != "Sum"]
+        for _ in range(20):
+            some = [order[int(i)] for i in rng.permutation(len(order))[: int(rng.integers(1, len(order) + 1))]]
+            wrong.extend(str(each) for each in some if site.first_of(some) is not min(some, key=order.index))
+        first = site.make("Abs", one.inputs)
+        return Rewrite({one.outputs[0]: site.make("Exp" if one.op_type == "Neg" else "Sin", [first])}, "two for one")
+
+    rng = np.random.default_rng(0)
+    found = apply(proto, rule(once, "Neg", "Exp"))
+    assert len(found.done.trace.events) == 12 and wrong == []
+
+
 def test_put_back_keeps_the_ids() -> None:
     loaded, editor = edited(chain())
     ids = [editor.trace.id_of(one) for one in nodes_of(loaded)]
