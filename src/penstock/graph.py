@@ -29,14 +29,19 @@ def load(path: Path, *, weights: bool = True) -> ir.Model:
 
 
 def parse(path: Path) -> ir.Model:
-    """Load a model that has been checked. Raises ``InputError``."""
+    """Load a model that has been checked; sparse tensors become dense. Raises ``InputError``."""
+    import onnx
     import onnx_ir as ir
 
+    from penstock.analysis.sparse import make_dense
     from penstock.passes._library import quiet
 
     try:
         with quiet():
-            model = ir.load(path)
+            proto = onnx.load(path, format="protobuf", load_external_data=False)
+            make_dense(proto, str(path.parent))
+            model = ir.from_proto(proto)
+            ir.external_data.set_base_dir(model.graph, path.parent)
     except Exception as error:  # a parser meets arbitrary bytes: whatever it raises is about the file
         raise InputError(
             "unreadable-model",

@@ -127,7 +127,7 @@ def test_what_the_parser_refuses_is_an_input_error(
     def fail(path: Path) -> None:
         raise RuntimeError("first line\nsecond line")
 
-    monkeypatch.setattr(ir, "load", fail)
+    monkeypatch.setattr(ir, "from_proto", fail)
     with pytest.raises(InputError, match="first line") as caught:
         graph.load(path)
     assert "second" not in str(caught.value) and caught.value.where == str(path)

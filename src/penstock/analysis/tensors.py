@@ -47,9 +47,13 @@ def examine(
         if len(entry.dims) > MAX_RANK:
             yield _rank(len(entry.dims), where())
             continue
-        dense = math.prod(max(dim, 0) for dim in entry.dims) * 8
+        if any(dim < 0 for dim in entry.dims):
+            do = "the file is damaged: export the model again"
+            yield refusal("bad-tensor", f"it has a negative dimension: {[*entry.dims][:8]}", where(), do)
+            continue
+        dense = math.prod(entry.dims) * 8
         figures["declared_bytes"] += dense
-        if dense > max_tensor_bytes or any(dim < 0 for dim in entry.dims):
+        if dense > max_tensor_bytes:
             what = f"as a dense tensor it claims {dense:,} bytes, {max_tensor_bytes:,} are allowed"
             yield refusal("tensor-too-large", what, where(), _TRUST)
 
