@@ -118,7 +118,9 @@ def mixed_opsets(model: ir.Model) -> str:
             own = model.opset_imports.get(domain, version)
             if own != version:
                 kind = f" of {domain!r}" if domain else ""
-                return f"the function {function.name!r} is of opset {version}{kind}, the model of {own}"
+                caller = next((n for n in all_nodes(model) if n.op_identifier() == function.identifier()), None)
+                called = f" (called by {caller.name or caller.outputs[0].name!r})" if caller is not None else ""
+                return f"the function {function.name!r}{called} is of opset {version}{kind}, the model of {own}"
     return ""
 
 

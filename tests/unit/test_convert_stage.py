@@ -284,3 +284,17 @@ def test_the_command_says_no(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert run(["convert", str(path), "-o", str(target), "--opset", "13", "-q", "--json"]) == 1
     result = json.loads(capsys.readouterr().out)["result"]
     assert result["output"] is None and result["refused"][0]["node"] == "up" and not target.exists()
+
+
+@pytest.mark.parametrize("opset", [15, "lowest"])
+def test_a_function_of_an_opset_with_another_meaning_is_named(tmp_path: Path, opset: int | str) -> None:
+    """Softmax of opset 11 flattens; runtimes take a function's operators in its own opset or in the model's."""
+    body = helper.make_function(
+        "own", "F", ["a"], ["b"], [helper.make_node("Softmax", ["a"], ["b"])], [helper.make_opsetid("", 11)]
+    )
+    node = helper.make_node("F", ["x"], ["y"], name="call", domain="own")
+    path = saved(tmp_path, [node], 17, [2, 3, 4], functions=[body], other={"own": 1})
+    with pytest.raises(GateError) as caught:
+        converted(path, opset)
+    assert caught.value.id == "conversion-differs" and "in one opset" in caught.value.do
+    assert "the function 'F' (called by call) is of opset 11, the model of 17" in caught.value.what

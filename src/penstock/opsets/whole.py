@@ -10,6 +10,8 @@ from penstock.errors import GateError, InputError, UsageError
 from penstock.opsets import Change, Refused, history
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import onnx_ir as ir
 
     from penstock.opsets.steps import Converted
@@ -108,6 +110,15 @@ def _inline(model: ir.Model) -> bool:
         return False
     with quiet():
         return graph.inline(model)
+
+
+def changed_meaning(source: Path, what: str) -> GateError:
+    """Return the error for a result that computes something else, with the reason where the model itself has one."""
+    do = "report it with the model"
+    if reason := graph.mixed_opsets(graph.load(source, weights=False)):
+        what = f"{what}; {reason}, and runtimes read the operators in such a function in the one way or the other"
+        do = "say the model and its functions in one opset where they are made"
+    return GateError("conversion-differs", what, where=str(source), do=do)
 
 
 def in_opset(model: ir.Model, opset: int, where: str) -> tuple[ir.Model, Restated]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from penstock import graph, proof, store
 from penstock.blame import EVERY, Again, Culprit, Problem, first_bad
-from penstock.errors import GateError
+from penstock.opsets.whole import changed_meaning
 from penstock.passes import Pass, Rule
 from penstock.passes._soundness import refusal_of
 from penstock.proof import Proof
@@ -65,7 +65,7 @@ def _hold_restated(source: Path, weights: int, settings: OptimizeSettings) -> No
         proved = _compared(source, work / MODEL, weights, settings)
     if proved.state == "failed":
         what = f"the model computes something else in opset {settings.opset}: {proved.reason}"
-        raise GateError("conversion-differs", what, where=str(source), do="report it with the model")
+        raise changed_meaning(source, what)
 
 
 def invalid(again: Again, done: Rewritten) -> Culprit:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from penstock import graph, guard, proof
-from penstock.errors import GateError, InputError, PenstockError
+from penstock.errors import InputError, PenstockError
 from penstock.opsets import Change, Refused
-from penstock.opsets.whole import NotConvertibleError, converted, known, lowest, ready
+from penstock.opsets.whole import NotConvertibleError, changed_meaning, converted, known, lowest, ready
 from penstock.passes._soundness import Soundness, refusal_of
 from penstock.proof import Proof
 from penstock.rewriting.run import count, weight_bytes
@@ -75,7 +75,7 @@ def convert(model_path: Path, opset: int | Literal["lowest"], settings: ConvertS
         )  # fmt: skip
     if result.proof.state == "failed":
         what = f"the converted model computes something else: {result.proof.reason}"
-        raise GateError("conversion-differs", what, where=str(model_path), do="report it with the model")
+        raise changed_meaning(model_path, what)
     return result
 
 
