@@ -119,7 +119,7 @@ def mixed_opsets(model: ir.Model) -> str:
             if own != version:
                 kind = f" of {domain!r}" if domain else ""
                 caller = next((n for n in all_nodes(model) if n.op_identifier() == function.identifier()), None)
-                called = f" (called by {caller.name or caller.outputs[0].name!r})" if caller is not None else ""
+                called = f" (called by {caller.name or caller.outputs[0].name})" if caller is not None else ""
                 return f"the function {function.name!r}{called} is of opset {version}{kind}, the model of {own}"
     return ""
 

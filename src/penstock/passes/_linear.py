@@ -138,6 +138,37 @@ def per_channel(value: ir.Value | None, count: int, rank: int, site: Site, axis:
     return result
 
 
+def beside_constant(node: ir.Node, site: Site) -> int | None:
+    """Return the place of the input that isn't constant, where the others are."""
+    if node.op_type == "Neg":
+        return 0
+    constant = [site.tensor(value) is not None for value in node.inputs]
+    return constant.index(False) if len(constant) == 2 and constant.count(False) == 1 else None
+
+
+def step(node: ir.Node, place: int, count: int, rank: int, axis: int, site: Site) -> tuple[Array, Array] | None:
+    """Write a Mul, Div, Add, Sub or Neg of a value, at ``place``, and a constant as slope·x + offset.
+
+    Both are ``(count,)``, along ``axis`` of x. ``None`` where it isn't linear. Raises ``Refusal`` where the constant
+    isn't one number for each channel: then it can't be told whether the result is larger than x.
+    """
+    import numpy as np
+
+    one, none = np.ones(count), np.zeros(count)
+    if node.op_type == "Neg":
+        return -one, none
+    numbers = per_channel(node.inputs[1 - place], count, rank, site, axis)
+    if numbers is None:  # one number for each channel can't enlarge the output, whatever its sizes are
+        raise Refusal("the constant isn't one number for each channel")
+    if node.op_type == "Add":
+        return one, numbers
+    if node.op_type == "Sub":
+        return (one, -numbers) if place == 0 else (-one, numbers)
+    if node.op_type == "Mul":
+        return numbers, none
+    return (1.0 / numbers, none) if place == 0 and numbers.all() else None
+
+
 def _scaled(node: ir.Node, weight: Array, slope: Array) -> Array:
     tail = (1,) * (weight.ndim - 2)
     if node.op_type in ("Gemm", "MatMul"):
@@ -150,3 +181,88 @@ def _scaled(node: ir.Node, weight: Array, slope: Array) -> Array:
     grouped = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
     result: Array = (grouped * slope.reshape(groups, 1, weight.shape[1], *tail)).reshape(weight.shape)
     return result
+
+
+# -- the other way: into the operator that comes after -----------------------------------------------------------------
+
+
+def linear_after(value: ir.Value, site: Site) -> ir.Node | None:
+    """Return the linear operator that alone reads a value, once and as what its weights are multiplied with."""
+    if not site.sole_reader(value):
+        return None
+    (use,) = value.uses()
+    after, maker = use.node, value.producer()
+    if use.idx != 0 or after.domain != "" or after.op_type not in OPERATORS:
+        return None
+    if maker is None or after.graph is not maker.graph:
+        return None
+    if after.op_type in ("Gemm", "MatMul") and (attribute(after, "transA", 0) or site.rank(value) != 2):
+        return None
+    return after
+
+
+def taken_in(after: ir.Node, source: ir.Value | None, slope: Array, offset: Array, site: Site) -> ir.Value:
+    """Return a linear operator like ``after`` on slope·source + offset, ``(input channels,)`` each.
+
+    Raises ``Refusal`` where the weights aren't constants or don't fit, and where it can't take an offset in.
+    """
+    weight = numbers(after.inputs[1], f"the weight of {after.op_type}", site)
+    tensor = site.tensor(after.inputs[1])
+    assert tensor is not None
+    if tensor.dtype.name not in FLOATS:
+        raise Refusal(f"its weights are {tensor.dtype.name}, no floating-point type that can be folded")
+    if offset.any() and after.op_type == "ConvTranspose":
+        raise Refusal("each place of what a ConvTranspose makes would get another share of the offset")
+    if offset.any() and after.op_type == "Conv" and _pads(after, weight):
+        raise Refusal("the offset would be missing where the Conv pads")
+    new_weight, extra = _by_input(after, weight, slope, offset)
+    weights = site.constant(rounded(new_weight, tensor.dtype, "weights"), tensor.dtype)
+    if after.op_type == "MatMul":
+        product = site.make("MatMul", [source, weights])
+        if not extra.any():
+            return product
+        return site.make("Add", [product, site.constant(rounded(extra, tensor.dtype, "bias"), tensor.dtype)])
+    inputs, changed = [source, weights], {}
+    bias = after.inputs[2] if len(after.inputs) > 2 else None
+    if bias is not None or extra.any():
+        old = 0.0 if bias is None else numbers(bias, f"the bias of {after.op_type}", site)
+        if after.op_type == "Gemm":
+            old, changed = old * float(attribute(after, "beta", 1.0)), {"beta": None}
+        inputs.append(site.constant(rounded(old + extra, tensor.dtype, "bias"), tensor.dtype))
+    return site.copy(after, inputs, **changed)
+
+
+def _pads(node: ir.Node, weight: Array) -> bool:
+    auto = attribute(node, "auto_pad", "NOTSET")
+    if auto in ("SAME_UPPER", "SAME_LOWER"):
+        return any(size != 1 for size in weight.shape[2:])
+    return auto == "NOTSET" and any(attribute(node, "pads") or ())
+
+
+def _by_input(node: ir.Node, weight: Array, slope: Array, offset: Array) -> tuple[Array, Array]:
+    """Return the weight scaled along its input channels, and what the offset adds to each output channel."""
+    import numpy as np
+
+    groups, tail = int(attribute(node, "group", 1)), (1,) * (weight.ndim - 2)
+    if node.op_type in ("Gemm", "MatMul"):
+        turned = bool(attribute(node, "transB", 0))
+        rows = weight.T if turned else weight
+        _need_channels(node, rows.shape[0], slope)
+        scaled = rows * slope[:, None]
+        return (scaled.T if turned else scaled), float(attribute(node, "alpha", 1.0)) * (offset @ rows)
+    if node.op_type == "ConvTranspose":
+        _need_channels(node, weight.shape[0], slope)
+        return weight * slope.reshape(-1, 1, *tail), np.zeros(weight.shape[1] * groups)
+    width, outputs = weight.shape[1], weight.shape[0] // groups
+    _need_channels(node, groups * width, slope)
+
+    def by_output(given: Array) -> Array:  # (input channels,) → one row of its group for each output channel
+        rows: Array = given.reshape(groups, 1, width).repeat(outputs, 1).reshape(-1, width, *tail)
+        return rows
+
+    return weight * by_output(slope), (weight * by_output(offset)).reshape(weight.shape[0], -1).sum(1)
+
+
+def _need_channels(node: ir.Node, count: int, slope: Array) -> None:
+    if count != slope.size:
+        raise Refusal(f"{node.op_type} has {count} input channels for {slope.size}")

@@ -1,4 +1,4 @@
-"""Fold multiplication and addition with constants, one number for each channel, into the linear operator before them.
+"""Fold multiplication and addition with constants, one number for each channel, into the linear operator beside them.
 
 1. Conv, ConvTranspose, Gemm or MatMul, then Mul or Div by a constant: the weights and the bias take it in.
 2. Then Add or Sub of a constant: the bias takes it in. A MatMul has no bias: see ``fuse-gemm``.
@@ -6,6 +6,7 @@
 4. Neg is (−1)·x.
 5. The constant has to be one number, or one for each channel along the operator's axis of channels, and must not make
    the result larger by broadcasting.
+6. Where what comes before isn't linear, the operator after them takes them in: see ``fold-batchnorm``.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from penstock.passes import Phase
 from penstock.passes._linear import OPERATORS as LINEAR
-from penstock.passes._linear import channels_of, folded, linear_before, per_channel
+from penstock.passes._linear import beside_constant, channels_of, folded, linear_after, linear_before, step, taken_in
 from penstock.rewriting import Refusal, Rewrite
 from penstock.rewriting.site import Site
 
@@ -27,47 +28,45 @@ OPERATORS: tuple[str, ...] = ("Mul", "Div", "Add", "Sub", "Neg")
 
 
 def rewrite(node: ir.Node, site: Site) -> Rewrite | None:
-    """Fold one of them."""
-    import numpy as np
+    """Fold one of them into what comes before, else into what comes after."""
+    try:
+        before = _before(node, site)
+    except Refusal as refusal:
+        if after := _after(node, site):
+            return after
+        raise refusal
+    return before or _after(node, site)
 
-    if node.op_type == "Neg":
-        return _negated(node, site)
-    place = next((i for i in (0, 1) if site.maker(node.inputs[i], *LINEAR)), None)
-    if place is None or site.tensor(node.inputs[1 - place]) is None:
+
+def _before(node: ir.Node, site: Site) -> Rewrite | None:
+    place = beside_constant(node, site)
+    if place is None or site.maker(node.inputs[place], *LINEAR) is None:
         return None
-    op, value, constant = node.op_type, node.inputs[place], node.inputs[1 - place]
+    value = node.inputs[place]
     linear = linear_before(value, site)
-    if linear.op_type == "MatMul" and op in ("Add", "Sub"):
+    if linear.op_type == "MatMul" and node.op_type in ("Add", "Sub"):
         return None
     rank = site.rank(value)
     if rank is None:
         raise Refusal("the rank of the linear operator's output isn't known")
     axis = rank - 1 if linear.op_type == "MatMul" else 1
-    count = channels_of(linear, site)
-    numbers = per_channel(constant, count, rank, site, axis)
-    if numbers is None:  # one number for each channel can't enlarge the output, whatever its sizes are
-        raise Refusal("the constant isn't one number for each channel")
-    one, none = np.ones(count), np.zeros(count)
-    if op == "Add":
-        slope, offset = one, numbers
-    elif op == "Sub":
-        slope, offset = (one, -numbers) if place == 0 else (-one, numbers)
-    elif op == "Mul":
-        slope, offset = numbers, none
-    elif place == 0 and numbers.all():
-        slope, offset = 1.0 / numbers, none
-    else:
+    found = step(node, place, channels_of(linear, site), rank, axis, site)
+    if found is None:
         return None
-    return site.instead(node, folded(linear, slope, offset, site), f"{op} folded into {linear.op_type}")
+    return site.instead(node, folded(linear, *found, site), f"{node.op_type} folded into {linear.op_type}")
 
 
-def _negated(node: ir.Node, site: Site) -> Rewrite | None:
-    import numpy as np
-
-    if site.maker(node.inputs[0], *LINEAR) is None:
+def _after(node: ir.Node, site: Site) -> Rewrite | None:
+    """Fold it into the operator that alone reads it."""
+    place, after = beside_constant(node, site), linear_after(node.outputs[0], site)
+    if place is None or after is None or site.tensor(after.inputs[1]) is None:
         return None
-    linear = linear_before(node.inputs[0], site)
-    count = channels_of(linear, site)
-    return site.instead(
-        node, folded(linear, -np.ones(count), np.zeros(count), site), f"Neg folded into {linear.op_type}"
-    )
+    value, shape = node.inputs[place], site.shape(node.inputs[place])
+    count = shape[1] if shape is not None and len(shape) > 1 else None
+    if shape is None or not isinstance(count, int) or len(shape) != site.rank(node.outputs[0]):
+        return None
+    found = step(node, place, count, len(shape), 1, site)
+    if found is None:
+        return None
+    made = taken_in(after, value, *found, site)
+    return Rewrite({after.outputs[0]: made}, f"{node.op_type} folded into the {after.op_type} after it")

@@ -12,9 +12,10 @@ and x = W∗u + b is linear in W and b, so y = (a·W)∗u + (a·b + d): the same
    is left of the offset becomes an Add.
 4. A missing bias counts as zero and becomes ``d``.
 5. A weight that others read as well is left to them, and the folded one is a new initializer.
-6. Where what comes before isn't linear, a Conv without padding, a Gemm or a MatMul after it takes it in:
-   W·(a·x + d) + b = (W·a)·x + (W·d + b), ``a`` along the axis of input channels. With padding, the offset would be
-   missing at the border.
+6. Where what comes before isn't linear, a Conv, ConvTranspose, Gemm or MatMul after it takes it in:
+   W·(a·x + d) + b = (W·a)·x + (W·d + b), ``a`` along the axis of input channels. Where there is an offset ``d``, a Conv
+   mustn't pad (it would be missing at the border), and a ConvTranspose can't (each place would get another share).
+7. Between the operator and it may stand Transposes, and an Add of a constant, as after a MatMul of more than two axes.
 
 The numbers are computed in float64 and rounded once. Source: Ioffe and Szegedy, Batch Normalization (2015), 3.1.
 """
@@ -24,8 +25,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from penstock.passes import Phase
-from penstock.passes._linear import folded, linear_before, numbers, rounded
+from penstock.passes._linear import OPERATORS as LINEAR
+from penstock.passes._linear import (
+    beside_constant,
+    folded,
+    linear_after,
+    linear_before,
+    numbers,
+    per_channel,
+    rounded,
+    taken_in,
+)
 from penstock.rewriting import Refusal, Rewrite
+from penstock.rewriting.orders import order_of
 from penstock.rewriting.site import Site, attribute
 
 if TYPE_CHECKING:
@@ -47,11 +59,42 @@ def rewrite(node: ir.Node, site: Site) -> Rewrite | None:
             raise Refusal("it normalizes axis 1, which is the last axis of the product only where there are two")
         return site.instead(node, folded(linear, slope, offset, site), f"folded into the {linear.op_type} before it")
     except Refusal as refusal:
-        after = _linear_after(node, site)
+        if through := _through(node.inputs[0], slope, offset, 1, site):
+            return site.instead(node, through, "folded into the weights before it")
+        after = linear_after(node.outputs[0], site)
         if after is None:
             raise refusal
-    value = _into(after, node, slope, offset, site)
+    value = taken_in(after, node.inputs[0], slope, offset, site)
     return Rewrite({after.outputs[0]: value}, f"folded into the {after.op_type} after it")
+
+
+def _through(value: ir.Value | None, slope: Array, offset: Array, axis: int, site: Site) -> ir.Value | None:
+    """Return slope·value + offset along an axis, from weights above a Transpose or an Add; ``None`` where none are."""
+    maker, rank = site.maker(value, *LINEAR, "Transpose", "Add"), site.rank(value)
+    if value is None or maker is None or rank is None or not site.sole_reader(value):
+        return None
+    if maker.op_type in LINEAR:
+        if axis != (rank - 1 if maker.op_type == "MatMul" else 1):
+            return None
+        try:
+            return folded(maker, slope, offset, site)
+        except Refusal:
+            return None
+    if maker.op_type == "Transpose":
+        order = order_of(maker, rank)
+        inner = (
+            None if order is None or len(order) != rank else _through(maker.inputs[0], slope, offset, order[axis], site)
+        )
+        return None if inner is None else site.copy(maker, [inner])
+    place = beside_constant(maker, site)
+    source = None if place is None else maker.inputs[place]
+    if place is None or source is None or source.dtype is None or site.shape(source) != site.shape(value):
+        return None
+    added = per_channel(maker.inputs[1 - place], slope.size, rank, site, axis)
+    inner = None if added is None else _through(source, slope, offset * 0.0, axis, site)
+    if added is None or inner is None:
+        return None
+    return site.make("Add", [inner, site.constant(rounded(slope * added + offset, source.dtype, "bias"), source.dtype)])
 
 
 def _affine(node: ir.Node, site: Site) -> tuple[Array, Array]:
@@ -76,66 +119,3 @@ def _affine(node: ir.Node, site: Site) -> tuple[Array, Array]:
     if not np.isfinite(slope).all():
         raise Refusal("a variance is negative or no number")
     return slope, bias - slope * mean
-
-
-def _linear_after(node: ir.Node, site: Site) -> ir.Node | None:
-    """Return the linear operator that alone reads the node's result and can take it in."""
-    value = node.outputs[0]
-    if not site.sole_reader(value):
-        return None
-    (use,) = value.uses()
-    after = use.node
-    if (
-        use.idx != 0
-        or after.domain != ""
-        or after.op_type not in ("Conv", "Gemm", "MatMul")
-        or after.graph is not node.graph
-    ):
-        return None
-    if after.op_type == "Conv":
-        auto = attribute(after, "auto_pad", "NOTSET")
-        if any(attribute(after, "pads") or ()) or auto not in ("NOTSET", "VALID"):
-            return None
-    elif attribute(after, "transA", 0) or site.rank(value) != 2:
-        return None
-    return after
-
-
-def _into(after: ir.Node, node: ir.Node, slope: Array, offset: Array, site: Site) -> ir.Value:
-    """Return the linear operator after a BatchNormalization with that inside."""
-    weight = numbers(after.inputs[1], f"the weight of {after.op_type}", site)
-    tensor = site.tensor(after.inputs[1])
-    bias = after.inputs[2] if len(after.inputs) > 2 else None
-    assert tensor is not None
-    if after.op_type == "Conv":
-        groups, width = int(attribute(after, "group", 1)), weight.shape[1]
-        if groups * width != slope.size:
-            raise Refusal(f"Conv has {groups * width} input channels for {slope.size}")
-        tail = (1,) * (weight.ndim - 2)
-        outputs = weight.shape[0] // groups
-
-        def by_output(numbers: Array) -> Array:  # (input channels,) → one row of its group for each output channel
-            rows: Array = numbers.reshape(groups, 1, width).repeat(outputs, 1).reshape(-1, width, *tail)
-            return rows
-
-        new_weight = weight * by_output(slope)
-        extra = (weight * by_output(offset)).reshape(weight.shape[0], -1).sum(1)
-    else:
-        turned = bool(attribute(after, "transB", 0))
-        rows = weight.T if turned else weight
-        if rows.shape[0] != slope.size:
-            raise Refusal(f"{after.op_type} has {rows.shape[0]} rows for {slope.size} channels")
-        scaled = rows * slope[:, None]
-        new_weight, extra = (scaled.T if turned else scaled), float(attribute(after, "alpha", 1.0)) * (offset @ rows)
-    old = (
-        0.0
-        if bias is None
-        else numbers(bias, f"the bias of {after.op_type}", site) * float(attribute(after, "beta", 1.0))
-    )
-    held = [site.constant(rounded(part, tensor.dtype, what), tensor.dtype)
-            for part, what in ((new_weight, "weights"), (old + extra, "bias"))]  # fmt: skip
-    source = node.inputs[0]
-    if after.op_type == "MatMul":
-        return site.make("Add", [site.make("MatMul", [source, held[0]]), held[1]])
-    changed = {"beta": None} if after.op_type == "Gemm" else {}
-    return site.copy(after, [source, *held], **changed)

@@ -129,3 +129,74 @@ def test_an_overflow_of_half_precision_stays() -> None:
     assert_stays(
         model(nodes, {"x": ("float16", (1, 3, 2, 2))}, ["y"], held), PASS, "the folded weights overflow FLOAT16"
     )
+
+
+# --- into what comes after
+
+
+def before(
+    *nodes: onnx.NodeProto, op: str = "Conv", weights: dict, shape: tuple = (2, 4, 5, 5), **attributes: object
+) -> onnx.ModelProto:
+    """Relu from x to r, the nodes from there to s, and a linear operator."""
+    held = {
+        "w": floats(0, 4, 2, 3, 3)
+        if op == "ConvTranspose"
+        else floats(0, 6, 4, 3, 3)
+        if op == "Conv"
+        else floats(0, 4, 6)
+    }
+    held |= {"b": floats(1, 2 if op == "ConvTranspose" else 6)}
+    last = node(op, ["s", "w", *(["b"] if op != "MatMul" else [])], ["y"], name="linear", **attributes)
+    return model([node("Relu", ["x"], ["r"]), *nodes, last], {"x": shape}, ["y"], held | weights)
+
+
+PER = floats(2, 1, 4, 1, 1)
+AFTER = {
+    "Mul": ([node("Mul", ["r", "k"], ["s"])], {}), "Mul by a number": ([node("Mul", ["half", "r"], ["s"])], {}),
+    "Mul, and it pads": ([node("Mul", ["r", "k"], ["s"])], {"pads": [1, 1, 1, 1]}),
+    "Div, and it pads": ([node("Div", ["r", "k"], ["s"])], {"auto_pad": "SAME_UPPER"}),
+    "Neg": ([node("Neg", ["r"], ["s"])], {"pads": [1, 1, 1, 1]}), "Add": ([node("Add", ["r", "k"], ["s"])], {}),
+    "a whole row": ([node("Sub", ["r", "k"], ["t"]), node("Mul", ["t", "k"], ["u"]), node("Mul", ["u", "half"], ["v"]),
+                     node("Sub", ["k", "v"], ["s"])], {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", AFTER)
+def test_into_the_conv_after_them(case: str) -> None:
+    nodes, attributes = AFTER[case]
+    proto = before(*nodes, weights={"k": PER, "half": np.float32(0.5)}, **attributes)
+    assert_becomes(proto, PASS, ["Relu", "Conv"], tolerance=1e-5, oracle=Runtime)
+
+
+@pytest.mark.parametrize("op", ["Gemm", "MatMul"])
+def test_into_the_product_after_them(op: str) -> None:
+    nodes = [node("Sub", ["r", "k"], ["t"]), node("Mul", ["t", "k"], ["s"])]
+    proto = before(*nodes, op=op, weights={"k": floats(2, 4)}, shape=("batch", 4))
+    wanted = ["Relu", "Gemm"] if op == "Gemm" else ["Relu", "MatMul", "Add"]
+    assert_becomes(proto, PASS, wanted, tolerance=1e-5)
+
+
+def test_into_the_transposed_conv_after_them() -> None:
+    proto = before(node("Mul", ["r", "k"], ["s"]), op="ConvTranspose", weights={"k": PER}, strides=[2, 2])
+    assert_becomes(proto, PASS, ["Relu", "ConvTranspose"], tolerance=1e-5, oracle=Runtime)
+    proto = before(node("Add", ["r", "k"], ["s"]), op="ConvTranspose", weights={"k": PER})
+    assert_stays(proto, PASS, "each place of what a ConvTranspose makes would get another share of the offset")
+
+
+def test_what_stays_before_a_linear_operator() -> None:
+    border = "the offset would be missing where the Conv pads"
+    added = node("Add", ["r", "k"], ["s"])
+    assert_stays(before(added, weights={"k": PER}, pads=[0, 0, 1, 1]), PASS, border)
+    assert_stays(before(node("Mul", ["r", "k"], ["s"]), weights={"k": floats(2, 5)}), PASS, WIDE)
+    larger = before(node("Mul", ["r", "k"], ["s"]), weights={"k": PER}, shape=(2, 1, 5, 5))  # one channel becomes four
+    assert_stays(larger, PASS, WIDE)
+    shared = before(node("Mul", ["r", "k"], ["s"]), weights={"k": PER})
+    shared.graph.output.append(onnx.helper.make_tensor_value_info("s", 1, [2, 4, 5, 5]))
+    assert_stays(shared, PASS)
+    assert_stays(before(node("Div", ["k", "r"], ["s"]), weights={"k": PER}), PASS)
+    weight = before(node("Mul", ["x", "k"], ["s"]), weights={"k": PER})
+    weight.graph.node[-1].input[0], weight.graph.node[-1].input[1] = "w2", "s"  # it is the weights that are multiplied
+    weight.graph.initializer.append(onnx.numpy_helper.from_array(floats(1, 2, 4, 7, 7), "w2"))
+    weight.graph.input[0].CopyFrom(onnx.helper.make_tensor_value_info("x", 1, [6, 4, 3, 3]))
+    weight.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info("y", 1, [2, 6, 5, 5]))
+    assert_stays(weight, PASS)

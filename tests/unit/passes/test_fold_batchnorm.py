@@ -276,7 +276,7 @@ def test_into_the_matmul_after_it() -> None:
 @pytest.mark.parametrize("attributes", [{"pads": [1, 1, 1, 1]}, {"auto_pad": "SAME_UPPER"}])
 def test_not_into_a_conv_whose_border_would_lack_the_offset(attributes: dict) -> None:
     proto = after("Conv", (6, 4, 3, 3), (2, 4, 5, 5), 4, **attributes)
-    assert_declined(proto, "its input comes from Relu, not from Conv, ConvTranspose or Gemm")
+    assert_declined(proto, "the offset would be missing where the Conv pads")
 
 
 def test_not_into_a_transposed_input() -> None:
@@ -298,3 +298,63 @@ def after(op: str, weight: tuple[int, ...], x: tuple[int, ...], channels: int, b
     ]
     held = {name: array.astype(np.float32) for name, array in weights.items()}
     return model(nodes, {"x": x}, ["y"], held, opset=17)
+
+
+def without_offset(proto: onnx.ModelProto) -> onnx.ModelProto:
+    for held in proto.graph.initializer:
+        if held.name in ("shift", "mean"):
+            held.CopyFrom(numpy_helper.from_array(np.zeros(4, np.float32), held.name))
+    return proto
+
+
+@pytest.mark.parametrize("attributes", [{"pads": [1, 1, 1, 1]}, {"auto_pad": "SAME_LOWER"}])
+def test_into_a_conv_that_pads_where_there_is_no_offset(attributes: dict) -> None:
+    proto = without_offset(after("Conv", (6, 4, 3, 3), (2, 4, 5, 5), 4, bias=6, **attributes))
+    assert assert_folded(proto, 1e-4, Runtime).operators == ["Relu", "Conv"]
+
+
+def test_into_a_conv_of_one_place_whatever_it_says_of_padding() -> None:
+    proto = after("Conv", (6, 4, 1, 1), (2, 4, 5, 5), 4, auto_pad="SAME_UPPER")
+    assert assert_folded(proto, 1e-4, Runtime).operators == ["Relu", "Conv"]
+
+
+@pytest.mark.parametrize("group", [1, 2])
+def test_into_a_transposed_conv_where_there_is_no_offset(group: int) -> None:
+    attributes = {"group": group, "strides": [2, 2], "pads": [1, 1, 0, 0]}
+    proto = after("ConvTranspose", (4, 3, 2, 2), (2, 4, 5, 5), 4, bias=3 * group, **attributes)
+    assert_declined(proto, "each place of what a ConvTranspose makes would get another share of the offset")
+    assert assert_folded(without_offset(proto), 1e-4, Runtime).operators == ["Relu", "ConvTranspose"]
+
+
+def behind(*nodes: onnx.NodeProto, channels: int = 6, **weights: np.ndarray) -> onnx.ModelProto:
+    """Return x → a MatMul of three axes → nodes from m to u → BatchNormalization → y."""
+    rng = np.random.default_rng(6)
+    held = {name: rng.normal(size=channels).astype(np.float32) for name in ("scale", "shift", "mean")}
+    held |= {"var": rng.uniform(0.3, 2, channels).astype(np.float32), "w": rng.normal(size=(4, 6)).astype(np.float32)}
+    first = helper.make_node("MatMul", ["x", "w"], ["m"], name="linear")
+    last = helper.make_node("BatchNormalization", ["u", "scale", "shift", "mean", "var"], ["y"], name="bn")
+    return model([first, *nodes, last], {"x": (2, 5, 4)}, ["y"], held | weights, opset=17)
+
+
+TURN = helper.make_node("Transpose", ["m"], ["u"], perm=[0, 2, 1])
+
+
+def test_into_the_weights_above_a_transpose() -> None:
+    assert assert_folded(behind(TURN), 1e-5).operators == ["MatMul", "Add", "Transpose"]
+    added = [helper.make_node("Add", ["c", "m"], ["n"]), helper.make_node("Transpose", ["n"], ["u"], perm=[0, 2, 1])]
+    bias = np.linspace(-1, 1, 6, dtype=np.float32)
+    assert assert_folded(behind(*added, c=bias), 1e-5).operators == ["MatMul", "Add", "Transpose"]
+    twice = [helper.make_node("Transpose", ["m"], ["n"], perm=[2, 1, 0]), helper.make_node("Neg", ["n"], ["o"]),
+             helper.make_node("Transpose", ["o"], ["u"], perm=[2, 0, 1])]  # fmt: skip
+    assert_declined(behind(*twice), "its input comes from Transpose, not from Conv, ConvTranspose or Gemm")
+
+
+def test_not_above_a_transpose_that_gives_it_another_axis_or_that_others_read() -> None:
+    other = helper.make_node("Transpose", ["m"], ["u"], perm=[0, 1, 2])
+    assert_declined(behind(other, channels=5), "its input comes from Transpose, not from Conv, ConvTranspose or Gemm")
+    shared = behind(TURN)
+    shared.graph.output.append(helper.make_tensor_value_info("m", TensorProto.FLOAT, [2, 5, 6]))
+    assert_declined(shared, "its input comes from Transpose, not from Conv, ConvTranspose or Gemm")
+    wide = [helper.make_node("Add", ["m", "c"], ["n"]), helper.make_node("Transpose", ["n"], ["u"], perm=[0, 2, 1])]
+    bias = np.ones((5, 6), np.float32)
+    assert_declined(behind(*wide, c=bias), "its input comes from Transpose, not from Conv, ConvTranspose or Gemm")
