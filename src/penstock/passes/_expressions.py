@@ -99,6 +99,12 @@ def beside_number(node: ir.Node, site: Site) -> Iterator[tuple[ir.Value, float]]
             yield value, float(tensor.numpy().reshape(-1)[0])
 
 
+def plus_number(node: ir.Node, site: Site) -> Iterator[tuple[ir.Value, float]]:
+    """Yield (value, number) where an Add or a Sub adds a constant of one element, or takes one away."""
+    for value, number in beside_number(node, site):
+        yield value, -number if node.op_type == "Sub" else number
+
+
 def near(number: float | None, wanted: float, value: ir.Value) -> bool:
     """Whether a number is the wanted one, as exactly as the type of ``value`` holds it."""
     kind = "" if value.dtype is None else value.dtype.name

@@ -1,6 +1,6 @@
 """Make a Gelu of its decomposed forms.
 
-1. ½·x·(1 + erf(x / √2)), the factors in any order and place: Gelu.
+1. ½·x·(1 + erf(x / √2)), the factors in any order and place, as in x·(½ + ½·erf(x / √2)): Gelu.
 2. ½·x·(1 + tanh(√(2/π)·(x + 0.044715·x³))), also with the cube written out or x outside: Gelu with approximate=tanh.
 3. Gelu needs opset 20.
 
@@ -44,17 +44,19 @@ def rewrite(node: ir.Node, site: Site) -> Rewrite | None:
         return None
     for x, other in (found.values, found.values[::-1]):
         added = site.maker(other, "Add")
-        if added is None or not near(found.number, 0.5, x):
-            continue
-        for value, number in beside_number(added, site):
-            if number != 1.0:
+        for value, number in () if added is None else beside_number(added, site):
+            inner = factors_of(value, site)  # number·(1 + curve): the number may stand outside, or at both
+            if added is None or len(inner.values) != 1 or not near(found.number * number, 0.5, x):
                 continue
-            for way, parts in (("none", _erf(value, x, site)), ("tanh", _tanh(value, x, site))):
+            if not near(inner.number, number, x):
+                continue
+            curve = inner.values[0]
+            for way, parts in (("none", _erf(curve, x, site)), ("tanh", _tanh(curve, x, site))):
                 if parts is None:
                     continue
                 need_opset("Gelu", SINCE, site)
                 need_narrow("Gelu", x)
-                nodes = [*found.nodes, added, *parts]
+                nodes = [*found.nodes, added, *inner.nodes, *parts]
                 need_enclosed(nodes, node)
                 return site.instead(node, site.make("Gelu", [x], approximate=way), f"{len(nodes)} nodes are a Gelu")
     return None

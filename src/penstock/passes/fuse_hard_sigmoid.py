@@ -3,7 +3,7 @@
 HardSigmoid(x) = max(0, min(1, α·x + β)).
 
 1. Clip(x + b, 0, m)·n with m·n = 1 has α = n and β = b·n: ``Clip(x + 3, 0, 6) / 6`` is HardSigmoid with α = 1/6 and
-   β = ½.
+   β = ½. The addition may be a Sub of a constant.
 2. Clip(a·x + b, 0, 1) has α = a and β = b.
 3. Where x is multiplied in between, x·Clip(x + 3, 0, 6) / 6 is x·HardSigmoid(x), at any opset; ``fuse-hard-swish``
    makes one node of that where the opset has it.
@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from penstock.passes import Phase
-from penstock.passes._expressions import beside_number, factors, factors_of, near, need_enclosed, need_narrow
+from penstock.passes._expressions import factors, factors_of, near, need_enclosed, need_narrow, plus_number
 from penstock.rewriting import Rewrite
 from penstock.rewriting.site import Site, attribute
 
@@ -40,12 +40,12 @@ def rewrite(node: ir.Node, site: Site) -> Rewrite | None:
     for place, value in enumerate(found.values):
         clip = site.maker(value, "Clip")
         bounds = None if clip is None else clip_bounds(clip, site)
-        added = None if clip is None else site.maker(clip.inputs[0], "Add")
+        added = None if clip is None else site.maker(clip.inputs[0], "Add", "Sub")
         if clip is None or bounds is None or added is None or bounds[0] != 0.0:
             continue
         if not near(bounds[1] * found.number, 1.0, value):
             continue
-        for x, shift in beside_number(added, site):
+        for x, shift in plus_number(added, site):
             rest = found.values[1 - place] if len(found.values) == 2 else None
             if rest is not None and rest is not x:
                 continue
@@ -59,10 +59,10 @@ def rewrite(node: ir.Node, site: Site) -> Rewrite | None:
 
 
 def _alone(node: ir.Node, site: Site) -> Rewrite | None:
-    added = site.maker(node.inputs[0], "Add")
+    added = site.maker(node.inputs[0], "Add", "Sub")
     if added is None or clip_bounds(node, site) != (0.0, 1.0):
         return None
-    for value, shift in beside_number(added, site):
+    for value, shift in plus_number(added, site):
         found = factors_of(value, site)
         if found.nodes and len(found.values) == 1:
             nodes = [added, *found.nodes]

@@ -18,6 +18,8 @@ GELUS = [
     ERF + "d = Mul({0.5}, c)\ny = Mul(x, d)",
     ERF + "d = Mul(c, x)\ny = Div(d, {2})",
     "a = Mul({0.7071067811865475}, x)\nb = Erf(a)\nc = Add({1}, b)\nd = Mul(x, c)\ny = Mul(d, {0.5})",
+    "a = Mul({0.7071067811865475}, x)\nb = Erf(a)\ne = Mul(b, {0.5})\nc = Add({0.5}, e)\ny = Mul(x, c)",
+    "a = Mul({0.7071067811865475}, x)\nb = Erf(a)\ne = Div(b, {4})\nc = Add(e, {0.25})\nd = Mul(x, {2})\ny = Mul(d, c)",
 ]
 TANH = "t = Tanh(i)\nc = Add(t, {1})\nd = Mul(x, {0.5})\ny = Mul(d, c)"
 TANH_GELUS = [
@@ -66,6 +68,8 @@ def test_the_middle_of_a_gelu_that_is_read_elsewhere_stays() -> None:
         ERF + "d = Mul(x, c)\ny = Mul(d, {0.25})",
         ERF + "r = Relu(x)\nd = Mul(r, c)\ny = Mul(d, {0.5})",
         ERF.replace("{1}", "{2}") + "d = Mul(x, c)\ny = Mul(d, {0.5})",
+        ERF.replace("Add(b, {1})", "Sub(b, {1})") + "d = Mul(x, c)\ny = Mul(d, {0.5})",
+        ERF.replace("c = Add(b, {1})", "e = Mul(b, {0.5})\nc = Add(e, {0.25})") + "y = Mul(x, c)",
     ],
 )
 def test_what_only_looks_like_a_gelu_stays(body: str) -> None:
@@ -80,6 +84,7 @@ HARD_SWISHES = [
     HARD + "c = Mul(x, b)\ny = Div(c, {6})",
     HARD + "c = Mul(b, {0.16666666666666666})\ny = Mul(c, x)",
     "c = HardSigmoid<alpha=0.1666667, beta=0.5>(x)\ny = Mul(x, c)",
+    "a = Sub(x, {-3})\nb = Clip(a, {0}, {6})\nc = Mul(x, b)\ny = Div(c, {6})",
     "a = Add({3}, x)\nr = Relu(a)\nb = Min(r, {6})\nc = Mul(x, b)\ny = Div(c, {6})",
 ]
 
@@ -98,10 +103,13 @@ def test_hard_swish(body: str) -> None:
 @pytest.mark.parametrize("opset", [7, 12, 22])
 def test_hard_sigmoid(opset: int) -> None:
     clip = "y = Clip<min=0.0, max=1.0>(b)" if opset < 11 else "y = Clip(b, {0}, {1})"
-    found = trial("a = Mul(x, {0.2})\nb = Add(a, {0.5})\n" + clip, opset)
-    assert found.operators == {"HardSigmoid": 1}
-    assert found.attributes("HardSigmoid") == {"alpha": pytest.approx(0.2), "beta": pytest.approx(0.5)}
-    hold(found, *FEEDS)
+    for added in ("Add(a, {0.5})", "Sub(a, {-0.5})"):
+        found = trial(f"a = Mul(x, {{0.2}})\nb = {added}\n" + clip, opset)
+        assert found.operators == {"HardSigmoid": 1}
+        assert found.attributes("HardSigmoid") == {"alpha": pytest.approx(0.2), "beta": pytest.approx(0.5)}
+        hold(found, *FEEDS)
+    other = trial("a = Mul(x, {0.2})\nb = Sub({0.5}, a)\n" + clip, opset)
+    assert "HardSigmoid" not in other.operators
 
 
 @pytest.mark.parametrize(
