@@ -7,7 +7,7 @@ from types import ModuleType
 import numpy as np
 import onnx
 import pytest
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from penstock.errors import InputError
 from penstock.metrics import compare
@@ -158,3 +158,24 @@ def test_an_unknown_name_to_exclude_is_refused(tiny: ModuleType, tmp_path: Path)
         quantize(
             tiny.save(tiny.mlp(), tmp_path / "m.onnx"), batches(ROWS), QuantizeSettings(exclude=("secnod",)), tmp_path / "q.onnx"  # noqa: E501
         )  # fmt: skip
+
+
+def test_biases_of_two_axes_are_flattened(tiny: ModuleType, tmp_path: Path) -> None:
+    """The library compares a bias with its scales as if it had one axis; two Gemms share this one."""
+    rng = np.random.default_rng(0)
+    nodes = [helper.make_node("Gemm", ["x", "w", "b"], ["m"]), helper.make_node("Relu", ["m"], ["r"]),
+             helper.make_node("Gemm", ["r", "w", "b"], ["y"])]  # fmt: skip
+    held = {"w": rng.normal(size=(6, 6)), "b": rng.normal(size=(1, 6)), "b_flat": rng.normal(size=(1, 6))}
+    nodes += [helper.make_node("Add", ["y", "b_flat"], ["z"])]
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 6])],
+        [helper.make_tensor_value_info("z", TensorProto.FLOAT, ["batch", 6])],
+        [numpy_helper.from_array(array.astype(np.float32), name) for name, array in held.items()],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    rows = rng.normal(size=(64, 6)).astype(np.float32)
+    made, facts = quantized(tiny, tmp_path, model, rows)
+    assert facts["operators_left_in_float"] == []
+    want, got = tiny.oracle(model, {"x": rows})[0], run(tmp_path / "out" / "q.onnx", rows)
+    assert (compare(got, want, logits=False).sqnr_db or 0) > 20
+    assert "b" not in [held.name for held in made.graph.initializer]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import itertools
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -55,6 +56,7 @@ def quantize(
     with store.scratch() as work:
         source = work / "source.onnx"
         converted = _raise_opset(loaded, model)
+        _flatten_biases(converted)
         graph.save(converted, source)
         with _quiet():
             try:
@@ -159,6 +161,34 @@ def _raise_opset(model: ir.Model, path: Path) -> ir.Model:
     except Exception as error:  # the converter raises many types, all about this model
         what = f"opset {version} can't be raised to {_OPSET}, which per-channel scales need: {first_line(error)}"
         raise InputError("cannot-raise-opset", what, where=str(path), do="export again at opset 13 or later") from error
+
+
+def _flatten_biases(model: ir.Model) -> None:
+    """Let the biases of Gemms have one axis, which the library asks for; ``(1, n)`` is added as ``(n,)`` is."""
+    import onnx_ir as ir
+
+    taken = {
+        value.name for node in graph.all_nodes(model) for value in (*node.inputs, *node.outputs) if value is not None
+    }
+    for scope in model.graphs():
+        made: dict[ir.Value, ir.Value] = {}
+        for node in list(scope):
+            bias = node.inputs[2] if node.op_type == "Gemm" and node.domain == "" and len(node.inputs) > 2 else None
+            tensor = None if bias is None else bias.const_value
+            if bias is None or tensor is None or bias.is_graph_input() or bias.graph is not scope:
+                continue
+            if len(tensor.shape) != 2 or tensor.shape[0] != 1:
+                continue
+            if bias not in made:
+                name = next(n for i in itertools.count() if (n := f"{bias.name}_flat{i or ''}") not in taken)
+                taken.add(name)
+                flat = ir.Tensor(tensor.numpy().reshape(-1).copy(), name=name)
+                made[bias] = ir.Value(name=name, shape=flat.shape, type=ir.TensorType(flat.dtype), const_value=flat)
+                scope.register_initializer(made[bias])
+            node.replace_input_with(2, made[bias])
+        for old in made:
+            if not old.uses() and not old.is_graph_output():
+                del scope.initializers[str(old.name)]
 
 
 def _producer_type(value: ir.Value) -> str:
