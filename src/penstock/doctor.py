@@ -250,7 +250,11 @@ def check_settings(settings: BuildSettings, runtimes: Iterable[Runtime] = ()) ->
 
     ``runtimes`` are those that were found: one that is there and doesn't import stands in the way of a source for it.
     """
-    found = [Blocked(error.what, error.where, error.do, error.exit_code) for error in preflight.problems(settings)]
+    found = [
+        Blocked(error.what, error.where, error.do, error.exit_code)
+        for error in preflight.problems(settings)
+        if error.id != "no-example"  # which is for the command that exports
+    ]
     if settings.source and not any(one.exit_code == MissingError.exit_code for one in found):
         with contextlib.suppress(PenstockError):  # no frontend claims the source, which stands in the list by now
             name, _ = export.frontend(Source(settings.source, settings.weights))

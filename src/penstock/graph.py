@@ -42,6 +42,8 @@ def parse(path: Path) -> ir.Model:
             make_dense(proto, str(path.parent))
             model = ir.from_proto(proto)
             ir.external_data.set_base_dir(model.graph, path.parent)
+    except InputError as error:
+        raise InputError(error.id, error.what, where=str(path), do=error.do) from error
     except Exception as error:  # a parser meets arbitrary bytes: whatever it raises is about the file
         raise InputError(
             "unreadable-model",

@@ -62,7 +62,7 @@ def _resolved(file: str) -> Path:
 
 
 def _libraries() -> list[Path]:
-    names = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    names = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib", "scripts")]
     packages = [penstock.__file__, getattr(sys.modules.get("torch"), "__file__", None)]
     return [*(Path(name).resolve() for name in names), *(Path(file).resolve().parent for file in packages if file)]
 

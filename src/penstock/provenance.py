@@ -52,7 +52,7 @@ def fates(model: Path, name: str, settings: OptimizeSettings | None = None) -> t
     from penstock import store
     from penstock.stages.optimize import optimize
 
-    chosen = replace(settings or OptimizeSettings(), proof=False, strict=False)
+    chosen = replace(settings or OptimizeSettings(), strict=False)  # proved: what is taken back is no fate
     with store.scratch() as work:
         done = optimize(model, chosen, work)
     rows = {row.id: row for row in (*done.base, *(row for event in done.events for row in event.added))}

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import ast
+import re
+import sys
+import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from penstock.errors import InputError
 
-# calls and definitions after which a file may have names that don't stand in its text
-_MAKES_NAMES = {"globals", "exec", "setattr", "vars", "__getattr__"}
+# with what stands in a text, a file may have names that don't stand in it
+_MAKES_NAMES = re.compile(
+    r"\b(globals|locals|exec|eval|setattr|vars|__getattr__|__dict__|modules|global|import_module|__import__)\b"
+)
+# what may be imported without that a module of it could add something to the file that imports it
+_KNOWN = {*sys.stdlib_module_names, "torch", "torchvision", "torchaudio", "numpy", "scipy", "einops"}
 _TORCH_MODULE = {"Module", "nn.Module", "torch.nn.Module"}
 
 
@@ -21,6 +28,7 @@ class PythonOutline:
     text: str
     names: frozenset[str]
     classes: dict[str, tuple[str, ...]]  # in the file's order
+    decorated: frozenset[str]  # those of them that a decorator may have changed
     open: bool
 
     @property
@@ -39,27 +47,36 @@ class PythonOutline:
     def has_no_example(self, name: str) -> bool:
         """Whether neither the file nor this class of it can have ``example_inputs``."""
         own = self.classes.get(name)
-        plain = own is not None and {*own} <= _TORCH_MODULE
-        return plain and not self.open and "example_inputs" not in self.text
+        plain = own is not None and {*own} <= _TORCH_MODULE and name not in self.decorated
+        shadowed = not {"torch", "nn", "Module"}.isdisjoint(self.classes)
+        return plain and not shadowed and not self.open and "example_inputs" not in self.text
 
 
 def read(path: Path) -> PythonOutline:
     """Read a file. Raises ``InputError`` where it is absent or no Python."""
     try:
-        text = path.read_text(encoding="utf-8")
+        with tokenize.open(path) as file:  # in the encoding that the file declares
+            text = file.read()
         tree = ast.parse(text)
     except FileNotFoundError as error:
         raise InputError("no-such-file", "there is no such file", where=str(path), do="check the path") from error
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise InputError("not-python", f"the file can't be read as Python: {error}", where=str(path)) from error
-    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} | {*_defined(tree.body)}
-    stars = any(isinstance(node, ast.ImportFrom) and node.names[0].name == "*" for node in ast.walk(tree))
-    classes = {
-        node.name: tuple(ast.unparse(base) for base in node.bases)
-        for node in tree.body
-        if isinstance(node, ast.ClassDef)
-    }
-    return PythonOutline(text, frozenset(_defined(tree.body)), classes, stars or not used.isdisjoint(_MAKES_NAMES))
+        what = f"the file can't be read as Python: {error}"
+        raise InputError("not-python", what, where=str(path), do="check that it runs: python FILE") from error
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    bases = {node.name: tuple(ast.unparse(base) for base in node.bases) for node in classes}
+    decorated = frozenset(node.name for node in classes if node.decorator_list or node.keywords)
+    free = _MAKES_NAMES.search(text) is not None or not {*_imported(tree)} <= _KNOWN
+    return PythonOutline(text, frozenset(_defined(tree.body)), bases, decorated, free)
+
+
+def _imported(tree: ast.Module) -> Iterator[str]:
+    """Yield the top-level packages that a file imports from, "" for its own, "*" for all names of one."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield "*" if node.names[0].name == "*" else "" if node.level else (node.module or "").partition(".")[0]
 
 
 def _defined(body: list[ast.stmt]) -> Iterator[str]:

@@ -40,6 +40,12 @@ def inherit(nodes: Iterable[ir.Node], known: dict[str, str]) -> None:
         place = next((known[output.name] for output in node.outputs if output.name in known), "")
         if place:
             node.metadata_props[KEY] = place
+    _from_neighbours(pending)
+    _from_owner([node for node in nodes if line_of(node)])
+    _from_neighbours(pending)  # what is read in a body alone, by a node that has its line from the owner
+
+
+def _from_neighbours(pending: list[ir.Node]) -> None:
     for node in reversed(pending):
         if not line_of(node):
             users = (use.node for output in node.outputs for use in output.uses())
@@ -48,8 +54,6 @@ def inherit(nodes: Iterable[ir.Node], known: dict[str, str]) -> None:
         if not line_of(node):
             makers = (value.producer() for value in node.inputs if value is not None)
             _take(node, (line_of(maker) for maker in makers if maker is not None))
-
-    _from_owner([node for node in nodes if line_of(node)])
 
 
 def _from_owner(owners: Iterable[ir.Node]) -> None:

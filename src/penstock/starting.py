@@ -11,6 +11,7 @@ from typing import Any
 from penstock import datasets, python_outline, settings, store
 from penstock.errors import InputError, MissingError, PenstockError
 from penstock.frontends import Source
+from penstock.python_outline import PythonOutline
 from penstock.settings import Field
 from penstock.stages import export
 
@@ -35,16 +36,17 @@ def look(source: str, folder: Path) -> Found:
         outline = python_outline.read(Path(head))
         offered = ", ".join(outline.modules) or "no module"
         notes = [] if name in outline.names else [f"{head} seems to have no {name}; it has: {offered}"]
-        return Found(source, tuple(notes), nearby(folder))
+        return Found(source, (*notes, *_inputs(outline, name)), nearby(folder))
     if source.endswith(".py"):
-        modules = python_outline.read(Path(source)).modules
+        outline = python_outline.read(Path(source))
+        modules = outline.modules
         if not modules:
             what = "the file defines no class that derives from torch.nn.Module"
             raise InputError(
                 "no-such-name", what, where=source, do="write path/to/file.py:function that returns a module"
             )
         notes = [f"other modules of the file: {', '.join(modules[:-1])}"] if len(modules) > 1 else []
-        return Found(f"{source}:{modules[-1]}", tuple(notes), nearby(folder))
+        return Found(f"{source}:{modules[-1]}", (*notes, *_inputs(outline, modules[-1])), nearby(folder))
     if source.endswith(".onnx"):
         return Found(source, _of_onnx(Path(source)), nearby(folder))
     held = Source(source)
@@ -56,6 +58,13 @@ def look(source: str, folder: Path) -> Found:
     except MissingError as error:  # the file may be meant for another machine
         return Found(source, (f"{error.what}: {error.do}",), nearby(folder))
     return Found(source, (), nearby(folder))
+
+
+def _inputs(outline: PythonOutline, name: str) -> list[str]:
+    """Say what is to be added where nothing tells what shapes a module takes."""
+    if not outline.has_no_example(name):
+        return []
+    return [f"nothing says what shapes {name} takes: set [export] input, or [data] data, before building"]
 
 
 def check_data(spec: str) -> None:

@@ -98,6 +98,13 @@ def test_what_a_build_would_refuse_its_plan_refuses(home: Path, capsys: pytest.C
      ("from somewhere import Base\nclass Net(Base): ...", ["net.py:Net"], ""),
      ("from somewhere import *", ["net.py:Nope"], ""), ("def net(): ...", ["net.py:net"], ""),
      ("if True:\n    from a.b import c as Net", ["net.py:Net"], ""), ("globals()['Net'] = 1", ["net.py:Net"], ""),
+     ("locals()['Alias'] = 1", ["net.py:Alias"], ""),
+     ("import helpers\nhelpers.register(__name__)", ["net.py:Alias"], ""),
+     ("import sys\nsys.modules[__name__].Alias = 1", ["net.py:Alias"], ""),
+     ("def make():\n    global Alias\n    Alias = 1", ["net.py:Alias"], ""),
+     ("from mybase import Module\nclass Net(Module): ...", ["net.py:Net"], ""),
+     ("class nn:\n    class Module: ...\nclass Net(nn.Module): ...", ["net.py:Net"], ""),
+     ("def given(cls): return cls\n@given\nclass Net(torch.nn.Module): ...", ["net.py:Net"], ""),
      ("class Net(", ["net.py:Net"], "not-python")],
 )  # fmt: skip
 def test_a_plan_looks_at_the_users_file_without_running_it(
@@ -109,6 +116,14 @@ def test_a_plan_looks_at_the_users_file_without_running_it(
     assert run(["build", *words, "-o", "out", *FAST, "--dry-run", "--json"]) == (2 if id else 0)
     shown = json.loads(capsys.readouterr().out)
     assert shown.get("error", {}).get("id", "") == id and not Path("ran").exists()
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("head", [b"\xef\xbb\xbf", b"# -*- coding: latin-1 -*-\n# \xe9\n"])
+def test_a_plan_reads_a_file_in_its_own_encoding(head: bytes, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("net.py").write_bytes(head + b"import torch\nclass Net(torch.nn.Module): ...\n")
+    assert run(["build", "net.py:Net", "--input", "x:float32[b,3]", "-o", "out", *FAST, "--dry-run"]) == 0
+    assert run(["init", "net.py", "--yes", "-o", "made.toml"]) == 0
 
 
 def test_a_number_that_is_none_is_told_under_the_flag_that_was_given(

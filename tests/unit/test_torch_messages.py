@@ -219,3 +219,69 @@ def test_a_stored_tensor_that_has_the_size_is_named(stored: str, tmp_path: Path)
 def test_a_check_that_raises_has_a_cure_of_its_own(check: str, exporter: str, tmp_path: Path) -> None:
     error = told(tmp_path, forward(f"{check}\nreturn x * 2"), "x:float32[batch,4]", exporter=exporter)
     assert error.do.startswith("leave the check out of forward") and error.where.startswith("net.py:8: ")
+
+
+@pytest.mark.parametrize("filled", ["zeros", "ones"])
+def test_an_example_of_one_value_hides_nothing(filled: str, tmp_path: Path) -> None:
+    """Its zeros are zeros at every size and in every order, and so is three times each of them."""
+    body = forward(
+        "y = self.fc(x) - self.fc(torch.ones(4))\nreturn y * 3 if x.shape[0] == 1 else y", "self.fc = nn.Linear(4, 2)"
+    )
+    body += f"\ndef ex():\n    return torch.{filled}(2, 4)\n"
+    error = told(tmp_path, body, "x:float32[batch,4]", example="ex", exporter="dynamo")
+    assert error.id == "baked-in-size" and error.where.startswith("net.py:12: return y * 3 if x.shape[0] == 1")
+
+
+def test_a_branch_in_a_hook_is_found(tmp_path: Path) -> None:
+    body = """
+        def hook(module, args):
+            if args[0].shape[0] == 1:
+                return (args[0] * 2,)
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.register_forward_pre_hook(hook)
+            def forward(self, x):
+                return x.relu() + 1
+    """
+    error = told(tmp_path, body, "x:float32[batch,4]", exporter="dynamo")
+    assert error.id == "baked-in-size" and error.where.startswith("net.py:8: if args[0].shape[0] == 1")
+
+
+def test_a_size_in_a_set_is_told_with_the_line_and_without_the_exporters_log(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Only strict mode takes that, and it runs no Python of the user's that a stack would show."""
+    error = told(
+        tmp_path,
+        forward("if x.shape[1] in {4, 8}:\n    x = x * 2\nreturn x"),
+        "x:float32[batch,n=4]",
+        exporter="dynamo",
+    )
+    assert error.id == "baked-in-size" and error.where.startswith("net.py:8: if x.shape[1] in {4, 8}")
+    assert "Error while creating guard" not in capfd.readouterr().err
+
+
+def test_an_operator_of_ones_own_is_no_other_way_under_the_exporter(tmp_path: Path) -> None:
+    """Under export its fake runs in its place; what differs is the translation."""
+    body = """
+        @torch.library.custom_op("penstock_test::twice", mutates_args=())
+        def twice(x: torch.Tensor) -> torch.Tensor:
+            return x * 2
+        @twice.register_fake
+        def _(x):
+            return torch.empty_like(x)
+        class Net(nn.Module):
+            def forward(self, x):
+                return twice(x)
+    """
+    (tmp_path / "tr.py").write_text(
+        "from onnxscript import opset18 as op\n\ndef thrice(x):\n    return op.Mul(x, 3.0)\n"
+    )
+    given = {"translate": (f"penstock_test::twice={tmp_path}/tr.py:thrice",), "exporter": "dynamo"}
+    error = told(tmp_path, body, "x:float32[batch,4]", **given)
+    assert (
+        error.id == "export-differs"
+        and "another way" not in error.what
+        and "thrice" in error.what + error.do + error.where
+    )

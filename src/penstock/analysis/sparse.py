@@ -11,17 +11,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from penstock.errors import InputError
+
 if TYPE_CHECKING:
     import onnx
 
-MOST_BYTES = 128 << 20  # of all sparse tensors of a model as dense ones
+MOST_BYTES = 256 << 20  # of all sparse tensors of a model as dense ones
 
 
 def make_dense(model: onnx.ModelProto, folder: str) -> int:
     """Put a dense tensor in the place of each sparse initializer and each sparse Constant; return their number.
 
-    ``folder`` is where the model's external data lies. Raises ``ValueError`` for indices that don't fit, and where all
-    of them would take too much memory.
+    ``folder`` is where the model's external data lies. Raises ``ValueError`` for indices that don't fit, ``InputError``
+    where all of them would take too much memory.
     """
     count = 0
     taken = 0
@@ -65,7 +67,8 @@ def _room(entry: onnx.SparseTensorProto, taken: int) -> int:
     width = helper.tensor_dtype_to_np_dtype(entry.values.data_type).itemsize
     taken += math.prod(entry.dims) * width
     if taken > MOST_BYTES:
-        raise ValueError(f"its sparse tensors take more than {MOST_BYTES:,} bytes as dense ones")
+        what = f"its sparse tensors take more than {MOST_BYTES:,} bytes as dense ones"
+        raise InputError("tensor-too-large", what, do="save the model with dense tensors in their places")
     return taken
 
 

@@ -83,7 +83,7 @@ def command(
         click.echo(f"{trouble.level:<9}{trouble.what}\n         do: {trouble.do}")
     for one in blocked:
         click.echo(_console.printable(f"blocked  {one.what}" + (f"\n         where: {one.where}" if one.where else "")
-                                      + f"\n         do: {one.do}", "\n"))  # fmt: skip
+                                      + (f"\n         do: {one.do}" if one.do else ""), "\n"))  # fmt: skip
     if not report.troubles and not blocked:
         click.echo("nothing clashes, nothing is missing")
     if blocked:

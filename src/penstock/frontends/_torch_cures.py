@@ -11,6 +11,7 @@ BRANCH = f"write the branch with torch.cond or torch.where, or script the functi
 SIZE = "take sizes from x.shape, without int(), len() or numpy; a reshape takes -1 for an axis that moves"
 NUMBER = "take the size as x.shape has it, without int(), float(), len(), round() or math; a root is n ** 0.5"
 LOOP = f"script the function that has the loop with {SCRIPT}, or write it with while_loop"
+INDEX = f"what the size is an index of: keep it in a tensor; a loop further in: {LOOP}"
 TENSOR = f"keep it in a tensor, without int(), float() or .item(); a loop over it: script its function with {SCRIPT}"
 CONTROL = f"write a branch with torch.cond or torch.where and a loop with while_loop, or script it with {SCRIPT}"
 CHECK = "leave the check out of forward: a model can't raise; check its inputs before it is called"
@@ -32,7 +33,7 @@ def for_size(where: str, *, number: bool = False) -> str:
     if _BRANCHES.search(code):
         return BRANCH
     if number:
-        return NUMBER if _NUMBERS.search(code) else LOOP
+        return NUMBER if _NUMBERS.search(code) else INDEX if "[" in code else LOOP
     return SIZE
 
 

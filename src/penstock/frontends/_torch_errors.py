@@ -7,12 +7,14 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.fx.experimental import symbolic_shapes
 from torch.onnx._constants import ONNX_TORCHSCRIPT_EXPORTER_MAX_OPSET
 
+import penstock
 from penstock import graph
 from penstock.errors import GateError, InputError, PenstockError
 from penstock.frontends._torch_cures import CHECK, CONTROL, SIZE, for_size, is_check
@@ -24,6 +26,7 @@ SPECIALIZED = re.compile(r"marked (?P<dim>\w+) as dynamic but your code speciali
 RELATED = re.compile(r"Not all values of (?P<dim>\w+) .*? satisfy the generated guard (?P<guard>.*)")
 _SIZE_OF = re.compile(r"L\['(?P<name>\w+)'\](?:\[(?P<index>\d+)\])?\.size\(\)\[(?P<axis>\d+)\]")
 _OPSET = re.compile(r"Unsupported onnx_opset_version: (?P<asked>\d+)")
+_OWN = str(Path(penstock.__file__).parent)
 _ADDRESS = re.compile(r" (?:object )?at 0x[0-9a-f]+")
 
 
@@ -111,11 +114,13 @@ def _before(method: str, note: Callable[..., None]) -> Iterator[None]:
 
 def _place(home: Home) -> list[_Place]:
     frames = stack(sys._getframe(1))
-    index = False
+    index = within = False
     for file, line, name in frames:
         if found := home.place(file, line):
             return [_Place(found, layer(((file, line) for file, line, _ in frames), home), index)]
-        index = index or name == "__index__"
+        if within and file.startswith(_OWN):  # beyond is whoever asked for the export
+            return []
+        index, within = index or name == "__index__", within or not file.startswith(_OWN)
     return []
 
 
@@ -133,7 +138,10 @@ def _message(error: Exception, told: Told, seen: _Seen) -> PenstockError:
     links = list(_chain(error))
     for link in links:
         if match := SPECIALIZED.search(str(link)):
-            return _specialized(match["dim"], match["n"], seen.fixed or seen.guarded, told)
+            places = seen.fixed or seen.guarded
+            if not any(place.line for place in places) and (line := of_stack(str(link), told.home)):
+                places = [_Place(line, "", False)]  # strict mode runs the user's code itself, and tells the line alone
+            return _specialized(match["dim"], match["n"], places, told)
         if match := RELATED.search(str(link)):
             return _related(match["dim"], match["guard"], seen.guarded or seen.fixed, told)
     for link in links:
@@ -216,8 +224,10 @@ def _holder(size: int | None, lines: list[str], told: Told) -> tuple[str, str]:
         return "", ""
     nodes = [node for node in program.graph.nodes if node.op == "call_function"]
     holds = [node for node in nodes if size is not None and _takes(node, size)]
-    there = [node for node in nodes if of_stack(node.meta.get("stack_trace") or "", told.home) in lines]
-    found = next(iter([*(node for node in holds if node in there), *holds, *there]), None)
+    its = {node: of_stack(node.meta.get("stack_trace") or "", told.home) for node in nodes}
+    there = [node for node in nodes if its[node] in lines]
+    after = [node for node in nodes if any(_below(its[node], line) for line in lines)]  # what uses what is made there
+    found = next(iter([*(node for node in holds if node in there), *holds, *there, *after]), None)
     if found is None:
         return "", ""
     target = found.target if isinstance(found.target, torch._ops.OpOverload) else getattr(found.target, "__name__", "")
@@ -225,14 +235,16 @@ def _holder(size: int | None, lines: list[str], told: Told) -> tuple[str, str]:
     return f"the node {found.name!r} ({target})", stored
 
 
+def _below(place: str, line: str) -> bool:
+    """Tell whether a place stands below a line of the same file."""
+    (file, _, number), (other, _, start) = place.rpartition(":"), line.rpartition(":")
+    return bool(file) and file == other and int(number) > int(start)
+
+
 def _stored(program: Any, node: Any, size: int) -> str:
-    """Name the buffer, parameter or constant of this size in some axis that a node takes, "" where it takes none."""
+    """Name the buffer or parameter of this size in some axis that a node takes, "" where it takes none."""
     signature = program.graph_signature
-    kinds = (
-        ("the buffer", signature.inputs_to_buffers),
-        ("the parameter", signature.inputs_to_parameters),
-        ("the constant", signature.inputs_to_lifted_tensor_constants),
-    )
+    kinds = (("the buffer", signature.inputs_to_buffers), ("the parameter", signature.inputs_to_parameters))
     for argument in node.all_input_nodes:
         value = argument.meta.get("val")
         for kind, names in kinds:

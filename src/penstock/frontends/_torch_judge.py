@@ -150,12 +150,13 @@ class Judge:
         if case.told.endswith(NOT_A_NUMBER):
             do = "give --example with values that make sense at every size: a mask that leaves something"
             return GateError("export-differs", at, where=where, do=f"{self._other()}; or {do}")
-        if place := parting_from(lambda: self.again(self.plan), self.module, self.home, self.plan.example):
+        near = case.got.shape == case.want.shape and case.figure <= CLOSE
+        place = "" if near else parting_from(lambda: self.again(self.plan), self.module, self.home, self.plan.example)
+        if place:
             place = self.home.text(place)
             what = f"under the exporter your code goes another way than in PyTorch{self._before(place)}: {at}"
             do = f"{for_branch(place, CONTROL)}; a try around it hides what the exporter says"
             return GateError("branch-lost", what, where=place, do=do)
-        near = case.got.shape == case.want.shape and case.figure <= CLOSE
         do = self._close_enough(case.figure) if near else self._other()
         return GateError("export-differs", at, where=where, do=do)
 

@@ -64,10 +64,12 @@ def resized(plan: Plan, sizes: Mapping[str, int], turn: int) -> dict[str, np.nda
     """Make inputs of other sizes out of the example's own values, so that whatever holds for them still holds.
 
     Along each dynamic axis the slices are repeated in order, from another one at each ``turn``; at odd turns the other
-    axes are reversed, which puts other values into every place.
+    axes are reversed, which puts other values into every place. At turns other than 0 a float input that has one value
+    everywhere gets others around it: moved, it would show nothing.
     """
     made = {}
     for name, array in plan.example.items():
+        array = _varied(array, turn) if turn else array
         axes = plan.dynamic.get(name, {})
         for axis in range(array.ndim):
             if axis in axes:
@@ -77,6 +79,15 @@ def resized(plan: Plan, sizes: Mapping[str, int], turn: int) -> dict[str, np.nda
                 array = np.flip(array, axis=axis)
         made[name] = np.ascontiguousarray(array) if array.ndim else array
     return made
+
+
+def _varied(array: np.ndarray, turn: int) -> np.ndarray:
+    if array.dtype.kind != "f" or array.size < 2 or not (array == array.flat[0]).all():
+        return array
+    rng, value = np.random.default_rng(turn), float(array.flat[0])
+    if value == 0.0:
+        return rng.standard_normal(array.shape).astype(array.dtype)
+    return (value * rng.uniform(0.5, 1.5, array.shape)).astype(array.dtype)
 
 
 def make(loaded: Loaded, settings: ExportSettings, data: Mapping[str, np.ndarray] | None) -> Plan:

@@ -110,7 +110,7 @@ def _same_twice(module: torch.nn.Module, plan: Plan) -> None:
     for first, second in zip(*runs, strict=True):
         if not torch.equal(torch.nan_to_num(first.float()), torch.nan_to_num(second.float())):
             what = "the module gives another output for the same input: it draws random numbers or keeps a state"
-            do = "take the randomness out of forward; dropout and the like are off in eval mode"
+            do = "take the randomness out of forward; nn.Dropout is off here, and F.dropout with training=self.training"
             raise GateError("not-deterministic", what, where=line_of(module), do=do)
 
 

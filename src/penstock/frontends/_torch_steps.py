@@ -7,7 +7,8 @@ go the same way, and wrong for others. Where it is wrong, the line is found by w
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
@@ -18,28 +19,28 @@ from penstock.frontends._torch_lines import Home
 from penstock.frontends._torch_module import Feeds, run_module
 
 MOST_STEPS = 200_000  # of one run; what comes later is not compared
+_TORCH = Path(torch.__file__).parent
+_DISPATCH = tuple(str(_TORCH / name) for name in ("_library", "_ops.py", "library.py", "_custom_op"))
 _Step = tuple[CodeType, int, int]  # the function, the instruction's offset in it, its line
 
 
 def parting(module: torch.nn.Module, home: Home, one: Feeds, two: Feeds) -> str:
     """Return the place after which the module goes another way on ``two`` than on ``one``, "" where it doesn't."""
-    return _parting(
-        steps(lambda: run_module(module, one), module, home), steps(lambda: run_module(module, two), module, home), home
-    )
+    return _parting(steps(lambda: run_module(module, one), home), steps(lambda: run_module(module, two), home), home)
 
 
 def parting_from(work: Callable[[], Any], module: torch.nn.Module, home: Home, feeds: Feeds) -> str:
     """Return the place after which ``work``, an export, takes the module another way than a plain run on ``feeds``."""
-    return _parting(steps(work, module, home), steps(lambda: run_module(module, feeds), module, home), home)
+    return _parting(steps(work, home), steps(lambda: run_module(module, feeds), home), home)
 
 
-def steps(work: Callable[[], Any], module: torch.nn.Module, home: Home) -> list[_Step]:
-    """Do the work and list the instructions of the user's that ran in the last call of the module's forward.
+def steps(work: Callable[[], Any], home: Home) -> list[_Step]:
+    """Do the work and list the instructions of the user's that ran, but for those inside operators of the user's own.
 
-    Empty where something else traces already (a debugger), where forward isn't Python, or where the work fails.
+    An operator's body is no part of the module's way: an exporter runs another function in its place. Empty where
+    something else traces already (a debugger), or where the work fails.
     """
-    code = getattr(getattr(type(module), "forward", None), "__code__", None)
-    if code is None or sys.gettrace() is not None:
+    if sys.gettrace() is not None:
         return []
     found: list[_Step] = []
     mine: dict[str, bool] = {}
@@ -53,10 +54,10 @@ def steps(work: Callable[[], Any], module: torch.nn.Module, home: Home) -> list[
         file = frame.f_code.co_filename
         if file not in mine:
             mine[file] = bool(home.place(file, 1))
-        if event != "call" or not mine[file]:
+        if event != "call":
             return None
-        if frame.f_code is code and not _inside(frame, code):
-            found.clear()
+        if not mine[file] or _of_an_operator(frame, mine):
+            return None
         frame.f_trace_opcodes = True
         return within
 
@@ -72,14 +73,14 @@ def steps(work: Callable[[], Any], module: torch.nn.Module, home: Home) -> list[
     return found
 
 
-def _inside(frame: FrameType, code: CodeType) -> bool:
-    """Tell whether a call of forward stands in another one of the same code: a part of the same kind."""
+def _of_an_operator(frame: FrameType, mine: Mapping[str, bool]) -> bool:
+    """Tell whether a function was called by torch's dispatcher, and not by the user's code or a module."""
     outer = frame.f_back
-    while outer is not None:
-        if outer.f_code is code:
+    while outer is not None and not mine.get(outer.f_code.co_filename, False):
+        if outer.f_code.co_filename.startswith(_DISPATCH):
             return True
         outer = outer.f_back
-    return False
+    return outer is not None and outer.f_trace is None and _of_an_operator(outer, mine)
 
 
 def _parting(one: list[_Step], two: list[_Step], home: Home) -> str:

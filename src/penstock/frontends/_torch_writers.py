@@ -228,7 +228,7 @@ def deaf() -> Iterator[None]:
 def quiet() -> Iterator[None]:
     """Keep the exporters' chatter (deprecations, progress, missing torchvision) from the terminal."""
     previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(logging.CRITICAL)  # what goes wrong is raised as well
     sink = io.StringIO()
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):

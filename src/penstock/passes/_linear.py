@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _DIGITS = {"FLOAT": 23, "FLOAT16": 10, "BFLOAT16": 7}  # binary digits of a number's fraction
 OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+MOST_AWAY = 1000.0  # of an offset from where the values are, whose spread is taken for about 1
 FLOATS = ("FLOAT", "FLOAT16", "DOUBLE", "BFLOAT16")
 
 
@@ -206,11 +207,17 @@ def taken_in(after: ir.Node, source: ir.Value | None, slope: Array, offset: Arra
 
     Raises ``Refusal`` where the weights aren't constants or don't fit, and where it can't take an offset in.
     """
+    import numpy as np
+
     weight = numbers(after.inputs[1], f"the weight of {after.op_type}", site)
     tensor = site.tensor(after.inputs[1])
     assert tensor is not None
     if tensor.dtype.name not in FLOATS:
         raise Refusal(f"its weights are {tensor.dtype.name}, no floating-point type that can be folded")
+    if after.op_type in ("Gemm", "MatMul") and weight.ndim != 2:
+        raise Refusal(f"the weight of {after.op_type} has {weight.ndim} axes")
+    if (np.abs(offset) > MOST_AWAY).any():
+        raise Refusal("what is added first is so large that digits of the sum would be missing")
     if offset.any() and after.op_type == "ConvTranspose":
         raise Refusal("each place of what a ConvTranspose makes would get another share of the offset")
     if offset.any() and after.op_type == "Conv" and _pads(after, weight):

@@ -71,7 +71,7 @@ def _same(node: ir.Node, site: Site) -> ir.Value | None:
         pads = attribute(node, "pads") or (site.ints(inputs[1]) if len(inputs) > 1 else None)
         return first if pads is not None and not any(pads) else None
     if op in _OF_ONE:
-        return first if len(inputs) == 1 or (op == "Split" and len(node.outputs) == 1) else None
+        return first if len(node.outputs if op == "Split" else inputs) == 1 else None
     if op in _POOLS:
         return first if _is_point(node) and same(site.shape(first), site.shape(node.outputs[0])) else None
     if op == "Slice":

@@ -94,7 +94,8 @@ def _through(value: ir.Value | None, slope: Array, offset: Array, axis: int, sit
     inner = None if added is None else _through(source, slope, offset * 0.0, axis, site)
     if added is None or inner is None:
         return None
-    return site.make("Add", [inner, site.constant(rounded(slope * added + offset, source.dtype, "bias"), source.dtype)])
+    bias = rounded(slope * added + offset, source.dtype, "bias").reshape(-1, *(1,) * (rank - 1 - axis))
+    return site.make("Add", [inner, site.constant(bias, source.dtype)])
 
 
 def _affine(node: ir.Node, site: Site) -> tuple[Array, Array]:

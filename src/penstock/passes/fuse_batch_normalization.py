@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from penstock.passes import Phase
 from penstock.passes._expressions import FLOATS
-from penstock.passes._linear import beside_constant, per_channel, rounded, step
+from penstock.passes._linear import MOST_AWAY, beside_constant, per_channel, rounded, step
 from penstock.rewriting import Refusal, Rewrite
 from penstock.rewriting.site import Site
 
@@ -33,7 +33,6 @@ PHASE: Phase = "fuse"
 AFTER: tuple[str, ...] = ("fuse-group-normalization", "fuse-layer-normalization", "fuse-rms-normalization")
 OPERATORS: tuple[str, ...] = ("Mul", "Div", "Add", "Sub", "Neg")
 SINCE = 9
-MOST_AWAY = 1000.0
 
 
 def rewrite(node: ir.Node, site: Site) -> Rewrite | None:

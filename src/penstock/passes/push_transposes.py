@@ -120,12 +120,15 @@ class _Writing:
         if array is not None:
             return self.site.constant(turned_constant(array, order), value.dtype)
         region = self.region
+        readers = [*(node for node in region.readers(value) if node in chosen), *region.cancelled(value)]
         if (source := region.of_transpose(value)) is not None:
             above = value.producer()
             assert above is not None
-            return source[0] if source[1] is None else self.transpose(source[0], source[1], above)
-        readers = [node for node in region.readers(value) if node in chosen]
-        return self.transpose(value, inverse(order), self.site.first_of([*readers, *region.cancelled(value)]))
+            if source[1] is None:
+                return source[0]
+            place = above if above.graph is region.seed.graph else self.site.first_of(readers)
+            return self.transpose(source[0], source[1], place)
+        return self.transpose(value, inverse(order), self.site.first_of(readers))
 
     def transpose(self, value: ir.Value, order: Order, place: ir.Node) -> ir.Value:
         """Make a Transpose."""

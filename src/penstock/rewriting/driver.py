@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
+from penstock.graph import first_line
 from penstock.passes import Declined, Pass, PassResult, Rule, is_rule
 from penstock.passes._library import node_label
 from penstock.rewriting import PassBroke, Refusal
@@ -156,7 +157,7 @@ class Driver:
                 continue
             except Exception as error:  # a rule meets arbitrary graphs: this place stays as it was, and that is told
                 editor.drop()
-                turns.failed(node_label(node), f"{type(error).__name__}: {error}")
+                turns.failed(node_label(node), f"{type(error).__name__}: {first_line(error, 200)}")
                 continue
             turns.rewrites += 1
             turns.nodes_gone += len(event.removed) - len(event.added)

@@ -7,9 +7,11 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, cast
 
 from penstock import source_lines
+from penstock.graph import first_line
 from penstock.passes._library import node_label
 from penstock.rewriting import PassBroke, Refusal, Rewrite, wiring
 from penstock.rewriting.knowledge import Knowledge, count
+from penstock.rewriting.schema_types import misfit
 from penstock.rewriting.site import Site
 from penstock.rewriting.sizes import Product
 from penstock.rewriting.trace import Event, Trace
@@ -80,7 +82,7 @@ class Editor:
         try:
             return self._change(root, rewrite, made, rule)
         except Exception as error:  # whatever it is, the graph may be half changed
-            raise PassBroke(rule, f"at {node_label(root)}: {type(error).__name__}: {error}") from error
+            raise PassBroke(rule, f"at {node_label(root)}: {type(error).__name__}: {first_line(error, 200)}") from error
 
     def _change(self, root: ir.Node, rewrite: Rewrite, made: list[ir.Node], rule: str) -> Event:
         graph = root.graph
@@ -138,6 +140,8 @@ class Editor:
 
     def _check(self, root: ir.Node, rewrite: Rewrite, made: list[ir.Node]) -> None:
         given: set[ir.Value] = set()
+        if reason := next((told for node in made if (told := misfit(node, self.site.opset))), ""):
+            raise Refusal(reason)
         if self.site.in_function(root):
             read = [value for node in made for value in node.inputs] + list(rewrite.values.values())
             if any(value is not None and value.producer() is None and value.name is None for value in read):
@@ -159,6 +163,9 @@ class Editor:
     def _check_scope(self, root: ir.Node, rewrite: Rewrite, made: list[ir.Node]) -> None:
         """Raise ``ValueError`` where a rule wires what can't be: that is a fault of the rule."""
         seen, graph = set(made), root.graph
+        for place in rewrite.places.values():
+            if place.graph is not graph:
+                raise ValueError(f"a new node is put beside {node_label(place)!r}, which lies in another graph")
         scope = {graph}
         while (owner := self.site.owners.get(cast("ir.Graph", graph))) is not None:
             graph = owner.graph

@@ -6,11 +6,13 @@ Every node has an id that stays its own (``n12``). Base and events together give
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from penstock import source_lines
+from penstock.jsonable import from_json
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -204,6 +206,14 @@ def _text(attribute: ir.Attr) -> str:
         shown = ", ".join(str(item) for item in value[:LONGEST_ATTRIBUTE])
         return f"[{shown}{', …' if len(value) > LONGEST_ATTRIBUTE else ''}]"
     return kind.lower()
+
+
+def read(text: str) -> tuple[list[NodeRow], list[Event]]:
+    """Read what ``penstock optimize --trace`` writes: the graph as it came, and the events. Raises ``ValueError``."""
+    found = json.loads(text)
+    if not isinstance(found, dict) or not {"base", "events"} <= set(found):
+        raise ValueError("this is no trace: it has no base and no events")
+    return [from_json(NodeRow, row) for row in found["base"]], [from_json(Event, event) for event in found["events"]]
 
 
 def snapshot(base: Sequence[NodeRow], events: Sequence[Event]) -> dict[str, list[NodeRow]]:

@@ -153,3 +153,15 @@ def test_the_first_output_of_a_loop_body_keeps_its_node() -> None:
     proto = model([node("Loop", ["n", "", "x"], ["y"], body=body)], X, ["y"], {"n": 2})
     found = apply(proto, PASS)
     assert found.operators == ["Loop", "Identity", "Relu"]
+
+
+@pytest.mark.parametrize("opset", [11, 17, 18, 23])
+@pytest.mark.parametrize("read", ["a", "b"])
+def test_a_split_into_parts_is_no_noop_though_one_part_alone_is_read(opset: int, read: str) -> None:
+    """It says no sizes, so it has one input; the parts are of equal size."""
+    attributes = {"axis": 1} | ({"num_outputs": 2} if opset >= 18 else {})
+    nodes = [node("Split", ["x"], ["a", "b"], **attributes), node("Relu", [read], ["y"])]
+    assert_stays(model(nodes, {"x": (2, 6)}, ["y"], opset=opset), PASS)
+    whole = node("Split", ["x"], ["a"], **{**attributes, **({"num_outputs": 1} if opset >= 18 else {})})
+    found = apply(model([whole, node("Relu", ["a"], ["y"])], {"x": (2, 6)}, ["y"], opset=opset), PASS)
+    assert found.operators == ["Relu"]

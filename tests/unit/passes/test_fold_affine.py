@@ -200,3 +200,20 @@ def test_what_stays_before_a_linear_operator() -> None:
     weight.graph.input[0].CopyFrom(onnx.helper.make_tensor_value_info("x", 1, [6, 4, 3, 3]))
     weight.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info("y", 1, [2, 6, 5, 5]))
     assert_stays(weight, PASS)
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 4, 5)])
+@pytest.mark.parametrize("op", ["Mul", "Add"])
+def test_not_into_weights_that_have_other_than_two_axes(op: str, shape: tuple[int, ...]) -> None:
+    nodes = [node(op, ["x", "k"], ["s"]), node("MatMul", ["s", "w"], ["y"])]
+    proto = model(nodes, {"x": (4, 4)}, ["y"], {"w": floats(0, *shape), "k": floats(2, 4)})
+    assert_stays(proto, PASS, f"the weight of MatMul has {len(shape)} axes")
+
+
+def test_a_mean_that_is_large_stays_before_the_product() -> None:
+    nodes = [node("Sub", ["r", "k"], ["t"]), node("Div", ["t", "half"], ["s"])]
+    proto = before(
+        *nodes, op="Gemm", weights={"k": np.full(4, 5000, np.float32), "half": np.float32(0.5)}, shape=("batch", 4)
+    )
+    found = assert_becomes(proto, PASS, ["Relu", "Sub", "Gemm"], tolerance=1e-5, feeds={"x": 5000 + floats(3, 2, 4)})
+    assert found.reasons == ["what is added first is so large that digits of the sum would be missing"]

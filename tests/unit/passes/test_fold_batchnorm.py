@@ -358,3 +358,40 @@ def test_not_above_a_transpose_that_gives_it_another_axis_or_that_others_read() 
     wide = [helper.make_node("Add", ["m", "c"], ["n"]), helper.make_node("Transpose", ["n"], ["u"], perm=[0, 2, 1])]
     bias = np.ones((5, 6), np.float32)
     assert_declined(behind(*wide, c=bias), "its input comes from Transpose, not from Conv, ConvTranspose or Gemm")
+
+
+@pytest.mark.parametrize("shape", [(1, 6, 1, 1), (6, 1, 1), (1,), ()])
+@pytest.mark.parametrize("size", [5, 6])
+def test_a_constant_between_a_conv_and_it_is_added_along_the_channels(shape: tuple[int, ...], size: int) -> None:
+    rng = np.random.default_rng(7)
+    held = {name: rng.normal(size=6).astype(np.float32) for name in ("scale", "shift", "mean")}
+    held |= {"var": rng.uniform(0.3, 2, 6).astype(np.float32), "w": rng.normal(size=(6, 2, 1, 1)).astype(np.float32)}
+    nodes = [helper.make_node("Conv", ["x", "w"], ["m"]), helper.make_node("Add", ["m", "c"], ["u"]),
+             helper.make_node("BatchNormalization", ["u", "scale", "shift", "mean", "var"], ["y"])]  # fmt: skip
+    proto = model(nodes, {"x": (2, 2, size, size)}, ["y"], held | {"c": rng.normal(size=shape).astype(np.float32)})
+    assert assert_folded(proto, 1e-5, Runtime).operators == ["Conv", "Add"]
+
+
+@pytest.mark.parametrize("shape", [(6, 1), (1, 6, 1), (1,)])
+def test_a_constant_behind_a_transpose_is_added_along_the_channels(shape: tuple[int, ...]) -> None:
+    turned = helper.make_node("Transpose", ["m"], ["n"], perm=[0, 2, 1])
+    proto = behind(
+        turned,
+        helper.make_node("Add", ["n", "c"], ["u"]),
+        c=np.random.default_rng(8).normal(size=shape).astype(np.float32),
+    )
+    assert assert_folded(proto, 1e-5).operators == ["MatMul", "Transpose", "Add"]
+
+
+@pytest.mark.parametrize(("shape", "result"), [((4,), (3,)), ((4, 4, 5), (4, 4, 5))])
+def test_not_into_weights_that_have_other_than_two_axes(shape: tuple[int, ...], result: tuple[int, ...]) -> None:
+    proto = after("MatMul", shape, (4 if len(shape) == 3 else 3, 4), 4)
+    assert_declined(proto, f"the weight of MatMul has {len(shape)} axes")
+
+
+def test_digits_that_a_large_mean_would_cost_are_kept() -> None:
+    proto = after("Conv", (6, 4, 1, 1), (2, 4, 5, 5), 4)
+    for held in proto.graph.initializer:
+        if held.name == "mean":
+            held.CopyFrom(numpy_helper.from_array(np.full(4, 30000, np.float32), "mean"))
+    assert_declined(proto, "what is added first is so large that digits of the sum would be missing")

@@ -365,3 +365,41 @@ def test_bytes_that_a_rewrite_saves() -> None:
     found = apply(model(nodes, X, ["y"]), rule(cancel, "Neg"))
     assert [event.saved_bytes for event in found.done.trace.events] == [16]
     assert (found.turns["rule"].saved_bytes, found.turns["rule"].nodes_gone) == (16, 1)
+
+
+@pytest.mark.parametrize(("made", "opset"), [("HardSwish", 14), ("Mish", 18), ("Softplus", 13)])
+def test_what_the_opset_does_not_take_is_not_made(made: str, opset: int) -> None:
+    """These take bfloat16 from opset 22 on."""
+
+    def once(one: ir.Node, site: Site) -> Rewrite:
+        return site.instead(one, site.make(made, one.inputs), "another")
+
+    for kind, at in (("bfloat16", opset), ("float32", opset), ("bfloat16", 22)):
+        proto = model([node("Neg", ["x"], ["y"])], X, ["y"], opset=at)
+        if kind == "bfloat16":
+            for value in (proto.graph.input[0], proto.graph.output[0]):
+                value.type.tensor_type.elem_type = onnx.TensorProto.BFLOAT16
+        found = apply(proto, rule(once, "Neg"))
+        fits = kind == "float32" or at == 22
+        assert found.operators == [made if fits else "Neg"]
+        assert found.reasons == ([] if fits else [f"{made} of opset {opset} takes no bfloat16"])
+
+
+def test_a_transpose_outside_a_body_is_made_anew_inside() -> None:
+    """The one above lies in the outer graph, and what is turned in the body of the branch."""
+    then = helper.make_graph(
+        [node("Sigmoid", ["v1"], ["v2"]), node("Transpose", ["v2"], ["v3"], perm=[2, 0, 1]),
+         node("Transpose", ["v3"], ["v4"], perm=[1, 0, 2])],
+        "then", [], [helper.make_tensor_value_info("v4", 1, None)],
+    )  # fmt: skip
+    other = helper.make_graph([node("Relu", ["x"], ["e"])], "else", [], [helper.make_tensor_value_info("e", 1, None)])
+    nodes = [
+        node("Transpose", ["x"], ["v1"], perm=[1, 2, 0]),
+        node("If", ["p"], ["y"], then_branch=then, else_branch=other),
+    ]
+    proto = model(nodes, {"x": (2, 6, 8), "p": ("bool", ())}, ["y"])
+    for taken in (True, False):
+        feeds = {"x": floats(0, 2, 6, 8), "p": np.array(taken)}
+        found = apply(proto, "merge-transposes", "push-transposes")
+        assert_same(proto, found.proto, feeds=feeds)
+    assert found.operators.count("Transpose") == 1 and not found.failures
