@@ -129,7 +129,7 @@ def verify_all(
         }
         try:
             if runnable.is_of_a_third_party:
-                rehearse(runnable.model, deployment, golden.feeds[0])
+                rehearse(runnable.model, deployment, golden.feeds)
             session = runnable.open()
         except PenstockError as error:
             append(Verdict("load", deployment.name, Outcome(False, error.what)))

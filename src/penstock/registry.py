@@ -84,8 +84,7 @@ def load(kind: Kind, name: str) -> object:
             raise MissingError("broken-plug-in", what, where=built_in[name], do="install penstock anew") from error
     for entry in _entry_points(kind):
         if entry.name == name:
-            if kind != "commands":  # a command is called by its name, and runs alone
-                _try_first(kind, entry)
+            _try_first(kind, entry)
             return _loaded(kind, entry)
     known = names(kind)
     near = difflib.get_close_matches(name, known, 1)
@@ -127,7 +126,7 @@ def blamed(kind: Kind, name: str) -> Iterator[None]:
         yield
     except PenstockError:
         raise
-    except Exception as error:  # a third party's code raises what it likes; a built-in one's goes on as it is
+    except (Exception, SystemExit) as error:  # a third party's raises what it likes; a built-in one's goes on as it is
         if (owner := origins(kind).get(name)) is None:
             raise
         what = f"the {_singular(kind)} {name!r} of {owner} failed: {_told(error)}"
@@ -180,7 +179,7 @@ def _problem(plugin: object) -> str:
     available = getattr(plugin, "available", None)
     try:
         return str((available() if callable(available) else "") or "")
-    except Exception as error:  # a third party's
+    except (Exception, SystemExit) as error:  # a third party's
         return _told(error)
 
 

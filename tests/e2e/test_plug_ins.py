@@ -253,6 +253,54 @@ def test_not_even_one_that_ends_the_process_is_fatal(site: Path, monkeypatch: py
     assert "to the authors of wild-penstock" in done.stderr and "Traceback" not in done.stderr
 
 
+ENDING = """
+import os
+import sys
+from types import SimpleNamespace
+from penstock.passes import PassResult
+
+def passing(run):
+    return SimpleNamespace(__doc__="Odd.", PHASE="clean", AFTER=(), run=run)
+
+ends, leaves = passing(lambda model: os.abort()), passing(lambda model: sys.exit(0))
+rule = SimpleNamespace(__doc__="Odd.", PHASE="clean", AFTER=(), OPERATORS=("Relu",),
+                       rewrite=lambda node, site: sys.exit(0))
+runs = []
+
+def run(feeds):
+    runs.append(1)
+    if len(runs) == 3:
+        os._exit(7)
+    return [next(iter(feeds.values()))[:, :3] * 0.5]
+
+later = SimpleNamespace(__doc__="Odd.", ROLE="candidate", FORMATS=("onnx",), available=lambda: "", facts=lambda: {},
+                        load=lambda model, deployment: SimpleNamespace(run=run, actual=dict, close=lambda: None))
+"""
+
+
+def test_a_pass_or_a_backend_that_ends_the_process_later_ends_no_build(site: Path) -> None:
+    passes = "ends = ending_penstock:ends\nleaves = ending_penstock:leaves\nleaves-too = ending_penstock:rule"
+    entries = {"passes": passes,
+               "backends": "later = ending_penstock:later"}  # fmt: skip
+    install(site, "ending-penstock", entries, {"ending_penstock.py": ENDING})
+    built = result(
+        penstock(
+            site, "build", "toy:2", "--data", "toy-data:300", "-o", "out", "--backends", "onnxruntime,later", *FAST
+        )
+    )
+    told = " ".join(built["notes"])
+    assert "left out ends: it took its process down: the process was ended by SIGABRT" in told
+    assert "failed leaves at the whole model: taken back: SystemExit" in told, told
+    assert re.search(r"failed leaves-too at \S+: SystemExit", told), told
+    (row,) = [row for row in built["deployments"] if row["deployment"]["name"] == "fp32@later"]
+    assert "took its process down: the process ended with code 7" in row["verdicts"][0]["measured"]["reason"]
+    assert built["chosen"]
+    files = {"gone_penstock.py": "import os\nos._exit(9)\n"}
+    install(site, "exits-penstock", {"commands": "gone = gone_penstock:command"}, files)
+    done = penstock(site, "gone")
+    assert done.returncode == 3 and "ended with code 9" in done.stderr
+
+
 def test_a_runtime_that_ends_the_process_at_its_import_is_listed_and_left_out(site: Path) -> None:
     (site / "openvino").mkdir()
     (site / "openvino" / "__init__.py").write_text("import os\nos.abort()\n")

@@ -88,8 +88,9 @@ class Driver:
                 if is_rule(one):
                     self._rule(turns, one, self._candidates(turns, one, index))
                 elif everything:
+                    model = self.editor.model
                     self._whole(turns, cast("Pass", one), apply)
-                    if len(log) != count:
+                    if len(log) != count or self.editor.model is not model:  # which a copy took the place of
                         index = self._index()
                 turns.seconds += time.perf_counter() - began
                 if len(log) != count:
@@ -155,7 +156,10 @@ class Driver:
                 if len(turns.declined) < MOST_DECLINED:
                     turns.declined[trace.id_of(node)] = Declined(node_label(node), str(refusal))
                 continue
-            except Exception as error:  # a rule meets arbitrary graphs: this place stays as it was, and that is told
+            except (
+                Exception,
+                SystemExit,
+            ) as error:  # a rule meets arbitrary graphs: this place stays as it was, and that is told
                 editor.drop()
                 turns.failed(node_label(node), f"{type(error).__name__}: {first_line(error, 200)}")
                 continue

@@ -98,7 +98,7 @@ def _foreign(editor: Editor, turns: Turns, name: str, one: Pass) -> PassResult:
         result = one.run(editor.model)
         if result.modified:
             harm = sound.complaint(editor.model)
-    except Exception as error:  # a third party's code meets arbitrary graphs
+    except (Exception, SystemExit) as error:  # a third party's code meets arbitrary graphs
         harm = f"{type(error).__name__}: {graph.first_line(error)}"
     if harm:
         turns.failed("the whole model", f"taken back: {harm}")

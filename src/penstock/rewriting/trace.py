@@ -211,7 +211,7 @@ def _text(attribute: ir.Attr) -> str:
 def read(text: str) -> tuple[list[NodeRow], list[Event]]:
     """Read what ``penstock optimize --trace`` writes: the graph as it came, and the events. Raises ``ValueError``."""
     found = json.loads(text)
-    if not isinstance(found, dict) or not {"base", "events"} <= set(found):
+    if not isinstance(found, dict) or not all(isinstance(found.get(name), list) for name in ("base", "events")):
         raise ValueError("this is no trace: it has no base and no events")
     return [from_json(NodeRow, row) for row in found["base"]], [from_json(Event, event) for event in found["events"]]
 

@@ -15,6 +15,7 @@ from penstock.passes import Declined, Pass, Rule
 from penstock.passes._library import expanded_size
 from penstock.passes._order import in_order
 from penstock.passes._soundness import refusal_of
+from penstock.rehearsal import rehearse_passes
 from penstock.rewriting.knowledge import Knowledge, to_ir
 from penstock.rewriting.run import Rewritten, count, rewrite
 from penstock.rewriting.walk import graphs_of, nodes_in
@@ -62,6 +63,15 @@ def load_passes(settings: OptimizeSettings) -> tuple[list[tuple[str, Pass | Rule
                 raise
             broken.append(Declined(name, error.what))
     return in_order(loaded), tuple(broken)
+
+
+def without_ending(
+    path: Path, passes: list[tuple[str, Pass | Rule]]
+) -> tuple[list[tuple[str, Pass | Rule]], tuple[Declined, ...]]:
+    """Leave out third parties' passes that end the process on this model, or never end."""
+    foreign = [name for name, _ in passes if name in _foreign()]
+    bad = rehearse_passes(path, foreign) if foreign else {}
+    return [one for one in passes if one[0] not in bad], tuple(Declined(name, why) for name, why in bad.items())
 
 
 def _foreign() -> frozenset[str]:

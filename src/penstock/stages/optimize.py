@@ -21,7 +21,7 @@ from penstock.rewriting.trace import Event, NodeRow
 from penstock.settings import option
 from penstock.specialise import Specialised, specialise
 from penstock.stages._optimize_proof import again, invalid, prove
-from penstock.stages._optimize_steps import Extent, load_passes, opened, run, write
+from penstock.stages._optimize_steps import Extent, load_passes, opened, run, without_ending, write
 
 MAIN = "model.onnx"  # the file that the stage writes
 TRACE = "trace.json"  # the log of the rewriting, beside it
@@ -161,6 +161,8 @@ def optimize(
     """
     with guard.rare_collection():
         passes, broken = load_passes(settings)
+        passes, ending = without_ending(model_path, passes)
+        broken += ending
         without: dict[str, Declined] = {}  # passes that broke, and how
         culprits: list[Culprit] = []
         while True:

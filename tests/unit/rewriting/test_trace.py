@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from penstock import registry, source_lines
-from penstock.jsonable import from_json, to_json
+from penstock.jsonable import dumps, from_json, to_json
 from penstock.passes import PassResult
 from penstock.passes._order import in_order, run_unasked
+from penstock.rewriting import Rewrite
 from penstock.rewriting.editor import Editor
 from penstock.rewriting.run import rewrite
-from penstock.rewriting.trace import Event, NodeRow, Trace, snapshot
+from penstock.rewriting.site import Site
+from penstock.rewriting.trace import Event, NodeRow, Trace, read, snapshot
 from penstock.rewriting.walk import nodes_of
 from rewriting_cases import apply, floats, in_branch, model, node
 
@@ -236,6 +238,35 @@ def test_a_foreign_pass_that_is_taken_back_leaves_no_event() -> None:
     done = rewrite(loaded, [("spoil", one)], max_rounds=3, foreign=frozenset(["spoil"]))
     assert done.trace.events == [] and replayed(done.trace) == rows(done.trace, done.model)
     assert [place.reason for place in done.turns[0].failures] == ["taken back: RuntimeError: no"]
+
+
+def test_the_passes_after_one_that_is_taken_back_see_the_copy() -> None:
+    """The model was put back as a copy, whose nodes are others than those that were found before."""
+
+    def spoil(loaded: ir.Model) -> PassResult:
+        raise SystemExit(0)
+
+    loaded = ir.from_proto(model([node("Neg", ["x"], ["a"]), node("Neg", ["a"], ["y"])], {"x": (3,)}, ["y"]))
+    one = SimpleNamespace(PHASE="fold", AFTER=(), run=spoil)
+
+    def exp(found: ir.Node, site: Site) -> Rewrite:
+        return site.instead(found, site.make("Exp", found.inputs), "another")
+
+    other = SimpleNamespace(PHASE="fuse", AFTER=(), OPERATORS=("Neg",), rewrite=exp)
+    done = rewrite(loaded, [("spoil", one), ("other", other)], max_rounds=3, foreign=frozenset(["spoil"]))
+    assert [found.op_type for found in done.model.graph] == ["Exp", "Exp"]
+    assert [place.reason for place in done.turns[0].failures] == ["taken back: SystemExit: 0"]
+
+
+def test_what_is_written_is_read_back() -> None:
+    """``penstock optimize --trace`` writes base and events as JSON; a snapshot of what is read is the graph itself."""
+    found = apply(messy(), *run_unasked()).done
+    base, events = read(dumps({"schema": 1, "base": found.trace.base, "events": found.trace.events}))
+    for count in range(len(events) + 1):
+        assert snapshot(base, events[:count]) == snapshot(found.trace.base, found.trace.events[:count])
+    for text in ("{}", "[]", '{"base": [], "events": [{}]}', '{"base": 3}'):
+        with pytest.raises(ValueError, match="e"):
+            read(text)
 
 
 def test_a_model_that_is_good_has_no_events() -> None:
