@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 MAX_MODEL_BYTES = 2 << 30  # protobuf's own limit
 MOST_OF_A_KIND = 20
 BLOCK_BYTES = 1 << 24  # that are read at once
+_POINTER = b"version https://git-lfs"
 _NO_MODEL = "check that the file is whole, for example against its published SHA-256, or export it again"
 _UNHEARD_OF = "no exporter writes this; don't trust the file"
 _RAW = "have its tensors written as raw data (onnx.numpy_helper.from_array), or raise [check] max_integer_bytes"
@@ -121,7 +122,7 @@ def examine(path: Path, held: CheckSettings | None = None) -> Checked:
     held = held or settings()
     figures: dict[str, int] = {}
     with _mapped(path) as data:  # only what the walk looks at comes into memory
-        figures["size_bytes"] = len(data)
+        figures["size_bytes"], head = len(data), bytes(data[: len(_POINTER)])
         whole, found = _walk(data, path, held, figures)
     if whole and not found and (missing := external_data.holes(path.resolve())) * 2 > figures["size_bytes"]:
         found = [external_data.hollow(missing, figures["size_bytes"], str(path), path)]
@@ -133,8 +134,10 @@ def examine(path: Path, held: CheckSettings | None = None) -> Checked:
             raise DecodeError
         model.ParseFromString(read(path))
     except DecodeError:
-        what = "this is no ONNX model, or it is cut off"
-        return Checked(str(path), (refusal("not-onnx", what, str(path), _NO_MODEL),), figures)
+        what, do = "this is no ONNX model, or it is cut off", _NO_MODEL
+        if head.startswith(_POINTER):
+            what, do = "this is a pointer of Git LFS, not the file that it stands for", "fetch that: git lfs pull"
+        return Checked(str(path), (refusal("not-onnx", what, str(path), do),), figures)
     if not model.HasField("graph") or not model.opset_import or not (model.graph.node or model.graph.output):
         what = "this is no ONNX model: it has no graph or no opset"
         return Checked(

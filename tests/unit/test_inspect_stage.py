@@ -331,3 +331,15 @@ def test_a_layout_that_is_not_known_or_not_asked(tmp_path: Path) -> None:
     assert channels_last(path) == "no telling: the ranks of all 1 operators of images are unknown"
     plain = save(tmp_path / "p.onnx", [helper.make_node("Relu", ["x"], ["y"])], {"x": [1, 3]}, {"y": [1, 3]})
     assert inspect(plain).channels_last is None and channels_last(plain) == ""
+
+
+def test_weights_that_are_texts_are_counted_by_their_bytes(tmp_path: Path) -> None:
+    held = helper.make_tensor("s", TensorProto.STRING, [2], [b"abc", "dé".encode()])
+    graph = helper.make_graph(
+        [helper.make_node("StringConcat", ["x", "s"], ["y"])], "g",
+        [helper.make_tensor_value_info("x", TensorProto.STRING, [2])],
+        [helper.make_tensor_value_info("y", TensorProto.STRING, [2])], [held],
+    )  # fmt: skip
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), tmp_path / "m.onnx")
+    (weights,) = inspect(tmp_path / "m.onnx").weights
+    assert (weights.dtype, weights.elements, weights.bytes) == ("string", 2, 6)

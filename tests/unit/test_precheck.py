@@ -379,3 +379,23 @@ def test_no_link_is_copied_of_a_model_that_is_refused(tiny: ModuleType, tmp_path
     assert (tmp_path / "a" / "w.data").is_symlink()
     path.write_bytes(path.read_bytes()[:-5])
     assert run(["check", str(path), "--copy-links"]) == 2
+
+
+def test_a_pointer_of_git_lfs_is_told_as_such(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n")
+    found = refused(tmp_path / "m.onnx")
+    assert found.id == "not-onnx" and "a pointer of Git LFS" in found.what and "git lfs pull" in found.do
+
+
+def test_a_link_is_not_copied_where_the_copy_would_not_fit(
+    tiny: ModuleType, tmp_path: Path, secret: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from penstock.cli import run
+
+    (tmp_path / "in").mkdir()
+    path = altered(tiny, tmp_path / "in" / "m.onnx", location="link.data", length="999999999", offset="0")
+    (tmp_path / "in" / "link.data").symlink_to(secret)
+    assert run(["check", str(path), "--copy-links"]) == 2
+    shown = capsys.readouterr()
+    assert "claims" in shown.out and "linked-external-data" in shown.out and "replaced by a copy" not in shown.err
+    assert (tmp_path / "in" / "link.data").is_symlink()

@@ -7,6 +7,7 @@ not size.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import math
@@ -81,7 +82,8 @@ class Files:
         """Hold what a tensor claims of its file against the file."""
         if file.problem is not None:
             yield Finding(file.problem.id, file.problem.severity, file.problem.what, where, file.problem.do)
-            return
+            if not file.size:
+                return
 
         def bad(what: str) -> Finding:
             return refusal("bad-external-data", what, where, _CURE)
@@ -147,7 +149,11 @@ class Files:
             do = f"`penstock check {self.model} --copy-links` shows where it leads and puts a copy in its place"
         else:
             do = f"put a copy of the folder in place of the link {path}, if you trust where it leads"
-        return _File(refusal("linked-external-data", what, where, do))
+        size = 0
+        with contextlib.suppress(OSError):  # a copy would have it: what doesn't fit then is told before any is made
+            info = (self.model.parent / location).stat()
+            size = info.st_size if stat.S_ISREG(info.st_mode) else 0
+        return _File(refusal("linked-external-data", what, where, do), size)
 
     def over_claimed(self) -> Iterator[Finding]:
         """Yield what the files can't hold of what all tensors together claim, and files that are made of holes."""

@@ -292,10 +292,16 @@ def _weights(held: list[tuple[ir.Value, ir.TensorProtocol]], sized: Mapping[ir.V
     for value, tensor in held:
         size, dtype = sized[value], tensor.dtype
         entry = sums.setdefault(dtype.name.lower(), [0, 0, 0])
-        for index, amount in enumerate((1, size, math.ceil(size * dtype.itemsize))):
+        held_bytes = _text_bytes(tensor) if dtype.name == "STRING" else math.ceil(size * dtype.itemsize)
+        for index, amount in enumerate((1, size, held_bytes)):
             entry[index] += amount
     found = [WeightBytes(name, *amounts) for name, amounts in sums.items()]
     return tuple(sorted(found, key=lambda entry: (-entry.bytes, entry.dtype)))
+
+
+def _text_bytes(tensor: ir.TensorProtocol) -> int:
+    texts = tensor.numpy().reshape(-1).tolist()
+    return sum(len(text if isinstance(text, bytes) else str(text).encode()) for text in texts)
 
 
 def _since(op: str, domain: str, opsets: Mapping[str, int]) -> int | None:
