@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from penstock import proof
-from penstock.proof import Proof
+from penstock.proof import Proof, compare
 from rewriting_cases import floats, in_branch, model, node
 
 X = {"x": ("batch", 4)}
@@ -166,3 +167,40 @@ def test_a_model_that_never_ends_is_skipped(tmp_path: Path) -> None:
     path.write_bytes(proto.SerializeToString())
     found = proof.prove(path, path, seeds=1, seconds=1.0, memory_bytes=MEMORY)
     assert found.state == "skipped" and "allow more with --proof-seconds" in found.reason
+
+
+def with_unknown(folder: Path, name: str, *, wrong: bool = False, typed: bool = True, body: bool = False) -> Path:
+    """Save x → Relu → an operator that nobody knows → Neg → y; a wrong one has an Abs in the place of the Neg."""
+    info = helper.make_tensor_value_info
+    nodes = [helper.make_node("Relu", ["x"], ["a"]), helper.make_node("Foo", ["a", "w"], ["b"], domain="acme"),
+             helper.make_node("Abs" if wrong else "Neg", ["b"], ["y"])]  # fmt: skip
+    if body:
+        then, other = (helper.make_graph(nodes, "then", [], [info("y", TensorProto.FLOAT, None)]) for _ in range(2))
+        nodes = [helper.make_node("If", ["c"], ["out"], then_branch=then, else_branch=other)]
+    shape = ["batch", 4]
+    graph = helper.make_graph(
+        nodes, "g", [info("x", TensorProto.FLOAT, shape), *([info("c", TensorProto.BOOL, [])] if body else [])],
+        [info("out" if body else "y", TensorProto.FLOAT, shape)],
+        [numpy_helper.from_array(np.ones(4, np.float32), "w")],
+        value_info=[info("b", TensorProto.FLOAT, shape)] if typed else [],
+    )  # fmt: skip
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("acme", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=imports, ir_version=8), folder / name)
+    return folder / name
+
+
+def test_an_operator_that_no_oracle_knows_leaves_the_rest_proved(tmp_path: Path) -> None:
+    found = compare(with_unknown(tmp_path, "a.onnx"), with_unknown(tmp_path, "b.onnx"), 2)
+    assert found.state == "partial" and found.runs >= 2
+    assert found.reason.startswith("all but acme::Foo, which no oracle here knows")
+
+
+def test_what_is_wrong_beside_such_an_operator_is_found(tmp_path: Path) -> None:
+    found = compare(with_unknown(tmp_path, "a.onnx"), with_unknown(tmp_path, "b.onnx", wrong=True), 2)
+    assert found.state == "failed" and "'y' differs" in found.reason
+
+
+@pytest.mark.parametrize("given", [{"typed": False}, {"body": True}])
+def test_where_it_cannot_be_cut_out_nothing_is_proved(given: dict, tmp_path: Path) -> None:
+    found = compare(with_unknown(tmp_path, "a.onnx", **given), with_unknown(tmp_path, "b.onnx", **given), 2)
+    assert found.state == "skipped" and "acme:Foo" in found.reason
