@@ -273,6 +273,10 @@ def run(feeds):
         os._exit(7)
     return [next(iter(feeds.values()))[:, :3] * 0.5]
 
+def export(*arguments):
+    os.abort()
+
+frontend = SimpleNamespace(__doc__="Odd.", claims=lambda spec: spec.startswith("ends:"), tools=dict, export=export)
 later = SimpleNamespace(__doc__="Odd.", ROLE="candidate", FORMATS=("onnx",), available=lambda: "", facts=lambda: {},
                         load=lambda model, deployment: SimpleNamespace(run=run, actual=dict, close=lambda: None))
 """
@@ -281,7 +285,7 @@ later = SimpleNamespace(__doc__="Odd.", ROLE="candidate", FORMATS=("onnx",), ava
 def test_a_pass_or_a_backend_that_ends_the_process_later_ends_no_build(site: Path) -> None:
     passes = "ends = ending_penstock:ends\nleaves = ending_penstock:leaves\nleaves-too = ending_penstock:rule"
     entries = {"passes": passes,
-               "backends": "later = ending_penstock:later"}  # fmt: skip
+               "frontends": "ends = ending_penstock:frontend", "backends": "later = ending_penstock:later"}  # fmt: skip
     install(site, "ending-penstock", entries, {"ending_penstock.py": ENDING})
     built = result(
         penstock(
@@ -295,6 +299,9 @@ def test_a_pass_or_a_backend_that_ends_the_process_later_ends_no_build(site: Pat
     (row,) = [row for row in built["deployments"] if row["deployment"]["name"] == "fp32@later"]
     assert "took its process down: the process ended with code 7" in row["verdicts"][0]["measured"]["reason"]
     assert built["chosen"]
+    done = penstock(site, "export", "ends:x", "-o", "x.onnx")  # nothing can go on without it; who it was is told
+    assert done.returncode < 0 and "Aborted" in done.stderr and "ending_penstock.py" in done.stderr
+    assert not (site.parent / "x.onnx").exists()
     files = {"gone_penstock.py": "import os\nos._exit(9)\n"}
     install(site, "exits-penstock", {"commands": "gone = gone_penstock:command"}, files)
     done = penstock(site, "gone")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import importlib
 import json
 import os
@@ -114,6 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from penstock.cli import _deferred
 
     _deferred.install()
+    with contextlib.suppress(Exception):  # where stderr is no file
+        faulthandler.enable(all_threads=False)  # a fault in somebody's native code says where it was called
     arguments = [*(sys.argv[1:] if arguments is None else arguments)]
     _stop_tidily()
     code = run(arguments)

@@ -97,7 +97,8 @@ def _show(done: Conversion) -> None:
     if done.inlined:
         click.echo(_text(f"functions are inlined, because of {done.inlined}"))
     for node in done.limits[:5]:
-        click.echo(_text(f"limit     {node.op} {node.node!r}: {node.reason}"))
+        inside = f" in the function {node.function}" if node.function else ""
+        click.echo(_text(f"limit     {node.op} {node.node!r}{inside}: {node.reason}"))
     if len(done.limits) > 5:
         click.echo(f"          and {len(done.limits) - 5:,} more nodes like this")
     click.echo(f"opset     {done.opset_before} → {done.opset_after}, "

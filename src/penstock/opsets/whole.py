@@ -35,7 +35,10 @@ class NotConvertibleError(GateError):
 
     def __init__(self, nodes: tuple[Refused, ...], opset: int, where: str) -> None:
         self.nodes = nodes
-        shown = "; ".join(f"{one.op} {one.node!r}: {one.reason}" for one in nodes[:SHOWN])
+        shown = "; ".join(
+            f"{one.op} {one.node!r}{f' in the function {one.function}' if one.function else ''}: {one.reason}"
+            for one in nodes[:SHOWN]
+        )
         more = f"; and {len(nodes) - SHOWN} more" if len(nodes) > SHOWN else ""
         things = "1 node loses its meaning" if len(nodes) == 1 else f"{len(nodes)} nodes lose their meaning"
         do = "choose another opset (--opset lowest finds the lowest), or change these nodes in the source"
