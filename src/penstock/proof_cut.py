@@ -11,8 +11,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from penstock import graph
-
-KNOWN = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
+from penstock.analysis.structure import KNOWN_DOMAINS
 
 
 def cut(source: Path, into: Path) -> list[str]:
@@ -51,4 +50,4 @@ def cut(source: Path, into: Path) -> list[str]:
 
 
 def _is_unknown(node: ir.Node, model: ir.Model) -> bool:
-    return node.domain not in KNOWN and node.op_identifier() not in model.functions
+    return node.domain not in KNOWN_DOMAINS and node.op_identifier() not in model.functions

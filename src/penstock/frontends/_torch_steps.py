@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from penstock.errors import PenstockError
 from penstock.frontends._torch_lines import Home
 from penstock.frontends._torch_module import Feeds, run_module
 
@@ -64,9 +63,7 @@ def steps(work: Callable[[], Any], home: Home) -> list[_Step]:
     sys.settrace(called)
     try:
         work()
-    except PenstockError:
-        return []
-    except Exception:  # of the exporter; it was told before
+    except Exception:  # of the exporter or the module; it was told before
         return []
     finally:
         sys.settrace(None)
