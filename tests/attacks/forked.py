@@ -19,10 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SECONDS = 10.0
-LARGE_SECONDS = 40.0  # what optimize may take on a graph of 100,000 nodes in which every node goes
 RESIDENT_BYTES = 1_000_000_000
 MOST_BYTES = 4 << 30  # a bomb that does go off is stopped here, before it takes the machine with it
-TRIES = 3  # of a command that was slow by the clock and not by its own work: the machine was busy
+TRIES = 3  # of a command that was a little slow: others that use the same memory and caches slow it down as well
 MODULES = (
     "onnx", "onnx.checker", "onnx.reference", "onnx.reference.ops._op_list", "onnx.shape_inference", "onnx_ir",
     "onnxscript.optimizer", "onnxscript.rewriter", "onnxscript.version_converter", "penstock.api", "penstock.cli.check",
@@ -61,8 +60,8 @@ class Server:
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
             reply = json.loads(self._process.stdout.readline())
-            if reply["seconds"] <= SECONDS or reply["busy_seconds"] > SECONDS:
-                break  # what waits and doesn't work is as slow the next time
+            if reply["seconds"] <= SECONDS or reply["seconds"] > 2 * SECONDS:
+                break  # it was quick enough, or would not be the next time either
         out, err = (
             (self._folder / name).read_bytes().decode("utf-8", "backslashreplace") for name in ("stdout", "stderr")
         )

@@ -26,15 +26,14 @@ class Attack:
     build: Builder
     refused: tuple[str, ...]
     opened: bool  # it must be opened: refusing it would be wrong
-    large: bool  # a sound graph of 100,000 nodes and more: optimize may take LARGE_SECONDS
 
 
 ATTACKS: dict[str, Attack] = {}
 
 
-def attack(*refused: str, opened: bool = False, large: bool = False) -> Callable[[Builder], Builder]:
+def attack(*refused: str, opened: bool = False) -> Callable[[Builder], Builder]:
     def register(build: Builder) -> Builder:
-        ATTACKS[build.__name__] = Attack(build.__name__, build, refused, opened, large)
+        ATTACKS[build.__name__] = Attack(build.__name__, build, refused, opened)
         return build
 
     return register

@@ -32,7 +32,7 @@ def spread(name: str, refused: tuple[str, ...], build: Callable[[int], bytes], m
         return folder / "m.onnx"
 
     below.__name__, beyond.__name__ = f"{name}_below_the_limit", f"{name}_beyond_the_limit"
-    attack(large=name == "nodes")(below)
+    attack()(below)
     attack(*refused)(beyond)
 
 
@@ -160,22 +160,47 @@ def _ifs(bodies: dict[str, object], count: int) -> list[object]:
     return [node("If", ["c"], [f"y{number}"], **bodies) for number in range(count)]
 
 
-@attack(large=True)
+@attack(opened=True)
+def a_chain_that_is_read(folder: Path) -> Path:
+    chain = ["x", *(f"o{number}" for number in range(HELD.max_nodes - 1)), "y"]
+    return save(model([node("Relu", [a], [b]) for a, b in itertools.pairwise(chain)]), folder)
+
+
+@attack(opened=True)
+def the_same_over_and_over(folder: Path) -> Path:
+    """Each node is read, so that nothing goes before it was compared with the others."""
+    made = [f"o{number}" for number in range(HELD.max_nodes - 10)]
+    parts = [made[at : at + 40_000] for at in range(0, len(made), 40_000)]
+    sums = [node("Sum", part, [f"s{number}"]) for number, part in enumerate(parts)]
+    last = node("Sum", [f"s{number}" for number in range(len(parts))], ["y"])
+    return save(model([*(node("Relu", ["x"], [name]) for name in made), *sums, last]), folder)
+
+
+@attack(opened=True)
 def many_bodies_side_by_side(folder: Path) -> Path:
     chain = ["x", *(f"o{number}" for number in range(12))]
     inner = body([node("Relu", [a], [b]) for a, b in itertools.pairwise(chain)], [chain[-1]])
-    ifs = _ifs({"then_branch": inner, "else_branch": inner}, HELD.max_nodes // 26)
+    ifs = _ifs({"then_branch": inner, "else_branch": inner}, HELD.max_body_nodes // 24)
     nodes = [node("Cast", ["x"], ["c"], to=9), *ifs, node("Sum", [f"y{i}" for i in range(len(ifs))], ["y"])]
     return save(model(nodes), folder)
 
 
-@attack(large=True)
+@attack("too-many-nodes")
+def more_nodes_in_bodies_than_allowed(folder: Path) -> Path:
+    inner = body([node("Relu", ["x"], [f"o{number}"]) for number in range(HELD.max_body_nodes)], ["o0"])
+    return save(model([node("Cast", ["x"], ["c"], to=9), *_ifs({"then_branch": inner, "else_branch": inner}, 1),
+                       node("Relu", ["y0"], ["y"])]), folder)  # fmt: skip
+
+
+@attack(opened=True)
 def wide_bodies_inside_each_other(folder: Path) -> Path:
     inner = body([node("Identity", ["x"], ["o0"])], ["o0"])
     for level in range(1, 14):
         other = body([node("Identity", ["x"], [f"e{level}"])], [f"e{level}"])
-        side = [node("Relu", ["x"], [f"r{level}_{number}"]) for number in range(HELD.max_nodes // 14)]
-        inner = body([*side, node("If", ["c"], [f"o{level}"], then_branch=inner, else_branch=other)], [f"o{level}"])
+        made = [f"r{level}_{number}" for number in range(HELD.max_body_nodes // 14)]
+        side = [*(node("Relu", ["x"], [name]) for name in made), node("Sum", made, [f"s{level}"])]
+        below = node("If", ["c"], [f"i{level}"], then_branch=inner, else_branch=other)
+        inner = body([*side, below, node("Add", [f"i{level}", f"s{level}"], [f"o{level}"])], [f"o{level}"])
     top = node("If", ["c"], ["y"], then_branch=inner, else_branch=body([node("Identity", ["x"], ["e"])], ["e"]))
     return save(model([node("Cast", ["x"], ["c"], to=9), top]), folder)
 

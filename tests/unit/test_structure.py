@@ -15,6 +15,7 @@ from penstock.errors import InputError
 FLOATS = TensorProto.FLOAT
 LIMITS = wire.Limits(
     nodes=10**6,
+    body_nodes=10**6,
     tensors=10**6,
     messages=10**6,
     numbers=10**6,
@@ -147,6 +148,15 @@ def test_the_walk_counts_what_the_parser_would_build(tmp_path: Path) -> None:
     assert found.nodes == 101 and not found.whole
 
 
+def test_nodes_in_bodies_have_a_limit_of_their_own(tmp_path: Path) -> None:
+    """Of bodies that lie in each other each node counts once; those outside don't."""
+    made = model([nest(3), node("Relu", ["inner"], ["y"])], inputs=("x", "c"))
+    inside = wire.extent(made.SerializeToString(), LIMITS).body_nodes
+    assert 0 < inside < wire.extent(made.SerializeToString(), LIMITS).nodes
+    assert ids(made, tmp_path, precheck.CheckSettings(max_body_nodes=inside)) == {}
+    assert ids(made, tmp_path, precheck.CheckSettings(max_body_nodes=inside - 1)) == {"too-many-nodes": "refused"}
+
+
 @pytest.mark.parametrize("field", ["raw_data", "float_data"])
 def test_data_that_does_not_fit(field: str, tmp_path: Path) -> None:
     made = model([node("Add", ["x", "w"], ["y"])], weights=("w",))
@@ -244,8 +254,9 @@ def test_real_models_are_far_from_the_limits(shared: Path) -> None:
         found = wire.extent(
             path.read_bytes(),
             wire.Limits(
-                held.max_nodes // 20, held.max_tensors // 20, held.max_messages // 20, held.max_numbers // 20,
-                held.max_integer_bytes // 20, held.max_text_bytes // 20, held.max_name_bytes // 20, held.max_depth // 2,
+                held.max_nodes // 20, held.max_body_nodes // 20, held.max_tensors // 20, held.max_messages // 20,
+                held.max_numbers // 20, held.max_integer_bytes // 20, held.max_text_bytes // 20,
+                held.max_name_bytes // 20, held.max_depth // 2,
             ),
         )  # fmt: skip
         assert found.whole, f"{path}: {found}"

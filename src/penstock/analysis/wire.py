@@ -29,6 +29,7 @@ class Limits:
     """How much a file may ask for."""
 
     nodes: int
+    body_nodes: int  # in graphs inside graphs
     tensors: int  # weights, and what nodes make
     messages: int  # protobuf messages and texts
     numbers: int  # numbers that stand by themselves, outside the data of tensors
@@ -46,6 +47,7 @@ class Extent:
     """
 
     nodes: int = 0
+    body_nodes: int = 0
     tensors: int = 0
     functions: int = 0
     messages: int = 0
@@ -200,7 +202,8 @@ def _walk(data: bytes | mmap.mmap, view: memoryview, limits: Limits, found: Exte
             below = kinds[child]
             if below.name == "NodeProto":
                 found.nodes += 1
-                if found.nodes > limits.nodes:
+                found.body_nodes += graphs > 1
+                if found.nodes > limits.nodes or found.body_nodes > limits.body_nodes:
                     return False
             elif below.name == "TensorProto":
                 found.tensors += 1

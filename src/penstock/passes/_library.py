@@ -73,8 +73,10 @@ def expanded_size(model: ir.Model, limit: int) -> int:
 
 def remove_unused_functions(model: ir.Model) -> tuple[str, ...]:
     """Remove functions that nobody calls; return what to tell of each."""
+    if not model.functions:
+        return ()
     called: set[object] = set()
-    stack = [node for node in model.graph.all_nodes() if model.functions]
+    stack = [*model.graph.all_nodes()]
     while stack:
         key = stack.pop().op_identifier()
         if key in model.functions and key not in called:

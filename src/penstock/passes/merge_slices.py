@@ -16,6 +16,7 @@ from penstock.rewriting import Rewrite
 from penstock.rewriting.shape_rules import slices
 from penstock.rewriting.site import Site
 from penstock.rewriting.sizes import Size
+from penstock.rewriting.wiring import read_count
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -32,7 +33,7 @@ def rewrite(node: ir.Node, site: Site) -> Rewrite | None:
         return joined
     source = node.inputs[0]
     mine = None if source is None else _piece(node, site)
-    if source is None or mine is None or len(source.uses()) > MOST_READERS:
+    if source is None or mine is None or read_count(source) > MOST_READERS:
         return None
     axis, start, _ = mine
     if start != 0:

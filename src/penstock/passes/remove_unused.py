@@ -42,7 +42,7 @@ def _nodes(graph: ir.Graph, changes: list[str], opset: int) -> None:
     from penstock.rewriting.walk import bodies_in, inside
 
     for node in reversed(graph):
-        if not any(value.uses() or value.is_graph_output() for value in node.outputs):
+        if not any(value.is_graph_output() or wiring.read_count(value) for value in node.outputs):
             for inner in inside(node):
                 wiring.let_go(inner)
             graph.remove(node)

@@ -35,7 +35,7 @@ def _is_sorted(graph: ir.Graph, outer: tuple[set[ir.Node], ...] = ()) -> bool:
     for node in graph:
         for value in node.inputs:
             maker = None if value is None else value.producer()
-            if maker is not None and not any(maker in scope for scope in scopes):
+            if maker is not None and maker not in seen and not any(maker in scope for scope in outer):
                 return False
         for body in bodies_in(node) if node.attributes else ():
             if not _is_sorted(body, scopes):

@@ -75,6 +75,7 @@ class Driver:
     def run(self, apply: Apply, after: Callable[[str], None]) -> None:
         """Run to the fixpoint. ``apply`` runs a pass over the whole model; ``after`` is called after each change."""
         everything, log = True, self.editor.trace.events
+        self._clear(apply, after)  # nothing is spent on what goes anyway
         while self.rounds < self.max_rounds:
             self.rounds += 1
             before = len(log)
@@ -102,7 +103,7 @@ class Driver:
         self._clear(apply, after)
 
     def _clear(self, apply: Apply, after: Callable[[str], None]) -> None:
-        """Take out what earlier changes left unread, where the run ends before its fixpoint."""
+        """Take out what nobody reads: before the first round, and where the run ends before its fixpoint."""
         log = self.editor.trace.events
         count = len(log)
         if CLEARS not in self.turns or (self.stop_after is not None and count >= self.stop_after):

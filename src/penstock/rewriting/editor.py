@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, cast
 
 from penstock import source_lines
@@ -251,10 +251,10 @@ class Editor:
         stack = [node for node in start if node is not None]
         while stack:
             node = stack.pop()
-            if node.graph is None or any(v.uses() or v.is_graph_output() for v in node.outputs):
+            graph = node.graph
+            if graph is None or not _unread(node):
                 continue
             stack.extend(self._let_go(node))
-            graph = node.graph
             graph.remove(node)
             removed.append(node)
             for value in node.outputs:
@@ -263,13 +263,13 @@ class Editor:
                 self.known.elements.pop(value, None)
         return removed, freed
 
-    def _let_go(self, node: ir.Node) -> Iterator[ir.Node]:
-        """Detach a node, and all inside its bodies, from what they read; yield the nodes that made that."""
+    def _let_go(self, node: ir.Node) -> list[ir.Node]:
+        """Detach a node, and all inside its bodies, from what they read; return the nodes that made that."""
         found = []
         for inner in inside(node):
             found += [maker for value in inner.inputs if value is not None and (maker := value.producer()) is not None]
             wiring.let_go(inner)
-        yield from found
+        return found
 
     def _made(self, made: list[ir.Node]) -> int:
         """Return how many bytes new nodes make per run, dynamic sizes counted as 1."""
@@ -289,16 +289,18 @@ class Editor:
         )
         for maker in [*found]:
             for value in maker.outputs:
-                if len(value.uses()) <= MOST_NEIGHBOURS:
+                if wiring.read_count(value) <= MOST_NEIGHBOURS:
                     found |= dict.fromkeys(use.node for use in value.uses())
         layer = [*made, *readers[:MOST_NEIGHBOURS]]
         for _ in range(REACH):
             found |= dict.fromkeys(layer)
-            uses = [
-                use.node for node in layer for v in node.outputs if len(v.uses()) <= MOST_NEIGHBOURS for use in v.uses()
-            ]
-            layer = uses[:MOST_NEIGHBOURS]
+            outputs = [v for node in layer for v in node.outputs if wiring.read_count(v) <= MOST_NEIGHBOURS]
+            layer = [use.node for value in outputs for use in value.uses()][:MOST_NEIGHBOURS]
         self.touched.extend(node for node in found if node.graph is not None)
+
+
+def _unread(node: ir.Node) -> bool:
+    return not any(value.is_graph_output() or wiring.read_count(value) for value in node.outputs)
 
 
 def _lies_in(value: ir.Value, scope: Collection[object]) -> bool:

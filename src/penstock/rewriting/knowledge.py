@@ -9,7 +9,8 @@ is believed, but for what operators of other domains give.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,26 +77,27 @@ class Knowledge:
 
     def visit(self, node: ir.Node) -> None:
         """Find out what a node's outputs are. A node that makes no sense leaves them unknown."""
-        with contextlib.suppress(Exception):  # a graph of any kind comes here, damaged ones too
+        try:
             self._visit(node)
+        except Exception:  # a graph of any kind comes here, damaged ones too
+            return
 
     def _visit(self, node: ir.Node) -> None:
-        from penstock.rewriting import control_flow, element_rules, layer_shapes, shape_rules  # noqa: F401  # rules register
-
         if node.domain == "":
-            if rule := control_flow.RULES.get(node.op_type):
+            inside, shapes, elements = _rules()
+            if rule := inside.get(node.op_type):
                 rule(node, self)
                 return
-            if shape_of := shape_rules.RULES.get(node.op_type):
-                done = False
-                with contextlib.suppress(_Unsure, IndexError, AttributeError, TypeError, KeyError):
+            done = False
+            if shape_of := shapes.get(node.op_type):
+                try:
                     shape_of(node, self)
                     done = node.outputs[0] in self.shapes and node.outputs[0].type is not None
-                if not done or len(node.outputs) > 1:
-                    self.ask_onnx(node)
-            else:
+                except (_Unsure, IndexError, AttributeError, TypeError, KeyError):
+                    done = False
+            if not done or len(node.outputs) > 1:
                 self.ask_onnx(node)
-            if elements_of := element_rules.RULES.get(node.op_type):
+            if elements_of := elements.get(node.op_type):
                 with contextlib.suppress(_Unsure, IndexError, AttributeError, TypeError, KeyError):
                     elements_of(node, self)
             return
@@ -190,6 +192,14 @@ class Knowledge:
             answer = found[value.name].tensor_type
             shape = tuple(_size(dim) for dim in answer.shape.dim) if answer.HasField("shape") else None
             self.put(value, shape, ir.DataType(answer.elem_type) if answer.elem_type else None)
+
+
+@functools.cache
+def _rules() -> tuple[Mapping[str, Rule], ...]:
+    """Return the rules by operator: of nodes with bodies, for shapes, and for elements."""
+    from penstock.rewriting import control_flow, element_rules, layer_shapes, shape_rules  # noqa: F401  # rules register
+
+    return control_flow.RULES, shape_rules.RULES, element_rules.RULES
 
 
 class _Unsure(Exception):  # noqa: N818

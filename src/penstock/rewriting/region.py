@@ -16,6 +16,7 @@ from penstock.rewriting.orders import Order, after, inverse, keeps, order_of
 from penstock.rewriting.site import Site
 from penstock.rewriting.sizes import Product
 from penstock.rewriting.turned import Turned, turned
+from penstock.rewriting.wiring import read_count
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -44,10 +45,10 @@ class Region:
         if value is None or order is None or keeps(self.site.shape(value), order):
             return True
         if (tensor := self.site.tensor(value)) is not None:
-            return tensor.nbytes <= SMALL or len(value.uses()) == 1
+            return tensor.nbytes <= SMALL or read_count(value) == 1
         if value in self.orders:
             return self.orders[value] == order
-        if self.site.rank(value) != len(order) or value.dtype is None or len(value.uses()) > MOST_READERS:
+        if self.site.rank(value) != len(order) or value.dtype is None or read_count(value) > MOST_READERS:
             return False
         above = self.site.maker(value, "Transpose")
         if above is not None and above.inputs[0] in self.orders:
@@ -112,7 +113,7 @@ class Region:
     def fixed(self, value: ir.Value) -> bool:
         """Whether a value is needed as it is, whatever is turned."""
         free = len([use for use in value.uses() if use.node in self.nodes and self.nodes[use.node].inputs[use.idx]])
-        return value.is_graph_output() or free + len(self.turns(value)) < len(value.uses())
+        return value.is_graph_output() or free + len(self.turns(value)) < read_count(value)
 
     def then(self, value: ir.Value, turn: ir.Node) -> Order | None:
         """Return the order of a Transpose that reads the turned value instead; ``None`` where it isn't needed."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from penstock.rewriting import Refusal, Rewrite
 from penstock.rewriting.knowledge import Elements, Knowledge, Shape, constant
+from penstock.rewriting.wiring import read_count
 
 if TYPE_CHECKING:
     import numpy as np
@@ -96,13 +97,13 @@ class Site:
 
     def sole_reader(self, value: ir.Value) -> bool:
         """Whether one node reads the value, once, as often as it is made, and it is no output of its graph."""
-        return len(value.uses()) == 1 and not value.is_graph_output() and not self._turning(value)
+        return read_count(value) == 1 and not value.is_graph_output() and not self._turning(value)
 
     def need_sole_reader(self, value: ir.Value, what: str) -> None:
         """Raise ``Refusal`` where others read the value as well."""
         if value.is_graph_output():
             raise Refusal(f"{what} is an output of its graph")
-        if (count := len(value.uses())) != 1:
+        if (count := read_count(value)) != 1:
             raise Refusal(f"{what} has {count} consumers")
         if loop := self._turning(value):
             raise Refusal(f"{what} is read in the body of a {loop.op_type}, at every turn")

@@ -109,7 +109,7 @@ class Trace:
             if before is None:
                 self.rows[node] = self._row(node, scope, self._id(node))
                 added.append(self.rows[node])
-            elif (row := self._row(node, scope, before.id)) != before:
+            elif not _stayed(node, scope, before) and (row := self._row(node, scope, before.id)) != before:
                 if row == replace(before, inputs=row.inputs, outputs=row.outputs):
                     rewired.append(Rewiring(row.id, row.inputs, row.outputs))
                 else:  # more than its wiring: it goes and comes back
@@ -181,13 +181,23 @@ class Trace:
 
     def _row(self, node: ir.Node, scope: str, id: str) -> NodeRow:
         op = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
-        attributes = {name: _text(attribute) for name, attribute in node.attributes.items()}
+        held = node.attributes
+        attributes = {name: _text(attribute) for name, attribute in held.items()} if held else {}
         line = source_lines.line_of(node) if node.metadata_props else ""
         return NodeRow(id, scope, op, node.name or "", _names(node.inputs), _names(node.outputs), attributes, line)
 
 
+def _stayed(node: ir.Node, scope: str, row: NodeRow) -> bool:
+    """Whether a node without attributes is as its row says: most are, and a row takes long to make."""
+    return (
+        not (node.attributes or row.attributes or node.metadata_props or row.line or node.domain)
+        and (node.op_type, node.name or "", scope) == (row.op, row.name, row.scope)
+        and (_names(node.inputs), _names(node.outputs)) == (row.inputs, row.outputs)
+    )
+
+
 def _names(values: Iterable[ir.Value | None]) -> tuple[str, ...]:
-    return tuple("" if value is None else value.name or "" for value in values)
+    return tuple(["" if value is None else value.name or "" for value in values])
 
 
 def _text(attribute: ir.Attr) -> str:

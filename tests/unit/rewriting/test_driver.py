@@ -2,6 +2,7 @@
 
 import sys
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 
@@ -55,18 +56,24 @@ def test_a_pass_that_comes_earlier_sees_what_a_later_one_made() -> None:
     assert found.operators == ["Relu", "Exp"] and found.done.settled
 
 
-def test_what_an_early_end_leaves_unread_goes() -> None:
-    """The work ends the run after the first change; two nodes were read by nobody from the start."""
-    proto = model([node("Exp", ["x"], ["a"]), node("Relu", ["a"], ["b"]), node("Neg", ["x"], ["y"])], X, ["y"])
-    passes = [rule(becomes("Abs"), "Neg", name="neg"), ("remove-unused", registry.load("passes", "remove-unused"))]
+def test_what_nobody_reads_goes_first_and_where_the_run_ends_early() -> None:
+    """The work ends the run after the first change. A weight that it leaves unread goes; two nodes were that before."""
+    nodes = [node("Exp", ["x"], ["a"]), node("Relu", ["a"], ["b"]), node("Add", ["x", "w"], ["y"])]
+    proto = model(nodes, X, ["y"], {"w": np.ones(4, np.float32)})
 
-    def events(stop: int | None) -> list[str]:
+    def dropped(one: ir.Node, site: Site) -> Rewrite:
+        return site.instead(one, site.make("Abs", one.inputs[:1]), "dropped")
+
+    passes = [rule(dropped, "Add", name="drop"), ("remove-unused", registry.load("passes", "remove-unused"))]
+
+    def events(stop: int | None, weights: int) -> list[str]:
         done = rewrite(ir.from_proto(proto), passes, max_rounds=9, max_work=1, stop_after=stop)
-        assert not done.settled and len(list(done.model.graph)) == (3 if stop == 1 else 1)
+        assert not done.settled and len(done.model.graph.initializers) == weights
         return [event.rule for event in done.trace.events]
 
-    assert events(None) == ["neg", "remove-unused"] == events(2)
-    assert events(1) == ["neg"], "each step can be shown"
+    assert events(None, 0) == ["remove-unused", "drop", "remove-unused"] == events(3, 0)
+    assert events(2, 1) == ["remove-unused", "drop"], "each step can be shown"
+    assert events(1, 1) == ["remove-unused"] and events(0, 1) == []
 
 
 def test_it_ends_where_nothing_is_found_in_one_more_look() -> None:

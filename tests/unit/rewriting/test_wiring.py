@@ -59,3 +59,9 @@ def test_readers_and_outputs_take_other_values() -> None:
     wiring.take_over(dict(zip(values, new, strict=True)) | {node.outputs[0]: result})
     assert list(node.inputs) == [*new, None, *new] and list(graph.outputs) == [result]
     assert not any(value.uses() for value in values) and result.is_graph_output()
+
+
+def test_how_often_a_value_is_read() -> None:
+    values, node, _ = wide()
+    assert wiring.read_count(values[0]) == 2 == len(values[0].uses())
+    assert wiring.read_count(node.outputs[0]) == 0, "what a graph hands out is not read"
