@@ -89,7 +89,7 @@ def load(kind: Kind, name: str) -> object:
     known = names(kind)
     near = difflib.get_close_matches(name, known, 1)
     do = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(known)}"
-    raise UsageError("unknown-plug-in", f"there is no {_singular(kind)} named {name!r}", do=do)
+    raise UsageError("unknown-plug-in", f"there is no {singular(kind)} named {name!r}", do=do)
 
 
 def _loaded(kind: Kind, entry: importlib.metadata.EntryPoint) -> object:
@@ -100,7 +100,7 @@ def _loaded(kind: Kind, entry: importlib.metadata.EntryPoint) -> object:
     except (Exception, SystemExit) as error:  # a third party's code: what it raises is its own problem
         raise _broken(entry, f"doesn't load: {_told(error)}") from error
     if absent := _absent(kind, found):
-        raise _broken(entry, f"is no {_singular(kind)}: it has no {', '.join(absent)}")
+        raise _broken(entry, f"is no {singular(kind)}: it has no {', '.join(absent)}")
     for name, allowed in CHOICES.get(kind, {}).items():
         if (value := getattr(found, name)) not in allowed:
             raise _broken(entry, f"names the {name.lower()} {value!r}; there are {', '.join(allowed)}")
@@ -129,7 +129,7 @@ def blamed(kind: Kind, name: str) -> Iterator[None]:
     except (Exception, SystemExit) as error:  # a third party's raises what it likes; a built-in one's goes on as it is
         if (owner := origins(kind).get(name)) is None:
             raise
-        what = f"the {_singular(kind)} {name!r} of {owner} failed: {_told(error)}"
+        what = f"the {singular(kind)} {name!r} of {owner} failed: {_told(error)}"
         raise InputError(
             "plug-in-failed", what, do=f"update or uninstall it, or tell the authors of {owner}"
         ) from error
@@ -183,7 +183,8 @@ def _problem(plugin: object) -> str:
         return _told(error)
 
 
-def _singular(kind: Kind) -> str:
+def singular(kind: Kind) -> str:
+    """Return what one plug-in of a kind is called."""
     return {"passes": "pass", "datasets": "data set"}.get(kind, kind.removesuffix("s"))
 
 

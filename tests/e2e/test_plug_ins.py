@@ -273,19 +273,23 @@ def run(feeds):
         os._exit(7)
     return [next(iter(feeds.values()))[:, :3] * 0.5]
 
-def export(*arguments):
-    os.abort()
+def end(*arguments):
+    os.abort() if os.environ.get("ABORT") else os._exit(0)
 
-frontend = SimpleNamespace(__doc__="Odd.", claims=lambda spec: spec.startswith("ends:"), tools=dict, export=export)
+frontend = SimpleNamespace(__doc__="Odd.", claims=lambda spec: spec.startswith("ends:"), tools=dict, export=end)
+dataset = SimpleNamespace(__doc__="Odd.", claims=lambda spec: spec.startswith("ends:"), open=end)
+quantizer = SimpleNamespace(__doc__="Odd.", available=lambda: "", quantize=end)
 later = SimpleNamespace(__doc__="Odd.", ROLE="candidate", FORMATS=("onnx",), available=lambda: "", facts=lambda: {},
                         load=lambda model, deployment: SimpleNamespace(run=run, actual=dict, close=lambda: None))
 """
 
 
-def test_a_pass_or_a_backend_that_ends_the_process_later_ends_no_build(site: Path) -> None:
+def test_what_ends_the_process_later_is_named_and_a_pass_or_a_backend_ends_no_build(
+    site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     passes = "ends = ending_penstock:ends\nleaves = ending_penstock:leaves\nleaves-too = ending_penstock:rule"
-    entries = {"passes": passes,
-               "frontends": "ends = ending_penstock:frontend", "backends": "later = ending_penstock:later"}  # fmt: skip
+    entries = {"passes": passes, "backends": "later = ending_penstock:later"}
+    entries |= {kind: f"ends = ending_penstock:{kind[:-1]}" for kind in ("frontends", "datasets", "quantizers")}
     install(site, "ending-penstock", entries, {"ending_penstock.py": ENDING})
     built = result(
         penstock(
@@ -299,9 +303,20 @@ def test_a_pass_or_a_backend_that_ends_the_process_later_ends_no_build(site: Pat
     (row,) = [row for row in built["deployments"] if row["deployment"]["name"] == "fp32@later"]
     assert "took its process down: the process ended with code 7" in row["verdicts"][0]["measured"]["reason"]
     assert built["chosen"]
-    done = penstock(site, "export", "ends:x", "-o", "x.onnx")  # nothing can go on without it; who it was is told
-    assert done.returncode < 0 and "Aborted" in done.stderr and "ending_penstock.py" in done.stderr
-    assert not (site.parent / "x.onnx").exists()
+    assert penstock(site, "export", "toy:2", "-o", "m.onnx").returncode == 0
+    for words, who in (  # nothing can go on without it; who it was is told
+        (["export", "ends:x", "-o", "x.onnx"], "frontend"), (["build", "ends:x", "-o", "b"], "frontend"),
+        (["build", "toy:2", "--data", "ends:x", "-o", "b"], "data set"),
+        (["quantize", "m.onnx", "-o", "x.onnx", "--quantizer", "ends"], "quantizer"),
+    ):  # fmt: skip
+        for ends, how in ({"ABORT": "1"}, "was ended by SIGABRT"), ({}, "ended with code 0 and no answer"):
+            monkeypatch.delenv("ABORT", raising=False)
+            for name, value in ends.items():
+                monkeypatch.setenv(name, value)
+            done = penstock(site, *words)
+            told = f"error: the {who} 'ends' of ending-penstock 2.5 took its process down: the process {how}"
+            assert done.returncode == 2 and told in done.stderr, done.stderr
+    assert not (site.parent / "x.onnx").exists() and not (site.parent / "b").exists()
     files = {"gone_penstock.py": "import os\nos._exit(9)\n"}
     install(site, "exits-penstock", {"commands": "gone = gone_penstock:command"}, files)
     done = penstock(site, "gone")

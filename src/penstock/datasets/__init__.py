@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-from penstock import registry
+from penstock import apart, registry
 from penstock.data import Dataset, DatasetSource, DataSettings, Preprocessing
 from penstock.errors import InputError, MissingError
 from penstock.progress import SILENT, Progress
@@ -18,6 +18,8 @@ def find(spec: str, settings: DataSettings, progress: Progress = SILENT) -> Data
     Raises ``InputError`` where no source reads it or something is wrong with it, ``MissingError`` for an absent extra.
     """
     name, chosen = _named(spec)
+    if apart.foreign("datasets", name):
+        apart.open_first(name, spec, settings)
     with registry.blamed("datasets", name):
         dataset = chosen.open(spec, settings, progress)
     return replace(dataset, preprocessing=_overridden(dataset, settings, spec))

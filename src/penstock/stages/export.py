@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from penstock import registry
+from penstock import apart, registry
 from penstock.errors import MissingError, UsageError
 from penstock.settings import option
 
@@ -68,5 +68,15 @@ def export(
 ) -> Exported:
     """Write the ONNX model ``into``. Raises ``InputError`` or ``MissingError``, ``GateError`` if it differs."""
     name, chosen = frontend(source)
+    return by(name, chosen, source, settings, into, example)
+
+
+def by(
+    name: str, chosen: Frontend, source: Source, settings: ExportSettings, into: Path,
+    example: Mapping[str, np.ndarray] | None,
+) -> Exported:  # fmt: skip
+    """Export by the frontend that was found for the source; a third party's does so in a process of its own."""
+    if apart.foreign("frontends", name):
+        return apart.export(name, source, settings, example, into)
     with registry.blamed("frontends", name):
         return chosen.export(source, settings, example, into)

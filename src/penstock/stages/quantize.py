@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from penstock import registry
+from penstock import apart, registry
 from penstock.errors import InputError, MissingError
 from penstock.settings import option
 
@@ -39,11 +39,22 @@ def quantize(
     """
     name = settings.quantizer
     method = cast("Quantizer", registry.load("quantizers", name))
-    with registry.blamed("quantizers", name):
-        if problem := method.available():
-            raise MissingError("missing-extra", f"the quantizer {name!r} can't run here", do=problem)
-        facts = method.quantize(model, batches, settings, into)
+    if apart.foreign("quantizers", name):
+        facts = apart.quantize(name, model, batches, settings, into)
+    else:
+        facts = by(method, model, batches, settings, into)
     if not into.is_file():
         what, do = f"the quantizer {name!r} wrote no model", "tell its authors, or choose another: --quantizer"
         raise InputError("plug-in-failed", what, where=str(model), do=do)
-    return dict(facts or {})
+    return facts
+
+
+def by(
+    method: Quantizer, model: Path, batches: Iterable[Mapping[str, np.ndarray]], settings: QuantizeSettings, into: Path
+) -> dict[str, Json]:
+    """Quantize by a method that was found, in this process. Raises ``MissingError`` where it can't run here."""
+    name = settings.quantizer
+    with registry.blamed("quantizers", name):
+        if problem := method.available():
+            raise MissingError("missing-extra", f"the quantizer {name!r} can't run here", do=problem)
+        return dict(method.quantize(model, batches, settings, into) or {})
