@@ -97,7 +97,7 @@ def need_allowed(model: ir.Model, where: str) -> tuple[DomainUse, ...]:
             do = (
                 f"name the library that implements them, if you trust it: --allow-domain {use.domain}=library.so "
                 f"(--allow-domain {use.domain} alone lets it be exported, but not run); or export the model with these "
-                "operators decomposed into standard ones, a tokenizer before the model"
+                "operators decomposed into standard ones, and without a tokenizer, which then runs before the model"
             )
             raise InputError("custom-operators", what, where=where, do=do)
     return found

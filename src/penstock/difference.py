@@ -95,6 +95,8 @@ def _read(folder: Path) -> _Built:
     if not steps or steps[-1][0].step != "select" or not (folder / LOCK).is_file():
         last = steps[-1][0].step if steps else "none"
         what = f"the build isn't finished: the last step that ended is {last}"
+        if last == "select":
+            what = f"the build has no {LOCK}, which is written last"
         raise InputError("unfinished-build", what, where=str(folder), do="give its command again: it goes on there")
     entries = [entry for _, found in steps for entry in found]
     variants = {entry.name: entry for entry in entries if isinstance(entry, Variant)}

@@ -46,6 +46,28 @@ def test_auto_takes_the_other_exporter_for_a_layer_that_dynamo_can_not_keep_free
     assert "torch/nn/modules/" in error.what and "container.py" not in error.what
 
 
+@pytest.mark.parametrize("size", [6, 8, 9])
+def test_auto_takes_the_other_exporter_for_a_slice(size: int, tmp_path: Path) -> None:
+    """Dynamo settles on which side of the bound the size lies; the traced slice is right on both."""
+    given = f"x:float32[batch,seq={size}]"
+    done = made(tmp_path, forward("return x[:, :8] * 2"), given, exporter="auto")
+    assert done.facts["exporter"] == "torchscript"
+    assert done.facts["notes"] == [
+        "exported with torchscript, as dynamo fixes a size at a slice (net.py:8: return x[:, :8] * 2)"
+    ]
+    output = done.signature.outputs[0].shape
+    assert output is not None and output[0] == "batch" and output[1] not in ("seq", size), "8 of 12 are left"
+    error = told(tmp_path, forward("return x[:, :8] * 2"), given, exporter="dynamo")
+    assert error.id == "baked-in-size" and error.do.startswith("try --exporter torchscript; or ")
+
+
+def test_a_bound_that_the_users_code_makes_is_told_by_the_other_exporter(tmp_path: Path) -> None:
+    body = forward("n = min(x.shape[1], 8)\nreturn x[:, :n].sum(1)")
+    error = told(tmp_path, body, "x:float32[batch,seq=6]", exporter="auto")
+    assert error.id == "trace-lost-something" and error.where == "net.py:8: n = min(x.shape[1], 8)"
+    assert "torch.jit.script" in error.do
+
+
 def test_a_size_that_tracing_bakes_into_a_layer_of_torchs_is_left_to_dynamo(tmp_path: Path) -> None:
     """Its checks on shapes pass; what it bakes in shows in the proof."""
     body = forward("return self.r(x, x, x)[0]", "self.r = nn.MultiheadAttention(4, 2, batch_first=True)")

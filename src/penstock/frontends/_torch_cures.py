@@ -17,6 +17,7 @@ CONTROL = f"write a branch with torch.cond or torch.where and a loop with while_
 CHECK = "leave the check out of forward: a model can't raise; check its inputs before it is called"
 _STEPS = re.compile(r"\bfor\b.+\bin\b|(^|\s|:)while\s")
 _NUMBERS = re.compile(r"\b(int|float|len|round|math\.\w+|numpy\.\w+|np\.\w+)\(")
+_SLICES = re.compile(r"\[[^\]]*:[^\]]*\]")
 _BRANCHES = re.compile(r"(^|\s|:)(if|elif|assert)\s")
 
 
@@ -47,6 +48,12 @@ def for_branch(where: str, cure: str = BRANCH) -> str:
 def is_loop(where: str) -> bool:
     """Tell whether a line, as ``file:line: text``, repeats something."""
     return bool(_STEPS.search(where.partition(": ")[2]))
+
+
+def is_slice(where: str) -> bool:
+    """Tell whether a line, as ``file:line: text``, cuts something out, and makes no number of Python's of a size."""
+    code = where.partition(": ")[2]
+    return bool(_SLICES.search(code)) and not _NUMBERS.search(code)
 
 
 def is_check(where: str) -> bool:

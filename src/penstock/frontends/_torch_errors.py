@@ -17,7 +17,7 @@ from torch.onnx._constants import ONNX_TORCHSCRIPT_EXPORTER_MAX_OPSET
 import penstock
 from penstock import graph
 from penstock.errors import GateError, InputError, PenstockError
-from penstock.frontends._torch_cures import CHECK, CONTROL, SIZE, for_size, is_check
+from penstock.frontends._torch_cures import CHECK, CONTROL, SIZE, for_size, is_check, is_slice
 from penstock.frontends._torch_lines import Home, layer, of_error, of_stack, stack
 from penstock.frontends._torch_module import parameters
 from penstock.frontends._torch_plan import Plan
@@ -26,12 +26,17 @@ SPECIALIZED = re.compile(r"marked (?P<dim>\w+) as dynamic but your code speciali
 RELATED = re.compile(r"Not all values of (?P<dim>\w+) .*? satisfy the generated guard (?P<guard>.*)")
 _SIZE_OF = re.compile(r"L\['(?P<name>\w+)'\](?:\[(?P<index>\d+)\])?\.size\(\)\[(?P<axis>\d+)\]")
 _OPSET = re.compile(r"Unsupported onnx_opset_version: (?P<asked>\d+)")
+_SLICE, _OTHER = "(aten.slice.Tensor)", "try --exporter torchscript"
 _OWN = str(Path(penstock.__file__).parent)
 _ADDRESS = re.compile(r" (?:object )?at 0x[0-9a-f]+")
 
 
 class InTorchError(GateError):
     """A size was baked in by a layer of torch's own: another exporter may write that layer as one operator."""
+
+
+class InSliceError(InTorchError):
+    """A size was settled where the user cuts something out: torchscript writes the bounds of a slice as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +170,8 @@ def _specialized(dim: str, size: str, places: list[_Place], told: Told) -> GateE
     node, stored = _holder(int(size), [one.line for one in places], told)
     what = f"the size of {dim!r} in the example, {size}, is baked {f'into {node}' if node else 'in'}"
     do = for_size(where, number=place.index)
+    if do == SIZE and not stored and _cuts(node, where):
+        return InSliceError("baked-in-size", what, where=where, do=f"{_OTHER}; or --static")
     if stored:
         what = f"{what}, by {stored}, which has that size"
         do = "store it with a size of 1, which is broadcast, or make it in forward with x.shape"
@@ -179,12 +186,20 @@ def _related(dim: str, guard: str, places: list[_Place], told: Told) -> GateErro
     what = f"the dimension {dim!r} isn't free: the module holds only where {_readable(guard, told)}"
     if place.layer:
         return _in_torch(what, place.layer, where)
-    if node := _holder(None, [place.line], told)[0]:
+    node, _ = _holder(None, [place.line], told)
+    if node:
         what = f"{what} (at {node})"
     do = for_size(where)
+    if do == SIZE and _cuts(node, where):
+        return InSliceError("baked-in-size", what, where=where, do=f"{_OTHER}; or give it a fixed size in --input")
     if do == SIZE and "<=" in guard:  # no size was taken: some are too small, or too large, for what is done there
-        do = "try --exporter torchscript"
+        do = _OTHER
     return GateError("baked-in-size", what, where=where, do=f"{do}; or give it a fixed size in --input")
+
+
+def _cuts(node: str, where: str) -> bool:
+    """Tell whether a size was settled at a slice, on a line that has one and makes no number of a size."""
+    return _SLICE in node and is_slice(where)
 
 
 def _bare(guard: str) -> str:

@@ -15,7 +15,7 @@ from penstock.errors import GateError, InputError
 from penstock.frontends import Exported, _torch_custom, _torch_functions
 from penstock.frontends._torch_choice import is_scripted, need_exporter
 from penstock.frontends._torch_custom import Translation
-from penstock.frontends._torch_errors import InTorchError, Told, explained
+from penstock.frontends._torch_errors import InSliceError, InTorchError, Told, explained
 from penstock.frontends._torch_lines import layer_of_node, of_node
 from penstock.frontends._torch_memory import need_room
 from penstock.frontends._torch_module import Feeds, FirstRun, first_run
@@ -66,10 +66,13 @@ def run(loaded: Loaded, settings: ExportSettings, example: Mapping[str, np.ndarr
         if settings.exporter != "auto" or settings.translate or settings.keep_function or loaded.program is not None:
             raise
         where = f" ({error.where})" if error.where else ""
-        note = f"exported with torchscript, as dynamo fixes a size in torch's own code{where}"
+        place = "at a slice" if isinstance(error, InSliceError) else "in torch's own code"
+        note = f"exported with torchscript, as dynamo fixes a size {place}{where}"
         try:
             return _exported(_noted(job, note), "torchscript")
-        except (GateError, InputError):
+        except (GateError, InputError) as other:
+            if isinstance(error, InSliceError):  # what made the bound is the user's, and torchscript says where
+                raise other from None
             error.do = "give the axis a fixed size in --input: --exporter torchscript can't keep it free either"
             raise error from None
 

@@ -39,6 +39,8 @@ def find(module: torch.nn.Module, plan: Plan, batches: tuple[int, ...]) -> Sizes
             taken.append(sizes)
             if sizes[dim] != 1:
                 break
+        if any(dim in found.values() for found in axes):
+            _forget(axes, module, plan, example, dim)
         if dim == batch:
             continue
         if all(sizes[dim] == 1 for sizes in taken):  # nothing, or an axis of 1 that is broadcast
@@ -54,8 +56,14 @@ def _accepted(
     """Run the module at 1, and then at others, and yield those that it takes."""
     size = example[dim]
     others = [size + step for step in STEPS] + [2 * size, size // 2, 3 * size]
-    for other in dict.fromkeys([1, *others]):
-        if other < 1 or other == size:
+    return _taken(module, plan, example, dim, [1, *others])
+
+
+def _taken(
+    module: torch.nn.Module, plan: Plan, example: Mapping[str, int], dim: str, others: list[int]
+) -> Iterator[tuple[dict[str, int], list[torch.Tensor]]]:
+    for other in dict.fromkeys(others):
+        if other < 1 or other == example[dim]:
             continue
         sizes = {**example, dim: other}
         try:
@@ -70,3 +78,16 @@ def _note(
     for found, before, after in zip(axes, plain, other, strict=False):
         if before.ndim == after.ndim and size != 1:  # an axis of 1 may be another axis, or broadcast
             found |= {a: dim for a in range(after.ndim) if before.shape[a] != after.shape[a] == size and a not in found}
+
+
+def _forget(
+    axes: list[dict[int, str]], module: torch.nn.Module, plan: Plan, example: Mapping[str, int], dim: str
+) -> None:
+    """Run the module far from the example, and forget axes that don't go with the dimension there: ``x[:, :8]``."""
+    size = example[dim]
+    for sizes, outputs in _taken(module, plan, example, dim, [2 * size + 1, 2 * size, 4 * size]):
+        for found, output in zip(axes, outputs, strict=False):
+            for axis in [axis for axis, name in found.items() if name == dim]:
+                if axis >= output.ndim or output.shape[axis] != sizes[dim]:
+                    del found[axis]
+        return
