@@ -6,12 +6,15 @@ The optimizer is run in memory, without the proof, and its log is read; nothing 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from penstock.errors import UsageError
 from penstock.rewriting.trace import Event, NodeRow, snapshot
 from penstock.stages.optimize import Optimized, OptimizeSettings
+
+REACH, MOST_READERS, MOST_BESIDE = 8, 16, 3  # how far below a node is looked for near misses, and how many are told
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +32,9 @@ class Step:
 class Fate:
     """What became of a node. ``now`` are the nodes that stand in its place, empty where nothing needs it any more.
 
-    ``near_misses`` are the rewrites that almost took it, or what stands in its place, as (pass, reason).
+    ``near_misses`` are the rewrites that almost took it, or what stands in its place, as (pass, reason). ``beside`` are
+    the nearest ones that were asked at a node below it, as (pass, node, reason): a form of several nodes is looked for
+    from its last one on.
     """
 
     node: str
@@ -40,6 +45,7 @@ class Fate:
     steps: tuple[Step, ...]
     now: tuple[str, ...]
     near_misses: tuple[tuple[str, str], ...]
+    beside: tuple[tuple[str, str, str], ...]
 
 
 def fates(model: Path, name: str, settings: OptimizeSettings | None = None) -> tuple[Fate, ...]:
@@ -80,15 +86,32 @@ def _fate(row: NodeRow, rows: dict[str, NodeRow], done: Optimized) -> Fate:
             present[new.id] = None
             touched.append(new.id)
     left = {one.id: one for scope in snapshot(done.base, done.events).values() for one in scope}
+    told = [(one.name, place) for one in done.passes for place in (*one.declined, *one.failures)]
     labels = {_declined_as(rows[id]) for id in touched}
-    misses = [
-        (record.name, place.reason) for record in done.passes for place in (*record.declined, *record.failures)
-        if place.node in labels
-    ]  # fmt: skip
+    misses = [(rule, place.reason) for rule, place in told if place.node in labels]
+    below = {_declined_as(one): _label(one) for one in _below([left[id] for id in present if id in left], left)}
+    near = sorted((one for one in told if one[1].node in below), key=lambda one: [*below].index(one[1].node))
+    beside = [(rule, below[place.node], place.reason) for rule, place in near if place.node not in labels]
     return Fate(
         row.name or row.id, row.op, row.line, row.inputs, row.outputs, tuple(steps),
         tuple(_label(left[id]) for id in present if id in left), tuple(dict.fromkeys(misses)),
+        tuple(dict.fromkeys(beside))[:MOST_BESIDE],
     )  # fmt: skip
+
+
+def _below(start: Sequence[NodeRow], left: Mapping[str, NodeRow]) -> list[NodeRow]:
+    """Return the nodes of the same graph that read what these make, and so on, the nearest first."""
+    readers: dict[tuple[str, str], list[NodeRow]] = {}
+    for row in left.values():
+        for value in row.inputs:
+            readers.setdefault((row.scope, value), []).append(row)
+    found = {row.id: row for row in start}
+    layer = [*start]
+    for _ in range(REACH):
+        read = [readers.get((row.scope, value), []) for row in layer for value in row.outputs if value]
+        layer = [user for users in read if len(users) <= MOST_READERS for user in users if user.id not in found]
+        found |= {row.id: row for row in layer}
+    return [row for row in found.values() if row not in start]
 
 
 def _step(event: Event, rows: dict[str, NodeRow]) -> Step:

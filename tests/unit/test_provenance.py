@@ -62,6 +62,39 @@ def test_a_node_without_a_name_says_why_too(path: Path) -> None:
     assert fate.near_misses == (("fold-batchnorm", "the output of Conv has 2 consumers"),)
 
 
+def test_a_node_of_which_nothing_was_asked_tells_the_near_misses_below_it(path: Path) -> None:
+    (fate,) = provenance.fates(path, "shared")
+    assert not fate.near_misses
+    assert fate.beside == (("fold-batchnorm", "BatchNormalization kept", "the output of Conv has 2 consumers"),)
+    (fate,) = provenance.fates(path, "sum")
+    assert not fate.beside, "it stands below what was declined, not above"
+
+
+def test_a_node_inside_a_form_that_almost_was_one(tmp_path: Path) -> None:
+    """The variance of a layer normalization is read by somebody else too; the form is looked for from its end."""
+    names = ["ReduceMean x > m", "Sub x m > d", "Mul d d > q", "ReduceMean q > v", "Add v eps > e", "Sqrt e > s",
+             "Div d s > n", "Mul n g > h", "Add h b > y"]  # fmt: skip
+    nodes = []
+    for text in names:
+        words, made = text.split(" > ")
+        op, *read = words.split()
+        axes = {"axes": [-1], "keepdims": 1} if op == "ReduceMean" else {}
+        nodes.append(helper.make_node(op, read, [made], name=f"{op}_{made}", **axes))
+    held = {"eps": np.float32(1e-5), "g": np.full(8, 2, np.float32), "b": np.ones(8, np.float32)}
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes, "g", [info("x", TensorProto.FLOAT, ["n", 8])],
+        [info("y", TensorProto.FLOAT, ["n", 8]), info("v", TensorProto.FLOAT, ["n", 1])],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in held.items()],
+    )  # fmt: skip
+    (tmp_path / "m.onnx").write_bytes(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+    )
+    (fate,) = provenance.fates(tmp_path / "m.onnx", "Sub_d")
+    assert not fate.steps and not fate.near_misses
+    assert [(rule, node) for rule, node, _ in fate.beside][:1] == [("fuse-layer-normalization", "Div Div_n")]
+
+
 def test_a_node_that_nobody_needs(path: Path) -> None:
     (fate,) = provenance.fates(path, "dead")
     assert [step.rule for step in fate.steps] == ["remove-unused"] and fate.now == ()

@@ -74,6 +74,8 @@ def _node(model: str, name: str, config: str | None, as_json: bool, quiet: bool,
         else:
             lines.append("    nothing stands in its place: what it made is constant, elsewhere, or read by nobody")
         lines += [f"    not more: {rule}: {reason}" for rule, reason in fate.near_misses]
+        if fate.now:
+            lines += [f"    not more: {rule} at {node}, below it: {reason}" for rule, node, reason in fate.beside]
         for line in lines:
             click.echo(_console.printable(line, limit=400))
     return 0
