@@ -41,6 +41,7 @@ def parse(path: Path) -> ir.Model:
             proto = onnx.load(path, format="protobuf", load_external_data=False)
             make_dense(proto, str(path.parent))
             model = ir.from_proto(proto)
+            _one_name_for_the_standard(model)
             ir.external_data.set_base_dir(model.graph, path.parent)
     except InputError as error:
         raise InputError(error.id, error.what, where=str(path), do=error.do) from error
@@ -52,6 +53,13 @@ def parse(path: Path) -> ir.Model:
             do="check it with onnx.checker, or export it again",
         ) from error
     return model
+
+
+def _one_name_for_the_standard(model: ir.Model) -> None:
+    """Let imports of "ai.onnx" be of "", as onnx-ir calls the domain of such nodes."""
+    for imports in (model.opset_imports, *(function.opset_imports for function in model.functions.values())):
+        if (version := imports.pop("ai.onnx", None)) is not None:
+            imports.setdefault("", version)
 
 
 def save(

@@ -6,12 +6,14 @@ from types import ModuleType
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from penstock import graph
 from penstock.errors import InputError
 from penstock.signature import Signature, TensorSpec
+from penstock.stages.optimize import OptimizeSettings, optimize
 
 
 def test_signature_names_dtypes_and_shapes(tiny: ModuleType, tmp_path: Path) -> None:
@@ -137,3 +139,20 @@ def test_first_line_is_short_and_never_empty() -> None:
     assert graph.first_line(ValueError("a\nb")) == "a"
     assert graph.first_line(ValueError("\n  \n")) == "ValueError"
     assert len(graph.first_line(ValueError("x" * 999))) == 300
+
+
+@pytest.mark.parametrize("domain", ["", "ai.onnx"])
+def test_the_standard_domain_goes_by_one_name(domain: str, tmp_path: Path) -> None:
+    """The longer name of it is as good in an import and in a node; a model that has it stays one that can be loaded."""
+    nodes = [helper.make_node(op, [a], [b], domain=domain) for op, a, b in (("Relu", "x", "r"), ("Identity", "r", "y"))]
+    info = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 4]) for name in "xy"]
+    made = helper.make_graph(nodes, "g", info[:1], info[1:])
+    proto = helper.make_model(made, opset_imports=[helper.make_opsetid("ai.onnx", 17)], ir_version=8)
+    (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
+    assert dict(graph.load(tmp_path / "m.onnx").opset_imports) == {"": 17}
+    (tmp_path / "out").mkdir()
+    done = optimize(tmp_path / "m.onnx", OptimizeSettings(strict=True), tmp_path / "out", name="slim.onnx")
+    assert done.proof.state == "proved"
+    slim = onnx.load(tmp_path / "out" / "slim.onnx")
+    assert [(one.domain, one.version) for one in slim.opset_import] == [("", 17)]
+    onnxruntime.InferenceSession(slim.SerializeToString())

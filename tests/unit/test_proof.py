@@ -200,6 +200,28 @@ def test_what_is_wrong_beside_such_an_operator_is_found(tmp_path: Path) -> None:
     assert found.state == "failed" and "'y' differs" in found.reason
 
 
+def test_what_is_read_and_handed_out_around_them_goes_by_their_names(tmp_path: Path) -> None:
+    """One of two hands out its second result alone; an Identity behind one is gone, and another that nobody reads."""
+    info = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 4]) for name in ("x", "y", "z", "b", "c")]
+    first = helper.make_node("Foo", ["r"], ["", "b"], domain="acme", name="first")
+    second = helper.make_node("Foo", ["b"], ["", "c"], domain="acme", name="second")
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("acme", 1)]
+
+    def save(name: str, last: str, *more: onnx.NodeProto, plain: bool = False) -> Path:
+        relu, end = helper.make_node("Relu", ["x"], ["r"]), helper.make_node(last, ["b"], ["y"])
+        handed = second if plain else helper.make_node("Foo", ["b"], ["", "z"], domain="acme", name="second")
+        nodes = [relu, first, handed, end, *([helper.make_node("Identity", ["c"], ["z"])] if plain else []), *more]
+        made = helper.make_graph(nodes, "g", info[:1], info[1:3], value_info=info[3:])
+        onnx.save(helper.make_model(made, opset_imports=imports, ir_version=8), tmp_path / name)
+        return tmp_path / name
+
+    unread = helper.make_node("Foo", ["r"], ["u"], domain="acme", name="third")
+    before = save("a.onnx", "Neg", unread, plain=True)
+    found = compare(before, save("b.onnx", "Neg"), 2)
+    assert found.state == "partial" and found.reason.startswith("all but acme::Foo"), found
+    assert compare(before, save("c.onnx", "Abs"), 2).state == "failed"
+
+
 @pytest.mark.parametrize("given", [{"typed": False}, {"body": True}])
 def test_where_it_cannot_be_cut_out_nothing_is_proved(given: dict, tmp_path: Path) -> None:
     found = compare(with_unknown(tmp_path, "a.onnx", **given), with_unknown(tmp_path, "b.onnx", **given), 2)

@@ -65,14 +65,12 @@ def lowest(model: ir.Model) -> tuple[int, tuple[Refused, ...]]:
 
 
 def ready(model: ir.Model, where: str) -> None:
-    """Get a loaded model ready to be converted: one name for the standard domain, nodes in order.
+    """Get a loaded model ready to be converted: nodes in order.
 
     Raises ``InputError`` for an opset that isn't known here.
     """
     from penstock.passes import sort_nodes
 
-    if (own := model.opset_imports.pop("ai.onnx", None)) is not None:
-        model.opset_imports.setdefault("", own)
     newest = max([model.opset_imports.get("", 0), *(f.opset_imports.get("", 0) for f in model.functions.values())])
     if newest > history.newest():
         what = f"the model is of opset {newest}, and the newest that is known here is {history.newest()}"

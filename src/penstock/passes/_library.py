@@ -71,6 +71,19 @@ def expanded_size(model: ir.Model, limit: int) -> int:
             sizes[function] = total
 
 
+def trains(node: ir.Node, opset: int) -> bool:
+    """Whether a node is a BatchNormalization in training mode, or may be one: its mode is given by a function's call.
+
+    Before opset 14 its second output says so.
+    """
+    if node.op_type != "BatchNormalization" or node.domain != "":
+        return False
+    mode = node.attributes.get("training_mode")
+    if opset < 14:
+        return len(node.outputs) > 1
+    return mode is not None and (mode.is_ref() or bool(mode.as_int()))
+
+
 def remove_unused_functions(model: ir.Model) -> tuple[str, ...]:
     """Remove functions that nobody calls; return what to tell of each."""
     if not model.functions:

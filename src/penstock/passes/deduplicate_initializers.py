@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from penstock.passes import PassResult, Phase
-from penstock.rewriting.site import attribute
+from penstock.passes._library import trains
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -29,12 +29,15 @@ def run(model: ir.Model) -> PassResult:
     from penstock.rewriting.walk import graphs_of
 
     changes: list[str] = []
+    training = any(trains(node, 14) for function in model.functions.values() for node in function.all_nodes())
+    calls = set(model.functions) if training else set()
     for graph in graphs_of(model):
-        _in_graph(graph, changes)
+        _in_graph(graph, changes, calls)
     return PassResult(tuple(changes))
 
 
-def _in_graph(graph: ir.Graph, changes: list[str]) -> None:
+def _in_graph(graph: ir.Graph, changes: list[str], calls: set[ir.OperatorIdentifier]) -> None:
+    """Deduplicate those of one graph; what a node that trains may write into stays, ``calls`` of such too."""
     from penstock.rewriting import wiring
 
     alike: dict[object, list[ir.Value]] = {}
@@ -42,7 +45,7 @@ def _in_graph(graph: ir.Graph, changes: list[str]) -> None:
         tensor = value.const_value
         if tensor is None or value.is_graph_input() or value.is_graph_output() or tensor.dtype.is_string():
             continue
-        if any(_trains(use.node) for use in value.uses()):
+        if any(trains(use.node, 14) or use.node.op_identifier() in calls for use in value.uses()):
             continue
         alike.setdefault((tensor.dtype, tuple(tensor.shape.numpy())), []).append(value)
     instead: dict[ir.Value, ir.Value] = {}
@@ -63,11 +66,6 @@ def _in_graph(graph: ir.Graph, changes: list[str]) -> None:
     wiring.take_over(instead)
     for value in instead:
         del graph.initializers[str(value.name)]
-
-
-def _trains(node: ir.Node) -> bool:
-    """Whether it is a BatchNormalization in training: ONNX Runtime writes its statistics over the ones it was given."""
-    return node.op_type == "BatchNormalization" and bool(attribute(node, "training_mode", 0))
 
 
 def _beginning(value: ir.Value) -> bytes:

@@ -96,7 +96,10 @@ def _key(node: ir.Node) -> Hashable | None:
             if value.nbytes > 1024 or value.dtype.is_string():
                 return None
             value = (value.dtype, tuple(value.shape.numpy()), value.tobytes())
-        attributes.append((name, tuple(value) if isinstance(value, list) else value))
+        items = value if isinstance(value, (list, tuple)) else [value]
+        attributes.append(
+            (name, *(repr(item) if isinstance(item, float) else item for item in items))
+        )  # 0.0 is not -0.0
     inputs = tuple([0 if value is None else id(value) for value in node.inputs])
     named = [bool(value.name) for value in node.outputs]  # an output without a name isn't made
     return id(node.graph), node.op_type, inputs, tuple(attributes), tuple(named)

@@ -135,8 +135,7 @@ def _composed(first: Cut | None, second: Cut | None, size: Size) -> tuple[int, i
     if len(bounds) != 4:
         return None
     if isinstance(size, int):
-        ends = [end if end > -(2**62) else None for end in bounds[1::2]]
-        left = range(size)[bounds[0] : ends[0] : first[2]][bounds[2] : ends[1] : second[2]]
+        left = range(size)[bounds[0] : bounds[1] : first[2]][bounds[2] : bounds[3] : second[2]]
         if not len(left):
             return None
         return left.start, left.stop if left.stop >= 0 else -(2**63), left.step

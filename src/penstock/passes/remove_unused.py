@@ -12,14 +12,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from penstock.passes import PassResult, Phase
-from penstock.passes._library import node_label, remove_unused_functions
-from penstock.rewriting.site import attribute
+from penstock.passes._library import node_label, remove_unused_functions, trains
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 PHASE: Phase = "lower"
 AFTER: tuple[str, ...] = ()
+# what they give goes by places; ONNX Runtime's Attention wants both parts of its memory, or none
+_KEPT = frozenset(("Split", "If", "Loop", "Scan", "Attention"))
 
 
 def run(model: ir.Model) -> PassResult:
@@ -28,8 +29,9 @@ def run(model: ir.Model) -> PassResult:
 
     changes: list[str] = []
     opset = model.opset_imports.get("", 1)
-    for graph in (model.graph, *(function.graph for function in model.functions.values())):
-        _nodes(graph, changes, opset)
+    _nodes(model.graph, changes, opset)
+    for function in model.functions.values():
+        _nodes(function.graph, changes, function.opset_imports.get("", opset))
     for graph in graphs_of(model):
         _initializers(graph, changes)
     changes += remove_unused_functions(model)
@@ -50,7 +52,7 @@ def _nodes(graph: ir.Graph, changes: list[str], opset: int) -> None:
             continue
         for body in bodies_in(node) if node.attributes else ():
             _nodes(body, changes, opset)
-        if node.op_type != "BatchNormalization" or opset >= 14:
+        if node.op_type not in _KEPT and not trains(node, opset):
             _outputs(node, changes)
 
 
@@ -68,9 +70,7 @@ def _outputs(node: ir.Node, changes: list[str]) -> None:
     keep = len(node.outputs)
     while keep > max(least, 1) and not node.outputs[keep - 1].uses() and not node.outputs[keep - 1].is_graph_output():
         keep -= 1
-    if node.op_type == "BatchNormalization" and attribute(node, "training_mode", 0):
-        return
-    if keep < len(node.outputs) and node.op_type not in ("Split", "If", "Loop", "Scan"):
+    if keep < len(node.outputs):
         node.resize_outputs(keep)
         changes.append(f"dropped outputs of {node_label(node)} that nobody reads")
 

@@ -18,7 +18,7 @@ from penstock.passes import Declined, Pass, PassResult, Rule, is_rule
 from penstock.passes._library import node_label
 from penstock.rewriting import PassBroke, Refusal
 from penstock.rewriting.editor import Editor
-from penstock.rewriting.walk import nodes_of
+from penstock.rewriting.walk import refers
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -120,9 +120,10 @@ class Driver:
     def _index(self) -> dict[str, list[ir.Node]]:
         """Sort the standard nodes by operator, and find out what is known of their values."""
         self.editor.learn()
-        found: dict[str, list[ir.Node]] = {"*": nodes_of(self.editor.model)}
-        for node in found["*"]:
-            if node.domain == "":
+        found: dict[str, list[ir.Node]] = {"*": []}
+        for node in self.editor.nodes():
+            if node.domain == "" and not refers(node):
+                found["*"].append(node)
                 found.setdefault(node.op_type, []).append(node)
         return found
 
@@ -134,7 +135,7 @@ class Driver:
         every = "*" in rule.OPERATORS
         fresh = dict.fromkeys(node for node in touched[turns.cursor :] if every or node.op_type in rule.OPERATORS)
         turns.cursor = len(touched)
-        return [node for node in fresh if node.domain == ""]
+        return [node for node in fresh if node.domain == "" and not refers(node)]
 
     def _rule(self, turns: Turns, rule: Rule, nodes: Iterable[ir.Node]) -> None:
         editor, site, trace = self.editor, self.editor.site, self.editor.trace

@@ -15,7 +15,7 @@ from penstock.rewriting.schema_types import misfit
 from penstock.rewriting.site import Site
 from penstock.rewriting.sizes import Product
 from penstock.rewriting.trace import Event, Trace
-from penstock.rewriting.walk import bodies_in, graphs_of, inside, nodes_of
+from penstock.rewriting.walk import bodies_in, graphs_of, inside, nodes_in, nodes_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -56,8 +56,19 @@ class Editor:
             self.site.functions |= {id(graph) for graph in function.subgraphs()}
         self.find_owners()
         self.known.learn(self.model.graph)
-        for function in self.model.functions.values():
+        for function in self._functions():
             self.known.learn(function.graph, believed=False)
+
+    def nodes(self) -> list[ir.Node]:
+        """Return the nodes that may be rewritten: all but those of functions of another opset than the model's."""
+        found = nodes_in(self.model.graph)
+        for function in self._functions():
+            found += nodes_in(function.graph)
+        return found
+
+    def _functions(self) -> list[ir.Function]:
+        own = self.model.opset_imports.get("")
+        return [one for one in self.model.functions.values() if one.opset_imports.get("", own) == own]
 
     def find_owners(self) -> None:
         """Note in which node each body lies."""

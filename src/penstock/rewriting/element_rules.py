@@ -114,7 +114,7 @@ def _slice(node: ir.Node, known: Knowledge) -> Elements:
     ((_, start, end, step),) = slices(node, known, 1)
     if not isinstance(start, int) or not isinstance(end, int):
         raise unsure
-    return items[slice(start, end if end > -(2**62) else None, step)]
+    return items[slice(start, end, step)]
 
 
 @_rule("Add")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from penstock.rewriting.sizes import Product, Size, equal, named, product
+from penstock.rewriting.walk import refers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -84,6 +85,8 @@ class Knowledge:
 
     def _visit(self, node: ir.Node) -> None:
         if node.domain == "":
+            if refers(node):
+                return
             inside, shapes, elements = _rules()
             if rule := inside.get(node.op_type):
                 rule(node, self)

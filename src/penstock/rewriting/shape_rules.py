@@ -284,7 +284,7 @@ def sliced(size: Size, start: Size, end: Size, step: int) -> Size:
     if step == 1 and start == 0 and end is not None and (end == size or (isinstance(end, int) and end >= 2**31 - 1)):
         return size
     if isinstance(size, int) and isinstance(start, int) and isinstance(end, int):
-        return len(range(*slice(start, end if end > -(2**62) else None, step).indices(size)))
+        return len(range(*slice(start, end, step).indices(size)))
     if step == 1 and isinstance(start, int) and isinstance(end, int):
         if start < 0 <= -start and end >= 2**31 - 1:
             return None

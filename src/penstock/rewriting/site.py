@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from penstock.rewriting import Refusal, Rewrite
 from penstock.rewriting.knowledge import Elements, Knowledge, Shape, constant
+from penstock.rewriting.walk import refers
 from penstock.rewriting.wiring import read_count
 
 if TYPE_CHECKING:
@@ -89,9 +90,12 @@ class Site:
     # -- the graph around ----------------------------------------------------------------------------------------------
 
     def maker(self, value: ir.Value | None, *ops: str) -> ir.Node | None:
-        """Return the node that makes a value, if it is a standard operator of one of these names (none: any)."""
+        """Return the node that makes a value, if it is a standard operator of one of these names (none: any).
+
+        One of which a function's call gives the attributes is none.
+        """
         node = None if value is None else value.producer()
-        if node is None or node.domain != "" or (ops and node.op_type not in ops):
+        if node is None or node.domain != "" or (ops and node.op_type not in ops) or refers(node):
             return None
         return node
 
@@ -234,8 +238,10 @@ def _attribute(name: str, value: Any) -> ir.Attr:
 
 
 def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
-    """Return an attribute's value, or the default."""
+    """Return an attribute's value, or the default. Raises ``Refusal`` for one that a call of the function gives."""
     found = node.attributes.get(name)
     if found is None:
         return default
+    if found.is_ref():
+        raise Refusal(f"its {name} is given where the function is called")
     return found.value

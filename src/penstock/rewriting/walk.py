@@ -24,6 +24,11 @@ def bodies_of(attribute: ir.Attr) -> tuple[ir.Graph, ...]:
     return tuple(attribute.as_graphs()) if attribute.type == ir.AttributeType.GRAPHS else ()
 
 
+def refers(node: ir.Node) -> bool:
+    """Whether an attribute of the node is one of the function's in which it lies, and so differs from call to call."""
+    return bool(node.attributes) and any(attribute.is_ref() for attribute in node.attributes.values())
+
+
 def bodies_in(node: ir.Node) -> Iterator[ir.Graph]:
     """Yield the graphs that a node holds."""
     for attribute in node.attributes.values():

@@ -248,6 +248,13 @@ def test_outputs_that_say_something_stay() -> None:
     assert_stays(model(five, X, ["y"], held, opset=9), "remove-unused")
 
 
+def test_attention_keeps_what_it_remembers() -> None:
+    """ONNX Runtime doesn't run one that is given a memory and hands none out."""
+    shapes = dict.fromkeys("qkv", (1, 2, 3, 4)) | {"a": (1, 2, 5, 4), "b": (1, 2, 5, 4)}
+    one = node("Attention", ["q", "k", "v", "", "a", "b"], ["y", "pk", "pv"])
+    assert_stays(model([one], shapes, ["y"], opset=23), "remove-unused")
+
+
 # --- eliminate-common-subexpressions
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import onnx
 import pytest
 
-from rewriting_cases import apply, assert_becomes, assert_stays, model, node
+from penstock.passes._order import run_unasked
+from rewriting_cases import Runtime, apply, assert_becomes, assert_same, assert_stays, model, node
 
 PASS = "merge-slices"
 
@@ -85,3 +86,15 @@ def test_a_piece_that_is_an_output_keeps_its_name() -> None:
     nodes = [node("Slice", ["x", "s", "e", "a"], ["y"]), node("Slice", ["x", "s2", "e2", "a"], ["z"])]
     found = assert_becomes(model(nodes, {"x": ("batch", 10, 4)}, ["y", "z"], weights), PASS, ["Split"])
     assert found.proto.graph.node[0].output == ["y", "z"]
+
+
+@pytest.mark.parametrize("end", [-(2**63), -(2**62), -(2**62) + 1, -9])
+@pytest.mark.parametrize("step", [1, -1])
+def test_an_end_far_below_zero_is_the_beginning(end: int, step: int) -> None:
+    """With a step forward nothing is left, with one backward everything up to the first."""
+    weights = {"s": [0 if step > 0 else 8], "e": [end], "a": [1], "t": [step], "f": [3]}
+    nodes = [node("Slice", ["x", "s", "e", "a", "t"], ["p"]), node("Slice", ["p", "s", "f", "a"], ["q"]),
+             node("Shape", ["p"], ["z"]), node("Relu", ["q"], ["y"])]  # fmt: skip
+    proto = model(nodes, {"x": (2, 4)}, ["y", "z"], weights)
+    found = apply(proto, *run_unasked())
+    assert_same(proto, found.proto, oracle=Runtime)
