@@ -6,6 +6,7 @@ would end the build without a word.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -42,7 +43,12 @@ def export(
         argument: dict[str, Json] = {"name": name, "source": to_json(source), "settings": to_json(settings)}
         argument |= {"into": str(into.resolve()), "work": str(work)}
         argument["example"] = _save(work, [example] if example else [])
-        return from_json(Exported, _call("frontends", name, "serve_export", argument, FOREVER))
+        given = _call("frontends", name, "serve_export", argument, FOREVER)
+    _need_model("frontends", name, into)
+    try:
+        return from_json(Exported, given)
+    except ValueError as error:
+        raise _faulty("frontends", name, f"gave no facts of its export: {error}") from error
 
 
 def quantize(
@@ -52,7 +58,11 @@ def quantize(
     with store.scratch() as work:
         argument: dict[str, Json] = {"name": name, "model": str(model.resolve()), "settings": to_json(settings)}
         argument |= {"into": str(into.resolve()), "work": str(work), "batches": _save(work, batches)}
-        return cast("dict[str, Json]", _call("quantizers", name, "serve_quantize", argument, FOREVER))
+        facts = cast("dict[str, Json]", _call("quantizers", name, "serve_quantize", argument, FOREVER))
+    _need_model("quantizers", name, into)
+    if store.file_digest(into) == store.file_digest(model):
+        raise _faulty("quantizers", name, "gave the model back as it was")
+    return facts
 
 
 def open_first(name: str, spec: str, settings: DataSettings) -> None:
@@ -64,19 +74,71 @@ def open_first(name: str, spec: str, settings: DataSettings) -> None:
     _call("datasets", name, "serve_data", argument, PATIENCE * precheck.settings().session_seconds)
 
 
+@contextlib.contextmanager
+def own_streams() -> Iterator[None]:
+    """Let what somebody else's code prints go to standard error, and keep both streams whatever it does with them."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    kept = os.dup(1), os.dup(2)
+    try:
+        os.dup2(2, 1)
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
+        for place, copy in enumerate(kept, 1):
+            os.dup2(copy, place)
+            os.close(copy)
+
+
+def _need_model(kind: registry.Kind, name: str, path: Path) -> None:
+    """Raise ``InputError``, and take the file away, where it is no model that can be opened."""
+    from penstock import graph
+
+    if not path.is_file():
+        raise _faulty(kind, name, "wrote no model")
+    try:
+        graph.load(path)
+    except InputError as error:
+        path.unlink()
+        raise _faulty(kind, name, f"wrote what can't be opened: {error.what}") from error
+
+
+def _faulty(kind: registry.Kind, name: str, what: str) -> InputError:
+    owner = registry.origins(kind)[name]
+    return InputError(
+        "plug-in-failed", f"the {registry.singular(kind)} {name!r} of {owner} {what}",
+        do=f"update or uninstall it, or tell the authors of {owner}",
+    )  # fmt: skip
+
+
+def need_dataset(name: str, found: object) -> None:
+    """Raise ``InputError`` where a third party's data set is none."""
+    import numpy as np
+
+    from penstock.data import Dataset, Preprocessing, Split
+
+    if not isinstance(found, Dataset):
+        raise _faulty("datasets", name, f"gave no Dataset but a {type(found).__name__}")
+    splits = [found.train] if found.evaluate is None else [found.train, found.evaluate]
+    for split in splits:
+        arrays = split.arrays.values() if isinstance(split, Split) and isinstance(split.arrays, Mapping) else ()
+        if not arrays or not all(isinstance(one, np.ndarray) and one.ndim for one in arrays):
+            raise _faulty("datasets", name, "gave a Dataset without arrays of samples")
+    if not isinstance(found.preprocessing, Preprocessing):
+        raise _faulty("datasets", name, "gave a Dataset without a Preprocessing")
+
+
 def _call(kind: registry.Kind, name: str, served: str, argument: dict[str, Json], seconds: float) -> Json:
-    who, owner = f"the {registry.singular(kind)} {name!r}", registry.origins(kind)[name]
-    do = f"update or uninstall it, or tell the authors of {owner}"
     argument["path"] = [*sys.path]
     try:
         return worker.call(f"penstock.apart:{served}", argument, timeout_s=seconds)
     except worker.WorkerTimeout as error:
-        what = f"{who} of {owner} took more than {seconds:g} s"
-        raise InputError("plug-in-failed", what, do="raise [check] session_seconds if it is only slow") from error
+        raise _faulty(kind, name, f"took more than {seconds:g} s, ten times [check] session_seconds") from error
     except worker.WorkerCrash as error:
         how = "failed" if error.id == "worker-fault" else "took its process down"
-        what = f"{who} of {owner} {how}: {error.what.splitlines()[0]}"
-        raise InputError("plug-in-failed", what, do=do) from error
+        raise _faulty(kind, name, f"{how}: {error.what.splitlines()[0]}") from error
 
 
 def _save(work: Path, batches: Iterable[Mapping[str, np.ndarray]]) -> list[Json]:
@@ -140,5 +202,8 @@ def serve_data(argument: Json) -> Json:
 
     asked, found = _served(argument, "datasets")
     with registry.blamed("datasets", str(asked["name"])):
-        cast("DatasetSource", found).open(str(asked["spec"]), from_json(DataSettings, asked["settings"]), SILENT)
+        opened = cast("DatasetSource", found).open(
+            str(asked["spec"]), from_json(DataSettings, asked["settings"]), SILENT
+        )
+        need_dataset(str(asked["name"]), opened)
     return True

@@ -148,7 +148,7 @@ def _try_first(kind: Kind, entry: importlib.metadata.EntryPoint) -> None:
     if _is_here(entry):
         return
     if mark not in _TRIED:
-        argument: Json = {"kind": kind, "name": entry.name}
+        argument: Json = {"kind": kind, "name": entry.name, "path": [*sys.path]}
         failed = None
         try:
             worker.call("penstock.registry:serve", argument, timeout_s=IMPORT_SECONDS)
@@ -168,8 +168,9 @@ def _is_here(entry: importlib.metadata.EntryPoint) -> bool:
 
 def serve(argument: Json) -> dict[str, Json]:
     """Load a plug-in and ask it whether it can run here: the worker's side of a first import."""
-    asked = cast("dict[str, str]", argument)
-    kind, name = cast("Kind", asked["kind"]), asked["name"]
+    asked = cast("dict[str, Json]", argument)
+    kind, name = cast("Kind", asked["kind"]), str(asked["name"])
+    sys.path += [path for path in cast("list[str]", asked["path"]) if path not in sys.path]
     os.environ[INSIDE] = "1"
     plugin = next(_loaded(kind, entry) for entry in _entry_points(kind) if entry.name == name)
     return {"summary": _summary(kind, name, plugin), "problem": _problem(plugin)}
@@ -240,7 +241,8 @@ def _looked_at(kind: Kind, name: str) -> dict[str, str]:
         plugin = _loaded(kind, entry)
         return {"summary": _summary(kind, name, plugin), "problem": _problem(plugin)}
     try:
-        answer = worker.call("penstock.registry:serve", {"kind": kind, "name": name}, timeout_s=IMPORT_SECONDS)
+        argument: Json = {"kind": kind, "name": name, "path": [*sys.path]}
+        answer = worker.call("penstock.registry:serve", argument, timeout_s=IMPORT_SECONDS)
     except worker.WorkerTimeout:
         return {"summary": "", "problem": f"it takes more than {IMPORT_SECONDS:g} s to import"}
     return cast("dict[str, str]", answer)

@@ -231,7 +231,7 @@ def test_what_fails_when_it_is_used_is_named_and_a_backend_ends_no_build(site: P
         assert done.returncode == 2 and done.stderr.splitlines()[0] != "", words
         assert f"error: the {kind} of faulty-penstock 2.5 failed: RuntimeError: the licence" in done.stderr, done.stderr
     done = penstock(site, "quantize", "m.onnx", "-o", "q.onnx", "--quantizer", "idle")
-    assert done.returncode == 2 and "error: the quantizer 'idle' wrote no model" in done.stderr
+    assert done.returncode == 2 and "the quantizer 'idle' of faulty-penstock 2.5 wrote no model" in done.stderr
     assert not (site.parent / "q.onnx").exists() and not (site.parent / "b").exists()
 
 
@@ -251,6 +251,105 @@ def test_not_even_one_that_ends_the_process_is_fatal(site: Path, monkeypatch: py
     done = penstock(site, "fails")
     assert done.returncode == 2 and "wild-penstock 2.5 failed: KeyError" in done.stderr
     assert "to the authors of wild-penstock" in done.stderr and "Traceback" not in done.stderr
+
+
+RUBBISH = """
+import os
+import shutil
+import click
+from types import SimpleNamespace
+from toy_penstock import frontend as toy, dataset as numbers
+from penstock.errors import InputError
+from penstock.frontends import Exported
+
+def export(source, settings, example, into):
+    how = source.spec.partition(":")[2]
+    if how == "own":
+        raise InputError("my-own", "these are my own words", do="read them")
+    done = toy.export(SimpleNamespace(spec="toy:3"), settings, example, into)
+    if how == "file":
+        into.write_bytes(b"rubbish" * 100)
+    return {"none": None, "text": "rubbish", "nothing": Exported(None, {}, {}, {})}.get(how, done)
+
+def quantize(model, batches, settings, into):
+    how = os.environ["HOW"]
+    if how == "file":
+        into.write_bytes(b"x" * 1000)
+    elif how == "folder":
+        into.mkdir()
+    else:
+        shutil.copy(model, into)
+    return [1, 2, 3] if how == "list" else {}
+
+def opened(spec, settings, progress):
+    how = spec.partition(":")[2]
+    print("a word on standard output", flush=True)
+    os.write(1, b"another")
+    if how == "close":
+        os.close(1)
+        os.close(2)
+    given = {"none": lambda: None, "dict": lambda: {"a": 1}}
+    return given.get(how, lambda: numbers.open("toy-data:300", settings, progress))()
+
+frontend = SimpleNamespace(__doc__="Odd.", claims=lambda spec: spec.startswith("rubbish:"), tools=dict, export=export)
+dataset = SimpleNamespace(__doc__="Odd.", claims=lambda spec: spec.startswith("rubbish:"), open=opened)
+quantizer = SimpleNamespace(__doc__="Odd.", available=lambda: "", quantize=quantize)
+"""
+
+
+def test_what_is_none_of_what_was_asked_for_is_told_with_their_name(
+    site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries = {kind: f"rubbish = rubbish_penstock:{kind[:-1]}" for kind in ("frontends", "datasets", "quantizers")}
+    install(site, "rubbish-penstock", entries, {"rubbish_penstock.py": RUBBISH})
+    assert penstock(site, "export", "toy:2", "-o", "m.onnx").returncode == 0
+    before = {path.name for path in site.parent.iterdir()}
+
+    def refused(*words: str, told: str) -> None:
+        done = penstock(site, *words)
+        assert done.returncode == 2 and "internal" not in done.stderr and told in done.stderr, done.stderr
+        assert {path.name for path in site.parent.iterdir()} == before, "nothing stays behind"
+
+    for how, told in (("none", "gave no facts of its export"), ("text", "gave no facts"), ("nothing", "gave no facts"),
+                      ("file", "wrote what can't be opened: this is no ONNX model")):  # fmt: skip
+        for words in (["export", f"rubbish:{how}", "-o", "n.onnx"], ["build", f"rubbish:{how}", "-o", "b"]):
+            refused(*words, told=f"error: the frontend 'rubbish' of rubbish-penstock 2.5 {told}")
+    for how, told in (("none", "gave no Dataset but a NoneType"), ("dict", "gave no Dataset but a dict")):
+        refused(
+            "build",
+            "m.onnx",
+            "--data",
+            f"rubbish:{how}",
+            "-o",
+            "b",
+            told=f"error: the data set 'rubbish' of rubbish-penstock 2.5 {told}",
+        )
+    ways = {
+        "file": "wrote what can't be opened",
+        "folder": "wrote no model",
+        "as it was": "gave the model back as it was",
+    }
+    for how, told in {**ways, "list": "failed: TypeError"}.items():
+        monkeypatch.setenv("HOW", how)
+        told = f"error: the quantizer 'rubbish' of rubbish-penstock 2.5 {told}"
+        refused("quantize", "m.onnx", "--quantizer", "rubbish", "-o", "q.onnx", told=told)
+    done = penstock(site, "export", "rubbish:own", "-o", "n.onnx")
+    assert "these are my own words" in done.stderr and "explain" not in done.stderr, "there is nothing on that id"
+    built = result(
+        penstock(site, "build", "toy:2", "--data", "rubbish:close", "-o", "out", *FAST, "--quantizer", "rubbish")
+    )
+    assert built["chosen"] and any("'rubbish' of rubbish-penstock 2.5" in note for note in built["notes"]), built[
+        "notes"
+    ]
+
+
+def test_they_are_found_by_a_path_of_this_process_alone(site: Path) -> None:
+    code = f"import sys; sys.path.insert(0, {str(site)!r}); from penstock.cli import main; main(sys.argv[1:])"
+    for words in (["export", "toy:2", "-o", "m.onnx"], ["list", "frontends"], ["optimize", "m.onnx", "-o", "n.onnx"]):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words], cwd=site.parent, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0 and "StopIteration" not in done.stdout, done.stdout + done.stderr
 
 
 ENDING = """

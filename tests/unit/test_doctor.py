@@ -146,9 +146,12 @@ def test_settings_that_cannot_run_here(
     monkeypatch.chdir(tmp_path)
     if config:
         Path("penstock.toml").write_text(config)
-    assert run(["doctor", "-q", *arguments]) == 2, "wrong settings; 3 is for what is missing here"
+    assert run(["doctor", "-q", *arguments]) == 3
     out = capsys.readouterr().out
     assert told in out and "do: " in out
+    assert run(["doctor", "-q", "--json", *arguments]) == 3
+    (blocked,) = json.loads(capsys.readouterr().out)["result"]["blocked"]
+    assert blocked["exit_code"] == 2, "a build would end with that: the settings are wrong on any machine"
 
 
 def test_what_is_missing_for_the_settings_is_exit_code_3(
@@ -168,7 +171,7 @@ def test_data_sets_and_locks_that_are_there_are_fine(tmp_path: Path, monkeypatch
     (tmp_path / "penstock.lock.toml").write_text(
         'source = "absent.onnx"\n[inputs]\nbase = "."\n[inputs.read]\n[tools]\n'
     )
-    assert run(["doctor", "-q", "penstock.lock.toml", "--json"]) == 2, "the lock's own source isn't there"
+    assert run(["doctor", "-q", "penstock.lock.toml", "--json"]) == 3, "the lock's own source isn't there"
 
 
 def test_the_opset_of_a_runtime_holds_for_quantized_models_too() -> None:

@@ -398,4 +398,5 @@ def test_a_link_is_not_copied_where_the_copy_would_not_fit(
     assert run(["check", str(path), "--copy-links"]) == 2
     shown = capsys.readouterr()
     assert "claims" in shown.out and "linked-external-data" in shown.out and "replaced by a copy" not in shown.err
+    assert f"leads to {secret}" in shown.err and "not copied, as there is more to refuse" in shown.err
     assert (tmp_path / "in" / "link.data").is_symlink()

@@ -374,3 +374,33 @@ def test_a_build_keeps_it_in_fp32_and_slim(tmp_path: Path) -> None:
         if v.gate in ("load", "verify") and not v.passed
     ]
     assert not failed
+
+
+def test_a_call_has_the_line_at_which_it_stands(tmp_path: Path) -> None:
+    """One of a submodule inside another stands in that one's forward, and of several lines each has its own."""
+    text = (
+        BLOCK
+        + """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = Block(4), Inner(4)
+
+    def forward(self, x):
+        x = self.a(x)
+        x = x * 3
+        return self.b(x)
+"""
+    )
+    (tmp_path / "net.py").write_text(text)
+    settings = ExportSettings(input=("x:float32[batch,4]",), keep_function=("Block", "Inner"))
+    export(Source(f"{tmp_path / 'net.py'}:Net"), settings, tmp_path / "net.onnx")
+    model = onnx.load(tmp_path / "net.onnx")
+    lines = text.splitlines()
+    found = {}
+    for nodes in (model.graph.node, *(function.node for function in model.functions)):
+        for node in nodes:
+            place = next((p.value for p in node.metadata_props if p.key == "penstock.source"), "net.py:0")
+            found.setdefault(node.op_type, []).append(lines[int(place.rpartition(":")[2]) - 1].strip())
+    assert found["Block"] == ["x = self.a(x)"] and found["Mul"] == ["x = x * 3"]
+    assert sorted(found["Inner"]) == ["return self.b(x)", "return self.last(x + self.inner(x)).reshape(x.shape[0], -1)"]

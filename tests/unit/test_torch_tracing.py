@@ -61,6 +61,63 @@ def test_auto_takes_the_other_exporter_for_a_slice(size: int, tmp_path: Path) ->
     assert error.id == "baked-in-size" and error.do.startswith("try --exporter torchscript; or ")
 
 
+CAUSAL = """
+t = x.shape[1]
+a = x @ x.transpose(1, 2)
+return a.masked_fill(self.m[:t, :t] == 0, float("-inf")).softmax(-1) @ x
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "init", "given", "place"),
+    [
+        (CAUSAL, "self.m = torch.tril(torch.ones(16, 16))", "x:float32[batch,seq=5,4]", " at a slice"),
+        ("return x @ x.transpose(1, 2) + self.m[:x.shape[1], :x.shape[1]]", "self.m = torch.ones(16, 16)",
+         "x:float32[batch,seq=5,4]", " at a slice"),
+        ("return torch.cat([x[:, :4].float(), x[:, -4:].float()], 1)", "", "x:float32[batch,seq=9]", " at a slice"),
+        ("return x.narrow(1, 0, 3).sum(1)", "", "x:float32[batch,seq=9]", ""),
+    ],
+)  # fmt: skip
+def test_auto_takes_it_where_a_line_decides_nothing(
+    code: str, init: str, given: str, place: str, tmp_path: Path
+) -> None:
+    done = made(tmp_path, forward(code, init), given, exporter="auto")
+    (note,) = done.facts["notes"]  # type: ignore[misc]
+    assert done.facts["exporter"] == "torchscript"
+    assert str(note).startswith(f"exported with torchscript, as dynamo fixes a size{place} (net.py:")
+
+
+WINDOWS = """
+b, c, h, w = x.shape
+x = x.reshape(b, c, h // 4, 4, w // 4, 4).permute(0, 2, 4, 3, 5, 1)
+return x.reshape(-1, 16, c).mean(1)
+"""
+
+
+def test_an_axis_that_goes_with_two_dimensions_goes_by_the_name_of_none(tmp_path: Path) -> None:
+    """Of a batch of 2 and a height of 8 there are as many windows as the width has pixels, at every width."""
+    done = made(tmp_path, forward(WINDOWS), "x:float32[batch=2,3,height=8,width=12]", exporter="torchscript")
+    (output,) = done.signature.outputs
+    assert output.shape is not None and output.shape[0] not in ("batch", "height", "width", 12)
+
+
+@pytest.mark.parametrize("exporter", ["dynamo", "torchscript", "auto"])
+def test_an_axis_that_takes_one_size_alone_is_fixed(exporter: str, tmp_path: Path) -> None:
+    """A Linear after a flattening: dynamo captures it without a word on the sizes before."""
+    body = forward("return self.l(x.flatten(1))", "self.l = nn.Linear(48, 5)")
+    done = made(tmp_path, body, "x:float32[batch,3,height=4,width=4]", exporter=exporter)
+    assert done.signature.inputs[0].shape == ("batch", 3, 4, 4)
+    assert [str(note).partition(":")[0] for note in done.facts["notes"]] == [  # type: ignore[union-attr]
+        "'height' is fixed at 4", "'width' is fixed at 4"
+    ]  # fmt: skip
+
+
+def test_what_neither_exporter_can_keep_free_is_told_as_such(tmp_path: Path) -> None:
+    body = forward("return torch.nn.functional.adaptive_avg_pool2d(x, (3, 3)).flatten(1)")
+    error = told(tmp_path, body, "x:float32[batch,3,height=8,width=12]", exporter="auto")
+    assert error.do == "give the axis a fixed size in --input: --exporter torchscript can't keep it free either"
+
+
 def test_a_bound_that_the_users_code_makes_is_told_by_the_other_exporter(tmp_path: Path) -> None:
     body = forward("n = min(x.shape[1], 8)\nreturn x[:, :n].sum(1)")
     error = told(tmp_path, body, "x:float32[batch,seq=6]", exporter="auto")

@@ -245,5 +245,7 @@ def _tell(error: PenstockError, arguments: list[str]) -> None:
     click.echo(("error: " if plain else click.style("error: ", fg="red", bold=True)) + first, err=True)
     for line in rest:
         click.echo(line, err=True)
-    if error.id not in ("internal", "bad-usage"):
+    from penstock import explanations
+
+    if error.id != "bad-usage" and error.id in explanations.everything():  # a plug-in's own has none
         click.echo(f"  more:  penstock explain {error.id}", err=True)

@@ -41,7 +41,12 @@ def command(
     found = precheck.examine(Path(model), settings)
     copied: list[dict[str, str]] = []
     # nothing is read by a link's name as long as anything else is wrong with the model
-    if copy_links and found.links and {finding.id for finding in found.refused} == {"linked-external-data"}:
+    others = {finding.id for finding in found.refused} - {"linked-external-data"}
+    if copy_links and others:
+        for link in found.links:
+            leads, _ = _leads(link)
+            click.echo(printable(f"{link} {leads}: not copied, as there is more to refuse"), err=True)
+    elif copy_links and found.links:
         for link in found.links:
             leads, target = _leads(link)
             why = store.copy_plain(link, settings.max_tensor_bytes)

@@ -17,7 +17,7 @@ Examples:
   penstock doctor --config penstock.toml
   penstock doctor net.py:Net --backends onnxruntime,openvino --json
 
-Exit code 3: something that the given settings need is missing here. 2: the settings are wrong.
+Exit code 3: the given settings can't run here; each reason has the exit code that a build would end with in --json.
 """
 
 
@@ -39,6 +39,7 @@ def command(
     """
     from penstock import doctor, reproduction, settings
     from penstock.build_settings import resolve
+    from penstock.errors import MissingError
 
     lock = None
     if source and source.endswith(reproduction.SUFFIX):
@@ -54,7 +55,7 @@ def command(
         progress.end(f"{len(report.runtimes)} runtimes")
     with contextlib.chdir(lock.base) if lock and lock.base.is_dir() else contextlib.nullcontext():
         blocked = doctor.check_settings(held, report.runtimes)
-    code = max((one.exit_code for one in blocked), default=0)  # 3 where something is missing here, 2 for a mistake
+    code = MissingError.exit_code if blocked else 0
     if as_json:
         _console.emit("doctor", {"report": report, "python": doctor.python(), "blocked": blocked})
         return code

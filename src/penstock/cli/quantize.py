@@ -45,8 +45,9 @@ def command(
     facts = done.facts
     if done.calibrated_on.get("kind") == "seeded":
         click.echo("note: no data was given; the ranges come from made-up inputs and will not fit real ones")
-    click.echo(f"calibrated on {facts['calibration_samples']} samples, in batches of {facts['calibration_batch']}")
-    left = facts["operators_left_in_float"]
+    in_batches = f", in batches of {facts['calibration_batch']}" if "calibration_batch" in facts else ""
+    click.echo(f"calibrated on {facts['calibration_samples']} samples{in_batches}")
+    left = facts.get("operators_left_in_float")
     if isinstance(left, list) and left:
         click.echo(f"left in float: {', '.join(map(str, left))}")
     click.echo(f"wrote {output}: {done.size_bytes / 1e6:.2f} MB")

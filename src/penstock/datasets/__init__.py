@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -18,10 +19,13 @@ def find(spec: str, settings: DataSettings, progress: Progress = SILENT) -> Data
     Raises ``InputError`` where no source reads it or something is wrong with it, ``MissingError`` for an absent extra.
     """
     name, chosen = _named(spec)
-    if apart.foreign("datasets", name):
+    foreign = apart.foreign("datasets", name)
+    if foreign:
         apart.open_first(name, spec, settings)
-    with registry.blamed("datasets", name):
+    with registry.blamed("datasets", name), apart.own_streams() if foreign else contextlib.nullcontext():
         dataset = chosen.open(spec, settings, progress)
+    if foreign:
+        apart.need_dataset(name, dataset)
     return replace(dataset, preprocessing=_overridden(dataset, settings, spec))
 
 

@@ -15,8 +15,9 @@ INDEX = f"what the size is an index of: keep it in a tensor; a loop further in: 
 TENSOR = f"keep it in a tensor, without int(), float() or .item(); a loop over it: script its function with {SCRIPT}"
 CONTROL = f"write a branch with torch.cond or torch.where and a loop with while_loop, or script it with {SCRIPT}"
 CHECK = "leave the check out of forward: a model can't raise; check its inputs before it is called"
+OTHER = "try --exporter torchscript"
 _STEPS = re.compile(r"\bfor\b.+\bin\b|(^|\s|:)while\s")
-_NUMBERS = re.compile(r"\b(int|float|len|round|math\.\w+|numpy\.\w+|np\.\w+)\(")
+_NUMBERS = re.compile(r"(?<![.\w])(int|float|len|round|math\.\w+|numpy\.\w+|np\.\w+)\((?![\"'])")
 _SLICES = re.compile(r"\[[^\]]*:[^\]]*\]")
 _BRANCHES = re.compile(r"(^|\s|:)(if|elif|assert)\s")
 
@@ -52,8 +53,12 @@ def is_loop(where: str) -> bool:
 
 def is_slice(where: str) -> bool:
     """Tell whether a line, as ``file:line: text``, cuts something out, and makes no number of Python's of a size."""
-    code = where.partition(": ")[2]
-    return bool(_SLICES.search(code)) and not _NUMBERS.search(code)
+    return bool(_SLICES.search(where.partition(": ")[2])) and not makes_number(where)
+
+
+def makes_number(where: str) -> bool:
+    """Tell whether a line, as ``file:line: text``, makes a number of Python's, by int(), len(), math and the like."""
+    return bool(_NUMBERS.search(where.partition(": ")[2]))
 
 
 def is_check(where: str) -> bool:

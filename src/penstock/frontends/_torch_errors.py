@@ -17,7 +17,7 @@ from torch.onnx._constants import ONNX_TORCHSCRIPT_EXPORTER_MAX_OPSET
 import penstock
 from penstock import graph
 from penstock.errors import GateError, InputError, PenstockError
-from penstock.frontends._torch_cures import CHECK, CONTROL, SIZE, for_size, is_check, is_slice
+from penstock.frontends._torch_cures import CHECK, CONTROL, OTHER, SIZE, for_size, is_check, is_slice, makes_number
 from penstock.frontends._torch_lines import Home, layer, of_error, of_stack, stack
 from penstock.frontends._torch_module import parameters
 from penstock.frontends._torch_plan import Plan
@@ -26,13 +26,17 @@ SPECIALIZED = re.compile(r"marked (?P<dim>\w+) as dynamic but your code speciali
 RELATED = re.compile(r"Not all values of (?P<dim>\w+) .*? satisfy the generated guard (?P<guard>.*)")
 _SIZE_OF = re.compile(r"L\['(?P<name>\w+)'\](?:\[(?P<index>\d+)\])?\.size\(\)\[(?P<axis>\d+)\]")
 _OPSET = re.compile(r"Unsupported onnx_opset_version: (?P<asked>\d+)")
-_SLICE, _OTHER = "(aten.slice.Tensor)", "try --exporter torchscript"
+_SLICE = "(aten.slice.Tensor)"
 _OWN = str(Path(penstock.__file__).parent)
 _ADDRESS = re.compile(r" (?:object )?at 0x[0-9a-f]+")
 
 
 class InTorchError(GateError):
     """A size was baked in by a layer of torch's own: another exporter may write that layer as one operator."""
+
+
+class InUsersCodeError(InTorchError):
+    """A size was baked in where the user only computes: dynamo settles more there than the operators need."""
 
 
 class InSliceError(InTorchError):
@@ -170,13 +174,12 @@ def _specialized(dim: str, size: str, places: list[_Place], told: Told) -> GateE
     node, stored = _holder(int(size), [one.line for one in places], told)
     what = f"the size of {dim!r} in the example, {size}, is baked {f'into {node}' if node else 'in'}"
     do = for_size(where, number=place.index)
-    if do == SIZE and not stored and _cuts(node, where):
-        return InSliceError("baked-in-size", what, where=where, do=f"{_OTHER}; or --static")
     if stored:
         what = f"{what}, by {stored}, which has that size"
         do = "store it with a size of 1, which is broadcast, or make it in forward with x.shape"
-    do = do if size != "1" else "give an example of 2 or more: a size of 1 is taken for a constant"
-    return GateError("baked-in-size", what, where=where, do=f"{do}; or --static")
+    if size == "1":
+        do = "give an example of 2 or more: a size of 1 is taken for a constant"
+    return _computed(do, node, what, where, "--static")
 
 
 def _related(dim: str, guard: str, places: list[_Place], told: Told) -> GateError:
@@ -189,17 +192,19 @@ def _related(dim: str, guard: str, places: list[_Place], told: Told) -> GateErro
     node, _ = _holder(None, [place.line], told)
     if node:
         what = f"{what} (at {node})"
-    do = for_size(where)
-    if do == SIZE and _cuts(node, where):
-        return InSliceError("baked-in-size", what, where=where, do=f"{_OTHER}; or give it a fixed size in --input")
-    if do == SIZE and "<=" in guard:  # no size was taken: some are too small, or too large, for what is done there
-        do = _OTHER
-    return GateError("baked-in-size", what, where=where, do=f"{do}; or give it a fixed size in --input")
+    if (do := for_size(where)) == SIZE and "<=" in guard:
+        do = OTHER  # no size was taken: some are too small, or too large, for what is done there
+    return _computed(do, node, what, where, "give it a fixed size in --input")
 
 
-def _cuts(node: str, where: str) -> bool:
-    """Tell whether a size was settled at a slice, on a line that has one and makes no number of a size."""
-    return _SLICE in node and is_slice(where)
+def _computed(do: str, node: str, what: str, where: str, last: str) -> GateError:
+    """Tell of a size that is settled on a line: of one that decides nothing, the other exporter may be right."""
+    if do not in (SIZE, OTHER):
+        return GateError("baked-in-size", what, where=where, do=f"{do}; or {last}")
+    if is_slice(where) or (_SLICE in node and not makes_number(where)):
+        return InSliceError("baked-in-size", what, where=where, do=f"{OTHER}; or {last}")
+    do = do if do == OTHER else f"{do}; or {OTHER}"
+    return InUsersCodeError("baked-in-size", what, where=where, do=f"{do}; or {last}")
 
 
 def _bare(guard: str) -> str:

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from penstock import custom_domains, graph, source_lines, user_code
-from penstock.errors import GateError, InputError
+from penstock.errors import GateError, InputError, PenstockError
 from penstock.frontends import Exported, _torch_custom, _torch_functions
 from penstock.frontends._torch_choice import is_scripted, need_exporter
+from penstock.frontends._torch_cures import OTHER
 from penstock.frontends._torch_custom import Translation
-from penstock.frontends._torch_errors import InSliceError, InTorchError, Told, explained
+from penstock.frontends._torch_errors import InSliceError, InTorchError, InUsersCodeError, Told, explained
 from penstock.frontends._torch_lines import layer_of_node, of_node
 from penstock.frontends._torch_memory import need_room
 from penstock.frontends._torch_module import Feeds, FirstRun, first_run
@@ -62,19 +63,36 @@ def run(loaded: Loaded, settings: ExportSettings, example: Mapping[str, np.ndarr
     job = _Job(loaded, settings, plan, find(loaded.module, plan, settings.batches), probes, first, translations, into)
     try:
         return _exported(job, exporter)
-    except InTorchError as error:
-        if settings.exporter != "auto" or settings.translate or settings.keep_function or loaded.program is not None:
+    except (GateError, InputError) as error:
+        auto = settings.exporter == "auto" and exporter == "dynamo" and loaded.program is None
+        if not auto or settings.translate or settings.keep_function or OTHER not in error.do:
             raise
-        where = f" ({error.where})" if error.where else ""
-        place = "at a slice" if isinstance(error, InSliceError) else "in torch's own code"
-        note = f"exported with torchscript, as dynamo fixes a size {place}{where}"
-        try:
-            return _exported(_noted(job, note), "torchscript")
-        except (GateError, InputError) as other:
-            if isinstance(error, InSliceError):  # what made the bound is the user's, and torchscript says where
-                raise other from None
-            error.do = "give the axis a fixed size in --input: --exporter torchscript can't keep it free either"
-            raise error from None
+        return _by_the_other(job, error)
+
+
+def _by_the_other(job: _Job, error: PenstockError) -> Exported:
+    """Export with TorchScript where it may be right and dynamo isn't; raise the error that says more where it isn't."""
+    if job.sizes.fixed:  # the module itself takes no other size
+        error.do = error.do.replace(f"; or {OTHER}", "").replace(f"{OTHER}; or ", "")
+        raise error
+    where = f" ({error.where})" if error.where else ""
+    place = next((text for kind, text in _PLACES if isinstance(error, kind)), "")
+    fixed = error.id == "baked-in-size"
+    reason = f"dynamo fixes a size{place}{where}" if fixed else f"with dynamo {error.what}{where}"
+    try:
+        return _exported(_noted(job, f"exported with torchscript, as {reason}"), "torchscript")
+    except (GateError, InputError) as other:
+        only = error.do.startswith(OTHER)  # it is all that could be said
+        mine = not isinstance(error, InTorchError) or isinstance(error, InUsersCodeError | InSliceError)
+        if only and mine and other.where:
+            raise other from None
+        last = "give the axis a fixed size in --input: --exporter torchscript can't keep it free either"
+        last = last if fixed else "-v shows the whole report; --exporter torchscript can't export it either"
+        error.do = last if only else error.do.replace(f"; or {OTHER}", "")
+        raise error from None
+
+
+_PLACES = ((InSliceError, " at a slice"), (InUsersCodeError, ""), (InTorchError, " in torch's own code"))
 
 
 def _noted(job: _Job, note: str) -> _Job:
@@ -84,7 +102,9 @@ def _noted(job: _Job, note: str) -> _Job:
 def _exported(job: _Job, exporter: str) -> Exported:
     loaded, settings, into = job.loaded, job.settings, job.into
     plan, sizes, fixed = job.plan, job.sizes, job.sizes.fixed
-    if exporter == "torchscript" and sizes.fixed:  # dynamo finds out by itself, and names the node that holds the size
+    if sizes.fixed and loaded.program is None:
+        if exporter == "dynamo":  # it mostly finds out by itself, and names the node that holds the size
+            _written(job, exporter)
         own = plan.sizes()
         for dim in sizes.fixed:
             plan = plan.fixing(dim, f"{dim!r} is fixed at {own[dim]}: the module takes no other size that was tried")

@@ -8,7 +8,8 @@ its own, with a number behind the name. Calls inside calls are functions that ca
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
+_ENTERED = re.compile(r'File "[^"]*", line \d+, in _wrapped_call_impl\b')
 _KIND = "pkg.torch.export.graph_signature.InputSpec.kind"
 
 
@@ -131,6 +133,8 @@ def _cut(work: _Outliner, call: _Call, around: _Stack, there: Iterable[_Call]) -
     }
     results = [ir.Value(name=value.name, type=value.type, shape=value.shape) for value in outputs]
     made = ir.Node(KEPT_DOMAIN, "", arguments, outputs=results, name=f"{call.path}#{len(work.stacks)}")
+    if called := _call_site(nodes, work.stacks, len(around)):
+        made.metadata_props[STACK] = called
     graph.insert_before(nodes[0], made)
     for value, result in zip(outputs, results, strict=True):
         for use in list(value.uses()):
@@ -150,6 +154,19 @@ def _cut(work: _Outliner, call: _Call, around: _Stack, there: Iterable[_Call]) -
     made.op_type = _adopt(work, call, body)
     made.name = call.path if call.key.partition("@")[1] == "" else f"{call.path}@{call.key.partition('@')[2]}"
     work.stacks[made] = around
+
+
+def _call_site(nodes: Sequence[ir.Node], stacks: Mapping[ir.Node, _Stack], outside: int) -> str:
+    """Return the stack at which a submodule was called that has ``outside`` modules around it, "" where none tells.
+
+    A call of a module is two frames of torch's; of those in a node's stack the last belongs to its own module.
+    """
+    for node in nodes:
+        text, inside = node.metadata_props.get(STACK, ""), len(stacks.get(node, ())) - outside
+        frames = [match.start() for match in _ENTERED.finditer(text)]
+        if 0 < inside <= len(frames):
+            return text[: frames[-inside]].rstrip()
+    return ""
 
 
 def _closed(work: _Outliner, nodes: list[ir.Node], call: _Call) -> list[ir.Node]:

@@ -31,13 +31,14 @@ def find(module: torch.nn.Module, plan: Plan, batches: tuple[int, ...]) -> Sizes
     plain = flat(run_module(module, plan.example))
     axes: list[dict[int, str]] = [{} for _ in plain]
     wanted = [{**example, batch: size} for size in batches] if batch else []
-    fixed = []
+    fixed, others = [], dict(example)
     for dim in example:
         taken = []
         for sizes, outputs in _accepted(module, plan, example, dim):
             _note(axes, plain, outputs, dim, sizes[dim])
             taken.append(sizes)
             if sizes[dim] != 1:
+                others[dim] = sizes[dim]
                 break
         if any(dim in found.values() for found in axes):
             _forget(axes, module, plan, example, dim)
@@ -47,6 +48,7 @@ def find(module: torch.nn.Module, plan: Plan, batches: tuple[int, ...]) -> Sizes
             fixed.append(dim)
         else:
             wanted += taken
+    _confirm(axes, module, plan, others)
     return Sizes(tuple(wanted), tuple(fixed), tuple(axes))
 
 
@@ -86,8 +88,21 @@ def _forget(
     """Run the module far from the example, and forget axes that don't go with the dimension there: ``x[:, :8]``."""
     size = example[dim]
     for sizes, outputs in _taken(module, plan, example, dim, [2 * size + 1, 2 * size, 4 * size]):
-        for found, output in zip(axes, outputs, strict=False):
-            for axis in [axis for axis, name in found.items() if name == dim]:
-                if axis >= output.ndim or output.shape[axis] != sizes[dim]:
-                    del found[axis]
+        _keep(axes, outputs, {dim: sizes[dim]})
         return
+
+
+def _confirm(axes: list[dict[int, str]], module: torch.nn.Module, plan: Plan, sizes: Mapping[str, int]) -> None:
+    """Run the module with all dimensions at other sizes together: windows of an image may go with one, and with two."""
+    try:
+        outputs = flat(run_module(module, resized(plan, sizes, 0)))
+    except PenstockError:
+        return
+    _keep(axes, outputs, sizes)
+
+
+def _keep(axes: list[dict[int, str]], outputs: list[torch.Tensor], sizes: Mapping[str, int]) -> None:
+    for found, output in zip(axes, outputs, strict=False):
+        for axis, name in list(found.items()):
+            if name in sizes and (axis >= output.ndim or output.shape[axis] != sizes[name]):
+                del found[axis]

@@ -156,5 +156,5 @@ def _loss(one: _Heard, watch: Watch, known: Leaves) -> tuple[str, str] | None:
                 return lost, for_branch(where, do) if do == BRANCH else do
             if watch.static or one.place in known.constants:
                 return None
-            return lost, for_branch(where) if do == BRANCH else for_size(where)
+            return lost, for_branch(where) if do == BRANCH else for_size(where, number="math." in where)
     return one.text.split(". ")[0].rstrip("."), f"{BRANCH}; {SIZE}"

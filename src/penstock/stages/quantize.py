@@ -40,9 +40,8 @@ def quantize(
     name = settings.quantizer
     method = cast("Quantizer", registry.load("quantizers", name))
     if apart.foreign("quantizers", name):
-        facts = apart.quantize(name, model, batches, settings, into)
-    else:
-        facts = by(method, model, batches, settings, into)
+        return apart.quantize(name, model, batches, settings, into)
+    facts = by(method, model, batches, settings, into)
     if not into.is_file():
         what, do = f"the quantizer {name!r} wrote no model", "tell its authors, or choose another: --quantizer"
         raise InputError("plug-in-failed", what, where=str(model), do=do)
