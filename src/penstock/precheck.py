@@ -43,7 +43,9 @@ class CheckSettings:
     """How much a model file may ask for."""
 
     max_nodes: int = option(105_000, "most nodes, functions expanded", minimum=1)
-    max_body_nodes: int = option(50_000, "most nodes in the bodies of If, Loop and Scan", minimum=1)
+    max_body_nodes: int = option(
+        50_000, "most nodes in the bodies of If, Loop and Scan; a body counts for two", minimum=1
+    )
     max_tensors: int = option(180_000, "most tensors: weights, and what nodes make", minimum=1)
     max_messages: int = option(2_500_000, "most protobuf messages and texts in the file", minimum=1)
     max_numbers: int = option(10_000_000, "most numbers in attributes and shapes", minimum=1)
@@ -242,7 +244,12 @@ def _walk(
 
     for id, amount, limit, what in (
         ("too-many-nodes", found.nodes, held.max_nodes, "nodes"),
-        ("too-many-nodes", found.body_nodes, held.max_body_nodes, "nodes in bodies (of If, Loop, Scan)"),
+        (
+            "too-many-nodes",
+            found.body_nodes,
+            held.max_body_nodes,
+            "nodes in bodies (of If, Loop, Scan), a body counted for two",
+        ),
         ("too-many-tensors", found.tensors, held.max_tensors, "tensors, results of nodes counted"),
         ("too-many-messages", found.messages, held.max_messages, "protobuf messages and texts"),
         ("too-many-numbers", found.numbers, held.max_numbers, "numbers in attributes and shapes"),

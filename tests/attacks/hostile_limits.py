@@ -180,7 +180,16 @@ def the_same_over_and_over(folder: Path) -> Path:
 def many_bodies_side_by_side(folder: Path) -> Path:
     chain = ["x", *(f"o{number}" for number in range(12))]
     inner = body([node("Relu", [a], [b]) for a, b in itertools.pairwise(chain)], [chain[-1]])
-    ifs = _ifs({"then_branch": inner, "else_branch": inner}, HELD.max_body_nodes // 24)
+    ifs = _ifs({"then_branch": inner, "else_branch": inner}, HELD.max_body_nodes // 28)
+    nodes = [node("Cast", ["x"], ["c"], to=9), *ifs, node("Sum", [f"y{i}" for i in range(len(ifs))], ["y"])]
+    return save(model(nodes), folder)
+
+
+@attack(opened=True)
+def many_small_bodies(folder: Path) -> Path:
+    """Of one node each: a body has its price by itself."""
+    then, other = (body([node(op, ["x"], ["o"])], ["o"]) for op in ("Relu", "Neg"))
+    ifs = _ifs({"then_branch": then, "else_branch": other}, HELD.max_body_nodes // 6 - 10)
     nodes = [node("Cast", ["x"], ["c"], to=9), *ifs, node("Sum", [f"y{i}" for i in range(len(ifs))], ["y"])]
     return save(model(nodes), folder)
 

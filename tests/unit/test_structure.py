@@ -151,8 +151,9 @@ def test_the_walk_counts_what_the_parser_would_build(tmp_path: Path) -> None:
 def test_nodes_in_bodies_have_a_limit_of_their_own(tmp_path: Path) -> None:
     """Of bodies that lie in each other each node counts once; those outside don't."""
     made = model([nest(3), node("Relu", ["inner"], ["y"])], inputs=("x", "c"))
-    inside = wire.extent(made.SerializeToString(), LIMITS).body_nodes
-    assert 0 < inside < wire.extent(made.SerializeToString(), LIMITS).nodes
+    found = wire.extent(made.SerializeToString(), LIMITS)
+    inside = found.body_nodes
+    assert inside == (1 + wire.COST_OF_A_BODY) * (found.nodes - 2), "each body has one node"
     assert ids(made, tmp_path, precheck.CheckSettings(max_body_nodes=inside)) == {}
     assert ids(made, tmp_path, precheck.CheckSettings(max_body_nodes=inside - 1)) == {"too-many-nodes": "refused"}
 

@@ -19,6 +19,7 @@ MOST_INSIDE = 50_000
 COSTS = {"AttributeProto": 50, "OperatorSetIdProto": 50}  # of MOST_INSIDE; a name costs 1
 HOLDERS = {"NodeProto": "node", "ModelProto": "model", "FunctionProto": "function"}
 MOST_FUNCTIONS = 20_000
+COST_OF_A_BODY = 2  # nodes
 _HIGH = bytes(range(0x80, 0x100))
 _PIECE = 1 << 20
 _LONG_RUN = 8
@@ -29,7 +30,7 @@ class Limits:
     """How much a file may ask for."""
 
     nodes: int
-    body_nodes: int  # in graphs inside graphs
+    body_nodes: int  # in graphs inside graphs, each of which counts for two
     tensors: int  # weights, and what nodes make
     messages: int  # protobuf messages and texts
     numbers: int  # numbers that stand by themselves, outside the data of tensors
@@ -204,6 +205,10 @@ def _walk(data: bytes | mmap.mmap, view: memoryview, limits: Limits, found: Exte
                 found.nodes += 1
                 found.body_nodes += graphs > 1
                 if found.nodes > limits.nodes or found.body_nodes > limits.body_nodes:
+                    return False
+            elif below.name == "GraphProto":
+                found.body_nodes += COST_OF_A_BODY * (graphs > 0)
+                if found.body_nodes > limits.body_nodes:
                     return False
             elif below.name == "TensorProto":
                 found.tensors += 1
