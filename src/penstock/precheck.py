@@ -248,7 +248,7 @@ def _walk(
             "too-many-nodes",
             found.body_nodes,
             held.max_body_nodes,
-            "nodes in bodies (of If, Loop, Scan), a body counted for two",
+            "nodes in bodies, each of which counts for two",
         ),
         ("too-many-tensors", found.tensors, held.max_tensors, "tensors, results of nodes counted"),
         ("too-many-messages", found.messages, held.max_messages, "protobuf messages and texts"),
