@@ -93,7 +93,7 @@ def own_streams() -> Iterator[None]:
 
 
 def _need_model(kind: registry.Kind, name: str, path: Path) -> None:
-    """Raise ``InputError``, and take the file away, where it is no model that can be opened."""
+    """Raise ``InputError`` where the file is no model that can be opened."""
     from penstock import graph
 
     if not path.is_file():
@@ -101,7 +101,6 @@ def _need_model(kind: registry.Kind, name: str, path: Path) -> None:
     try:
         graph.load(path)
     except InputError as error:
-        path.unlink()
         raise _faulty(kind, name, f"wrote what can't be opened: {error.what}") from error
 
 
