@@ -166,6 +166,9 @@ def test_an_export_without_the_translation_names_operator_and_cure(home: Path) -
         with pytest.raises(InputError) as caught:
             run(home, exporter=exporter)
         assert caught.value.id == "no-translation" and OP in caught.value.what
+        assert "torch.ops.penstocktest.squash(" in caught.value.where and caught.value.where.startswith(
+            "squash_net.py:"
+        )
         assert f"--translate {OP}=module:function" in caught.value.do
         assert ("--exporter dynamo" in caught.value.do) == (exporter == "torchscript")
 

@@ -16,6 +16,7 @@ import torch
 from penstock import places, user_code
 from penstock.errors import GateError, InputError, UsageError
 from penstock.frontends._torch_choice import need_opset
+from penstock.frontends._torch_lines import Home, of_stack
 from penstock.frontends._torch_source import Loaded
 from penstock.graph import first_line
 from penstock.stages.export import ExportSettings
@@ -154,8 +155,13 @@ def reads(translations: tuple[Translation, ...]) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def told(translations: tuple[Translation, ...]) -> Iterator[None]:
-    """Say of what the exporter raises which operator lacks a translation, or whose translation failed."""
+def told(
+    translations: tuple[Translation, ...], recapture: Callable[[], torch.export.ExportedProgram], home: Home
+) -> Iterator[None]:
+    """Say of what the exporter raises which operator lacks a translation, or whose translation failed.
+
+    ``recapture`` captures the module again, which shows where in it the operator stands.
+    """
     try:
         yield
     except Exception as error:  # exporters raise dozens of types
@@ -169,8 +175,23 @@ def told(translations: tuple[Translation, ...]) -> Iterator[None]:
                 raise NeedsOpsetError(op, opset) from error
         for link in links:
             if (found := _untranslated(link)) is not None:
+                found.where = _place(found.what, recapture, home)
                 raise found from error
         raise
+
+
+def _place(what: str, recapture: Callable[[], torch.export.ExportedProgram], home: Home) -> str:
+    """Return the line that calls the operator which a message names, "" where torch can't capture the module."""
+    try:
+        program = recapture()
+    except Exception:  # a module that only tracing takes
+        return ""
+    for part in program.graph_module.modules():
+        for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():
+            name = str(node.target).rpartition(".")[0].replace(".", "::", 1)
+            if name and f" {name} " in what and (place := of_stack(node.meta.get("stack_trace") or "", home)):
+                return home.text(place)
+    return ""
 
 
 def _chain(error: BaseException) -> list[BaseException]:

@@ -186,8 +186,9 @@ def _once(job: _Job, exporter: str, opset: int) -> tuple[Any, dict[str, str]]:
     """Export once; return the model and the layers of torch's own that its nodes come from."""
     loaded, plan = job.loaded, job.plan
     order = Order(loaded, plan, job.sizes, job.first.outputs, opset, job.settings, job.translations)
-    told = Told(exporter, loaded.module, plan, loaded.home, functools.partial(recapture, loaded.module, plan))
-    with quiet(), explained(told), _torch_custom.told(job.translations):
+    again = functools.partial(recapture, loaded.module, plan)
+    told = Told(exporter, loaded.module, plan, loaded.home, again)
+    with quiet(), explained(told), _torch_custom.told(job.translations, again, loaded.home):
         data = WRITERS[exporter](order)
     model = _parse(data)
     _name_dims(model, plan)
