@@ -1,5 +1,7 @@
 """Run passes until none of them finds anything: each looks at all nodes once, then only where something has changed.
 
+What nobody reads goes before anything else.
+
 1. Passes run in their order. A rule is called for the nodes of its operators; a pass over the whole model is called
    on a copy, which is dropped where the result isn't sound.
 2. In later rounds a rule looks only at the nodes around the rewrites that came since its last turn.
