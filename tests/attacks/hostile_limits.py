@@ -186,7 +186,7 @@ def many_bodies_side_by_side(folder: Path) -> Path:
 
 
 @attack(opened=True)
-def many_small_bodies(folder: Path) -> Path:
+def as_many_small_bodies_as_may_be(folder: Path) -> Path:
     """Of one node each: a body has its price by itself."""
     then, other = (body([node(op, ["x"], ["o"])], ["o"]) for op in ("Relu", "Neg"))
     ifs = _ifs({"then_branch": then, "else_branch": other}, HELD.max_body_nodes // 6 - 10)
