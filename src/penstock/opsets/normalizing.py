@@ -101,7 +101,9 @@ def _axes(node: ir.Node, place: Place, x: ir.Value) -> Sequence[int]:
 
 
 def _root(node: ir.Node, place: Place, square: ir.Value, dtype: ir.DataType) -> ir.Value:
-    epsilon = place.scalar_constant(float(place.attribute(node, "epsilon", 1e-5)), dtype)
+    import numpy as np
+
+    epsilon = place.scalar_constant(float(np.float32(place.attribute(node, "epsilon", 1e-5))), dtype)
     return place.make("Sqrt", [place.make("Add", [square, epsilon])])
 
 

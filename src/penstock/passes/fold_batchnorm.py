@@ -116,7 +116,7 @@ def _affine(node: ir.Node, site: Site) -> tuple[Array, Array]:
     if not scale.ndim == 1 or not scale.shape == bias.shape == mean.shape == variance.shape:
         raise Refusal("its scale, bias, mean and variance are not of one length")
     with np.errstate(all="ignore"):
-        slope = scale / np.sqrt(variance + float(attribute(node, "epsilon", 1e-5)))
+        slope = scale / np.sqrt(variance + float(np.float32(attribute(node, "epsilon", 1e-5))))
     if not np.isfinite(slope).all():
         raise Refusal("a variance is negative or no number")
     return slope, bias - slope * mean

@@ -89,6 +89,16 @@ def test_types(dtype: str, tolerance: float) -> None:
     assert {t.data_type for t in folded.proto.graph.initializer} == {DTYPES[dtype]}
 
 
+def test_an_epsilon_that_is_left_out_is_a_float32() -> None:
+    """It is all there is where a channel has no variance; in float64 it shows that 1e-5 isn't a float32."""
+    proto = build("Gemm", bias=(4,), dtype="float64")
+    del proto.graph.node[1].attribute[:]
+    next(held for held in proto.graph.initializer if held.name == "var").CopyFrom(
+        numpy_helper.from_array(np.zeros(4), "var")
+    )
+    assert_folded(proto, 1e-12, Runtime)
+
+
 def test_two_in_a_row() -> None:
     proto = build()
     proto.graph.node[1].output[0] = "between"
