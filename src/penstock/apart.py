@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from penstock import precheck, registry, store, worker
+from penstock import handover, precheck, registry, store, worker
 from penstock.errors import InputError
 from penstock.frontends import Exported, Frontend, Source
 from penstock.jsonable import Json, from_json, to_json
@@ -41,8 +41,7 @@ def export(
     """Let a third party's frontend export; see :meth:`penstock.frontends.Frontend.export`. Raises what it raises."""
     with store.scratch() as work:
         argument: dict[str, Json] = {"name": name, "source": to_json(source), "settings": to_json(settings)}
-        argument |= {"into": str(into.resolve()), "work": str(work)}
-        argument["example"] = _save(work, [example] if example else [])
+        argument |= {"into": str(into.resolve()), "example": handover.save([example] if example else [], work)}
         given = _call("frontends", name, "serve_export", argument, FOREVER)
     _need_model("frontends", name, into)
     try:
@@ -57,7 +56,7 @@ def quantize(
     """Let a third party's quantizer work; see :meth:`penstock.quantizers.Quantizer.quantize`. Raises what it raises."""
     with store.scratch() as work:
         argument: dict[str, Json] = {"name": name, "model": str(model.resolve()), "settings": to_json(settings)}
-        argument |= {"into": str(into.resolve()), "work": str(work), "batches": _save(work, batches)}
+        argument |= {"into": str(into.resolve()), "batches": handover.save(batches, work)}
         facts = cast("dict[str, Json]", _call("quantizers", name, "serve_quantize", argument, FOREVER))
     _need_model("quantizers", name, into)
     if store.file_digest(into) == store.file_digest(model):
@@ -140,31 +139,6 @@ def _call(kind: registry.Kind, name: str, served: str, argument: dict[str, Json]
         raise _faulty(kind, name, f"{how}: {error.what.splitlines()[0]}") from error
 
 
-def _save(work: Path, batches: Iterable[Mapping[str, np.ndarray]]) -> list[Json]:
-    """Write arrays into numbered files; return the names of each. A name may be none that a file could have."""
-    from penstock.golden import pack
-
-    names: list[Json] = []
-    for number, batch in enumerate(batches):
-        store.write_bytes(work / f"{number}.npz", pack({str(i): array for i, array in enumerate(batch.values())}))
-        names.append([*batch])
-    return names
-
-
-class _Batches:
-    """The arrays that were saved, read one file at a time, as often as they are asked for."""
-
-    def __init__(self, work: Path, names: Json) -> None:
-        self.work, self.names = work, cast("list[list[str]]", names)
-
-    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        import numpy as np
-
-        for number, names in enumerate(self.names):
-            with np.load(self.work / f"{number}.npz", allow_pickle=False) as data:
-                yield {name: data[str(i)] for i, name in enumerate(names)}
-
-
 def _served(argument: Json, kind: registry.Kind) -> tuple[dict[str, Json], object]:
     """Find the plug-in: the worker's side, with what the caller can import."""
     asked = cast("dict[str, Json]", argument)
@@ -178,7 +152,7 @@ def serve_export(argument: Json) -> Json:
     from penstock.stages.export import ExportSettings
 
     asked, found = _served(argument, "frontends")
-    example = next(iter(_Batches(Path(str(asked["work"])), asked["example"])), None)
+    example = next(iter(handover.Saved(asked["example"])), None)
     source, settings = from_json(Source, asked["source"]), from_json(ExportSettings, asked["settings"])
     with registry.blamed("frontends", str(asked["name"])):
         return to_json(cast("Frontend", found).export(source, settings, example, Path(str(asked["into"]))))
@@ -186,12 +160,12 @@ def serve_export(argument: Json) -> Json:
 
 def serve_quantize(argument: Json) -> Json:
     """Quantize: the worker's side."""
-    from penstock.stages.quantize import QuantizeSettings, by
+    from penstock.stages.quantize import QuantizeSettings, quantize_with
 
     asked, found = _served(argument, "quantizers")
-    batches = _Batches(Path(str(asked["work"])), asked["batches"])
+    batches = handover.Saved(asked["batches"])
     settings, into = from_json(QuantizeSettings, asked["settings"]), Path(str(asked["into"]))
-    return to_json(by(cast("Quantizer", found), Path(str(asked["model"])), batches, settings, into))
+    return to_json(quantize_with(cast("Quantizer", found), Path(str(asked["model"])), batches, settings, into))
 
 
 def serve_data(argument: Json) -> Json:

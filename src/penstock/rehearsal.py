@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from penstock import precheck, registry, store, worker
+from penstock import handover, precheck, registry, store, worker
 from penstock.backends import Backend, Loadable
 from penstock.deployment import Deployment
 from penstock.errors import InputError, PenstockError
@@ -31,16 +31,11 @@ def rehearse(model: Loadable, deployment: Deployment, runs: Sequence[Mapping[str
 
     Raises ``InputError`` where that process died or took too long. What the backend raises is left to the real run.
     """
-    from penstock.golden import pack
-
     seconds = PATIENCE * precheck.settings().session_seconds
     with store.scratch() as work:
-        names = list(runs[0])
-        for number, feeds in enumerate(runs):
-            store.write_bytes(work / f"{number}.npz", pack({str(i): feeds[name] for i, name in enumerate(names)}))
         argument: dict[str, Json] = {"path": str(model.path or ""), "source": model.source, "weights": model.weights}
         argument |= {"libraries": [*model.libraries], "deployment": to_json(deployment)}
-        argument |= {"feeds": str(work), "names": [*names], "runs": len(runs), "seconds": seconds / PATIENCE}
+        argument |= {"feeds": handover.save(runs, work), "seconds": seconds / PATIENCE}
         try:
             worker.call("penstock.rehearsal:serve", argument, timeout_s=seconds)
         except worker.WorkerTimeout as error:
@@ -55,20 +50,17 @@ def rehearse(model: Loadable, deployment: Deployment, runs: Sequence[Mapping[str
 
 def serve(argument: Json) -> bool:
     """Load and run: the worker's side. Return whether it went well."""
-    import numpy as np
-
     asked = cast("dict[str, Json]", argument)
     deployment = from_json(Deployment, asked["deployment"])
     path, libraries = str(asked["path"]), cast("list[str]", asked["libraries"])
     model = Loadable(Path(path) if path else None, str(asked["source"]), str(asked["weights"]), tuple(libraries))
-    names, began = cast("list[str]", asked["names"]), time.monotonic()
+    began = time.monotonic()
     try:
         backend = cast(Backend, registry.load("backends", deployment.backend))
         backend.facts()
         session = backend.load(model, deployment)
-        for number in range(int(cast(int, asked["runs"]))):
-            with np.load(Path(str(asked["feeds"])) / f"{number}.npz", allow_pickle=False) as data:
-                session.run({name: data[str(i)] for i, name in enumerate(names)})
+        for feeds in handover.Saved(asked["feeds"]):
+            session.run(feeds)
             if time.monotonic() - began > float(cast(float, asked["seconds"])):
                 break
         session.close()

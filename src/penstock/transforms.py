@@ -112,7 +112,7 @@ def export_source(
     key = digest_of([key, custom_domains.key()]) if custom_domains.key() else key
 
     def make(into: Path) -> Made:
-        done = export.by(frontend_name, frontend, source, settings, into / MAIN, example())
+        done = export.export_with(frontend_name, frontend, source, settings, into / MAIN, example())
         if not (into / MAIN).is_file():
             what = f"the frontend {frontend_name!r} wrote no model"
             raise InputError("plug-in-failed", what, where=source.spec, do="tell its authors, or export it otherwise")

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from penstock import custom_domains, precheck, store, worker
+from penstock import custom_domains, handover, precheck, store, worker
 from penstock.errors import InputError
 from penstock.jsonable import Json
 
@@ -35,15 +35,10 @@ def run(model: Path, runs: Sequence[Mapping[str, np.ndarray]], where: str) -> di
     Raises ``WorkerTimeout``, ``WorkerMemory`` or ``WorkerCrash`` where it had to be stopped or died, ``InputError``
     where the runtime refuses the model or fails on the inputs; ``where`` is what the user called the model.
     """
-    from penstock.golden import pack
-
     held = precheck.settings()
-    names = list(runs[0])
     with store.scratch() as work:
-        for number, feeds in enumerate(runs):
-            store.write_bytes(work / f"{number}.npz", pack({str(i): feeds[name] for i, name in enumerate(names)}))
-        argument: dict[str, Json] = {"model": str(model.resolve()), "feeds": str(work), "names": [*names]}
-        argument |= {"runs": len(runs), "seconds": held.session_seconds}
+        argument: dict[str, Json] = {"model": str(model.resolve()), "feeds": handover.save(runs, work)}
+        argument |= {"seconds": held.session_seconds}
         argument["libraries"] = list(custom_domains.libraries(model))
         try:
             answer = worker.call(
@@ -109,24 +104,20 @@ def _open(asked: dict[str, Json]) -> Session:
 
 def serve(argument: Json) -> dict[str, Json]:
     """Run the model on each of the inputs: the worker's side of :func:`run`."""
-    import numpy as np
-
     asked = cast("dict[str, Json]", argument)
-    names = cast("list[str]", asked["names"])
-    seconds, count = float(cast(float, asked["seconds"])), int(cast(int, asked["runs"]))
+    seconds, count = float(cast(float, asked["seconds"])), 0
     began = time.perf_counter()
     worker.alarm(seconds)  # from outside only the sum could be watched
     session = _open(asked)
-    for number in range(count):
-        with np.load(Path(str(asked["feeds"])) / f"{number}.npz", allow_pickle=False) as data:
-            feeds = {name: data[str(i)] for i, name in enumerate(names)}
-        if number:
+    for feeds in handover.Saved(asked["feeds"]):
+        if count:
             worker.alarm(seconds)
         try:
             session.run(feeds)
         except InputError:
-            if number == 0:
+            if count == 0:
                 raise
+        count += 1
     worker.alarm(0)
     session.close()
     return {"seconds": time.perf_counter() - began, "peak_bytes": worker.memory()["peak"], "runs": count}

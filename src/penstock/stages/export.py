@@ -68,10 +68,10 @@ def export(
 ) -> Exported:
     """Write the ONNX model ``into``. Raises ``InputError`` or ``MissingError``, ``GateError`` if it differs."""
     name, chosen = frontend(source)
-    return by(name, chosen, source, settings, into, example)
+    return export_with(name, chosen, source, settings, into, example)
 
 
-def by(
+def export_with(
     name: str, chosen: Frontend, source: Source, settings: ExportSettings, into: Path,
     example: Mapping[str, np.ndarray] | None,
 ) -> Exported:  # fmt: skip

@@ -41,14 +41,14 @@ def quantize(
     method = cast("Quantizer", registry.load("quantizers", name))
     if apart.foreign("quantizers", name):
         return apart.quantize(name, model, batches, settings, into)
-    facts = by(method, model, batches, settings, into)
+    facts = quantize_with(method, model, batches, settings, into)
     if not into.is_file():
         what, do = f"the quantizer {name!r} wrote no model", "tell its authors, or choose another: --quantizer"
         raise InputError("plug-in-failed", what, where=str(model), do=do)
     return facts
 
 
-def by(
+def quantize_with(
     method: Quantizer, model: Path, batches: Iterable[Mapping[str, np.ndarray]], settings: QuantizeSettings, into: Path
 ) -> dict[str, Json]:
     """Quantize by a method that was found, in this process. Raises ``MissingError`` where it can't run here."""
