@@ -98,7 +98,7 @@ def _quantizer(settings: BuildSettings) -> None:
             do = "leave one of --exclude and --no-quantize out"
             raise UsageError("bad-setting", "nodes are left in float, and nothing is quantized", where="exclude", do=do)
         return
-    name = settings.quantize.quantizer
+    name = settings.quantize.method
     method = cast(Quantizer, registry.load("quantizers", name))
     if problem := _available(method):
         raise MissingError("missing-extra", f"the quantizer {name!r} can't run here", do=problem)

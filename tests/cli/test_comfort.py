@@ -297,7 +297,7 @@ def complete(line: str, *, kinds: bool = False) -> list[str]:
         ("penstock build --dry", ["--dry-run"]),
         ("penstock build --exporter ", ["auto", "dynamo", "torchscript"]),
         ("penstock build --backends onnxruntime,op", ["onnxruntime,openvino"]),
-        ("penstock build --quantizer o", ["onnxruntime"]),
+        ("penstock build --method o", ["ort"]),
         ("penstock build --skip fold-batchnorm,fold-c", ["fold-batchnorm,fold-constants"]),
         ("penstock build --data di", ["digits"]),
         ("penstock bench --backends open", ["openvino"]),

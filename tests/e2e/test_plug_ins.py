@@ -70,7 +70,7 @@ def test_all_seven_kinds_are_listed_with_their_origin(site: Path) -> None:
 
 
 def test_a_build_uses_them(site: Path) -> None:
-    source = ["build", "toy:5", "--data", "toy-data:300", "--quantizer", "toy", "--backends", "toy,onnxruntime"]
+    source = ["build", "toy:5", "--data", "toy-data:300", "--method", "toy", "--backends", "toy,onnxruntime"]
     shown = result(penstock(site, *source, "-o", "out", *FAST))
     rows = {row["deployment"]["name"]: row for row in shown["deployments"]}
     assert {"fp32@toy", "slim@toy", "int8@toy", "fp32@onnxruntime"} <= set(rows) and shown["chosen"]
@@ -225,12 +225,12 @@ def test_what_fails_when_it_is_used_is_named_and_a_backend_ends_no_build(site: P
     for words, kind in (
         (["export", "odd:x", "-o", "n.onnx"], "frontend 'odd'"), (["build", "odd:x", "-o", "b"], "frontend 'odd'"),
         (["build", "m.onnx", "--data", "odd:x", "-o", "b"], "data set 'odd'"),
-        (["quantize", "m.onnx", "-o", "q.onnx", "--quantizer", "odd"], "quantizer 'odd'"),
+        (["quantize", "m.onnx", "-o", "q.onnx", "--method", "odd"], "quantizer 'odd'"),
     ):  # fmt: skip
         done = penstock(site, *words)
         assert done.returncode == 2 and done.stderr.splitlines()[0] != "", words
         assert f"error: the {kind} of faulty-penstock 2.5 failed: RuntimeError: the licence" in done.stderr, done.stderr
-    done = penstock(site, "quantize", "m.onnx", "-o", "q.onnx", "--quantizer", "idle")
+    done = penstock(site, "quantize", "m.onnx", "-o", "q.onnx", "--method", "idle")
     assert done.returncode == 2 and "the quantizer 'idle' of faulty-penstock 2.5 wrote no model" in done.stderr
     assert not (site.parent / "q.onnx").exists() and not (site.parent / "b").exists()
 
@@ -332,11 +332,11 @@ def test_what_is_none_of_what_was_asked_for_is_told_with_their_name(
     for how, told in {**ways, "list": "failed: TypeError"}.items():
         monkeypatch.setenv("HOW", how)
         told = f"error: the quantizer 'rubbish' of rubbish-penstock 2.5 {told}"
-        refused("quantize", "m.onnx", "--quantizer", "rubbish", "-o", "q.onnx", told=told)
+        refused("quantize", "m.onnx", "--method", "rubbish", "-o", "q.onnx", told=told)
     done = penstock(site, "export", "rubbish:own", "-o", "n.onnx")
     assert "these are my own words" in done.stderr and "explain" not in done.stderr, "there is nothing on that id"
     built = result(
-        penstock(site, "build", "toy:2", "--data", "rubbish:close", "-o", "out", *FAST, "--quantizer", "rubbish")
+        penstock(site, "build", "toy:2", "--data", "rubbish:close", "-o", "out", *FAST, "--method", "rubbish")
     )
     assert built["chosen"] and any("'rubbish' of rubbish-penstock 2.5" in note for note in built["notes"]), built[
         "notes"
@@ -406,7 +406,7 @@ def test_what_ends_the_process_later_is_named_and_a_pass_or_a_backend_ends_no_bu
     for words, who in (  # nothing can go on without it; who it was is told
         (["export", "ends:x", "-o", "x.onnx"], "frontend"), (["build", "ends:x", "-o", "b"], "frontend"),
         (["build", "toy:2", "--data", "ends:x", "-o", "b"], "data set"),
-        (["quantize", "m.onnx", "-o", "x.onnx", "--quantizer", "ends"], "quantizer"),
+        (["quantize", "m.onnx", "-o", "x.onnx", "--method", "ends"], "quantizer"),
     ):  # fmt: skip
         for ends, how in ({"ABORT": "1"}, "was ended by SIGABRT"), ({}, "ended with code 0 and no answer"):
             monkeypatch.delenv("ABORT", raising=False)

@@ -73,7 +73,7 @@ eliminate = SimpleNamespace(__doc__="Remove pairs of negations.", PHASE="clean",
 
 
 def _quantize(model: Path, batches: Iterable[Mapping[str, np.ndarray]], settings: object, into: Path) -> dict:
-    plain = registry.load("quantizers", "onnxruntime")
+    plain = registry.load("quantizers", "ort")
     return {**plain.quantize(model, batches, settings, into), "toy": True}  # type: ignore[attr-defined]
 
 

@@ -134,7 +134,7 @@ def test_it_tells_all(capsys: pytest.CaptureFixture[str]) -> None:
         (["--backends", "onnxruntime,nothing"], "", "there is no backend named 'nothing'"),
         ([], 'backends = ["absent"]', "there is no backend named 'absent'"),
         ([], 'backends = "absent"', "there is no backend named 'absent'"),
-        ([], '[quantize]\nquantizer = "qq"', "there is no quantizer named 'qq'"),
+        ([], '[quantize]\nmethod = "qq"', "there is no quantizer named 'qq'"),
         (["what.ever"], "", "there is no file"),
         (["--data", "nowhere"], "", "no data source reads 'nowhere'"),
     ],

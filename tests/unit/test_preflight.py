@@ -33,7 +33,7 @@ def home(tmp_path: Path, tiny: ModuleType, monkeypatch: pytest.MonkeyPatch) -> P
         ("m.onnx --allow-domain com.acme=absent.so", "no-such-file"),
         ("m.onnx --passes nothing", "unknown-plug-in"),
         ("m.onnx --skip fold-batchnrm", "unknown-plug-in"),
-        ("m.onnx --quantizer onnxruntme", "unknown-plug-in"),
+        ("m.onnx --method ortt", "unknown-plug-in"),
         ("m.onnx --no-quantize --exclude conv", "bad-setting"),
         ("m.onnx --backends nothing", "unknown-plug-in"),
         ("m.onnx --baseline nothing", "unknown-baseline"),
@@ -51,7 +51,7 @@ def test_build_and_plan_refuse_at_once(arguments: str, id: str, home: Path, caps
 
 def test_the_doctor_names_all_that_is_wrong(home: Path) -> None:
     top = {"source": "absent.onnx", "backends": ("nothing",)}
-    settings = resolve({"": top, "quantize": {"quantizer": "qq"}, "optimize": {"skip": ("a",)}})
+    settings = resolve({"": top, "quantize": {"method": "qq"}, "optimize": {"skip": ("a",)}})
     assert [p.id for p in preflight.problems(settings)] == ["no-such-file", *["unknown-plug-in"] * 3]
 
 

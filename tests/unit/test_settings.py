@@ -37,7 +37,7 @@ def test_a_given_false_beats_a_true_below_it() -> None:
     [
         ("calibration_batch", "many"), ("calibration_batch", 1.5), ("calibration_batch", True), ("calibration_batch", 0),  # noqa: E501
         ("calibration_batch", [1]), ("per_channel", "maybe"), ("per_channel", 1), ("activations", "int4"),
-        ("activations", 8), ("exclude", 3), ("exclude", {"a": 1}), ("exclude", [1]), ("quantizer", ["x"]),
+        ("activations", 8), ("exclude", 3), ("exclude", {"a": 1}), ("exclude", [1]), ("method", ["x"]),
     ],
 )  # fmt: skip
 def test_a_wrong_value_is_refused_and_named(field: str, value: object) -> None:

@@ -68,6 +68,8 @@ def load(model: Loadable, deployment: Deployment) -> OrtSession:
         "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
         "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
     }[level]
+    if deployment.options.get("spinning") == "off":
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     for library in model.libraries:
         try:
             options.register_custom_ops_library(library)

@@ -73,7 +73,7 @@ def _values(
 
     def offer(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str | CompletionItem]:
         known = [choice for choice in field.choices if choice]
-        kinds: dict[str, Kind] = {"quantizer": "quantizers", "passes": "passes", "skip": "passes", "also": "passes"}
+        kinds: dict[str, Kind] = {"method": "quantizers", "passes": "passes", "skip": "passes", "also": "passes"}
         if field.name in kinds:
             from penstock import registry
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from penstock import custom_domains, graph, store
+from penstock.calibration import Batches
 from penstock.errors import InputError, UsageError
 from penstock.graph import first_line
 
@@ -52,7 +53,7 @@ def quantize(
     graph.inline(loaded)  # the library looks into no function, and would leave all of it in float
     _refuse_hopeless(loaded, model)
     _check_names(loaded, settings.exclude)
-    counter = _Counted(batches)
+    counter = _Counted(batches.whole() if isinstance(batches, Batches) else batches)
     with store.scratch() as work:
         source = work / "source.onnx"
         converted = _raise_opset(loaded, model)
@@ -69,7 +70,7 @@ def quantize(
                     activation_type={
                         "uint8": quantization.QuantType.QUInt8,
                         "int8": quantization.QuantType.QInt8,
-                    }[settings.activations],
+                    }[settings.activations or "uint8"],
                     weight_type=quantization.QuantType.QInt8,
                     nodes_to_exclude=list(settings.exclude),
                     calibrate_method=quantization.CalibrationMethod.MinMax,
@@ -87,7 +88,7 @@ def quantize(
         graph.save(result, into)
     return {
         "method": "static", "format": "QDQ", "calibration": "MinMax", "calibration_batch": counter.size,
-        "calibration_samples": counter.samples, "activations": settings.activations, "weights": "int8",
+        "calibration_samples": counter.samples, "activations": settings.activations or "uint8", "weights": "int8",
         "per_channel": settings.per_channel, "outputs_left_in_float": list(floated),
         "opset_raised_from": loaded.opset_imports.get("") if converted is not loaded else None,
         "operators_left_in_float": list(left),

@@ -1,0 +1,241 @@
+"""Emit: a float model, a placement and the grids become a model with QuantizeLinear and DequantizeLinear pairs.
+
+Weights are integers in the file, followed by a DequantizeLinear; biases int32 on the grid of products, where the
+consumer wants that. A runtime that knows the form computes on the integers; one that doesn't, computes in float.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from penstock.quantization import probe
+from penstock.quantization.grid import SPANS, Grid
+from penstock.quantization.placement import Placement
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Weights:
+    """Weights on their grid: the integers, and the row that is added to the result (float, ``None`` for none)."""
+
+    whole: Array
+    grid: Grid
+    bias: Array | None
+
+
+def emit(model: ir.Model, placement: Placement, grids: Mapping[str, Grid], weights: Mapping[str, Weights]) -> ir.Model:
+    """Return a quantized copy. ``grids`` are by quantized tensor, ``weights`` by weighted node."""
+    return _Emitting(model.clone(), placement, grids).run(weights)
+
+
+class _Emitting:
+    def __init__(self, model: ir.Model, placement: Placement, grids: Mapping[str, Grid]) -> None:
+        self.model, self.placement, self.grids = model, placement, grids
+        self.graph = model.graph
+        self.nodes = {str(node.name): node for node in model.graph}
+        self.values = {**model.graph.initializers, **probe.values(model)}
+        self.taken = set(self.values) | {v.name for n in model.graph.all_nodes() for v in n.outputs}
+        self.parameters: dict[int, tuple[ir.Value, ir.Value]] = {}
+
+    def run(self, weights: Mapping[str, Weights]) -> ir.Model:
+        readers = {name: self.nodes[name] for name in self.placement.reads}
+        for node, tensor in self.placement.absorbed.items():
+            self._absorb(self.nodes[node], tensor)
+        for tensor in self.placement.sources:
+            self._pair(tensor, readers)
+        for name, held in weights.items():
+            self._weigh(self.nodes[name], held)
+        used = {value for node in self.graph.all_nodes() for value in node.inputs} | set(self.graph.outputs)
+        for name in [name for name, value in self.graph.initializers.items() if value not in used]:
+            del self.graph.initializers[name]
+        return self.model
+
+    def _absorb(self, node: ir.Node, tensor: str) -> None:
+        """Leave a Relu or Clip out where the grid behind it clips as it does."""
+        import onnx_ir as ir
+
+        before, out = node.inputs[0], node.outputs[0]
+        assert before is not None
+        if tensor not in self.grids or not clips(node, self.grids[tensor]):
+            return
+        shape, name = out.shape, out.name
+        ir.convenience.replace_all_uses_with(out, before)
+        for index, end in enumerate(self.graph.outputs):
+            if end is out:
+                self.graph.outputs[index] = before
+        self.graph.remove([node], safe=False)
+        out.name = None
+        before.name, before.shape = name, before.shape or shape
+        self.values[tensor] = before
+
+    def _pair(self, tensor: str, readers: Mapping[str, ir.Node]) -> None:
+        """Put a pair behind a tensor: for all who read it, or for those who want integers."""
+        value, grid = self.values[tensor], self.grids[tensor]
+        reads = [
+            (node, index)
+            for name, node in readers.items() for index in self.placement.reads[name]
+            if index < len(node.inputs) and node.inputs[index] is value
+        ]  # fmt: skip
+        whole = tensor in self.placement.whole
+        if not reads and not whole:
+            return
+        scale, zero = self._parameters(tensor, grid)
+        if value.const_value is not None and not value.is_graph_input():
+            whole_numbers = grid.quantize(value.const_value.numpy())
+            integers = self._initializer(f"{tensor}_quantized", whole_numbers.astype(grid.dtype))
+            back = self._node("DequantizeLinear", [integers, scale, zero], f"{tensor}_dequantized")
+            self.graph.insert_before(min((n for n, _ in reads), key=self._place), back)
+            for node, index in reads:
+                node.replace_input_with(index, back.outputs[0])
+            return
+        uses = [(use.node, use.idx) for use in value.uses()] if whole else reads
+        there = self._node("QuantizeLinear", [value, scale, zero], f"{tensor}_quantized", like=value)
+        back = self._node("DequantizeLinear", [there.outputs[0], scale, zero], f"{tensor}_dequantized", like=value)
+        maker = value.producer()
+        if maker is None:
+            first = next(iter(self.graph))
+            self.graph.insert_before(first, [there, back])
+        else:
+            self.graph.insert_after(maker, [there, back])
+        for node, index in uses:
+            node.replace_input_with(index, back.outputs[0])
+        if whole:
+            for index, end in enumerate(self.graph.outputs):
+                if end is value:
+                    self.graph.outputs[index] = back.outputs[0]
+                    back.outputs[0].name, value.name = value.name, self._free(f"{tensor}_real")
+                    back.outputs[0].type, back.outputs[0].shape = value.type, value.shape
+
+    def _place(self, node: ir.Node) -> int:
+        if not hasattr(self, "_order"):
+            self._order = {one: number for number, one in enumerate(self.graph)}
+        return self._order.get(node, 0)
+
+    def _weigh(self, node: ir.Node, held: Weights) -> None:
+        index = self.placement.weights[str(node.name)]
+        old = node.inputs[index]
+        assert old is not None
+        stem = f"{old.name}_{node.name}" if len(old.uses()) > 1 else str(old.name)
+        integers = self._initializer(f"{stem}_quantized", held.whole.astype(held.grid.dtype))
+        scale, zero = self._parameters(stem, held.grid)
+        axis = {} if held.grid.axis is None else {"axis": held.grid.axis}
+        back = self._node("DequantizeLinear", [integers, scale, zero], f"{stem}_dequantized", **axis)
+        self.graph.insert_before(node, back)
+        node.replace_input_with(index, back.outputs[0])
+        if held.bias is not None:
+            self._bias(node, held)
+
+    def _bias(self, node: ir.Node, held: Weights) -> None:
+        """Set what is added: int32 on the grid of products, or float."""
+        assert held.bias is not None
+        stem = f"{node.name}_bias"
+        there = node.inputs[2] if len(node.inputs) > 2 else None
+        if there is not None:
+            stem = f"{there.name}_{node.name}" if len(there.uses()) > 1 else str(there.name)
+        data = node.inputs[1 - self.placement.weights[str(node.name)]]
+        grid = self._grid_of(data)
+        if not self.placement.consumer.integer_bias or grid is None:
+            bias = self._initializer(f"{stem}_corrected" if there is not None else stem, held.bias.astype(np.float32))
+        else:
+            products = product_grid(grid, held.grid, len(held.bias))
+            integers = self._initializer(f"{stem}_quantized", products.quantize(held.bias).astype(np.int32))
+            scale = self._initializer(f"{stem}_scale", products.scale.astype(np.float32))
+            axis = {"axis": 0} if products.axis is not None else {}
+            back = self._node("DequantizeLinear", [integers, scale], f"{stem}_dequantized", **axis)
+            self.graph.insert_before(node, back)
+            bias = back.outputs[0]
+        if there is not None:
+            node.replace_input_with(2, bias)
+        else:
+            node.resize_inputs(3)
+            node.replace_input_with(2, bias)
+
+    def _grid_of(self, value: ir.Value | None) -> Grid | None:
+        maker = value.producer() if value is not None else None
+        if maker is None or maker.op_type != "DequantizeLinear" or maker.inputs[1] is None:
+            return None
+        return self.scales.get(str(maker.inputs[1].name))
+
+    @property
+    def scales(self) -> dict[str, Grid]:
+        """Grids by the name of their scale."""
+        return {
+            str(self.parameters[id(grid)][0].name): grid for grid in self.grids.values() if id(grid) in self.parameters
+        }
+
+    # -- making --------------------------------------------------------------------------------------------------------
+
+    def _parameters(self, stem: str, grid: Grid) -> tuple[ir.Value, ir.Value]:
+        if id(grid) not in self.parameters:
+            scale = self._initializer(f"{stem}_scale", grid.scale.astype(np.float32))
+            zero = self._initializer(f"{stem}_zero_point", grid.zero.astype(grid.dtype))
+            self.parameters[id(grid)] = scale, zero
+        return self.parameters[id(grid)]
+
+    def _initializer(self, name: str, array: Array) -> ir.Value:
+        import onnx_ir as ir
+
+        name = self._free(name)
+        tensor = ir.tensor(array, name=name)
+        value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+        self.graph.register_initializer(value)
+        return value
+
+    def _node(
+        self, op: str, inputs: list[ir.Value], name: str, *, like: ir.Value | None = None, **axis: int
+    ) -> ir.Node:
+        import onnx_ir as ir
+
+        name = self._free(name)
+        node = ir.node(op, inputs, axis, name=name)
+        node.outputs[0].name = name
+        kind = inputs[2].dtype if op == "QuantizeLinear" else ir.DataType.FLOAT
+        assert kind is not None
+        node.outputs[0].type = ir.TensorType(kind)
+        node.outputs[0].shape = (like if like is not None else inputs[0]).shape
+        return node
+
+    def _free(self, name: str) -> str:
+        found, number = name, 0
+        while found in self.taken:
+            number += 1
+            found = f"{name}_{number}"
+        self.taken.add(found)
+        return found
+
+
+def product_grid(data: Grid, weights: Grid, channels: int) -> Grid:
+    """Return the int32 grid on which products of two grids lie, for a bias of so many channels."""
+    scale = (data.scale.reshape(()) * weights.scale).astype(np.float32).reshape(-1)
+    low, high = SPANS["int32"]
+    if scale.size == 1:
+        return Grid("int32", scale.reshape(()), np.array(0), None, low, high)
+    scale = np.tile(scale, channels // scale.size)
+    return Grid("int32", scale, np.zeros(channels, np.int64), 0, low, high)
+
+
+def clips(node: ir.Node, grid: Grid) -> bool:
+    """Whether a grid holds nothing that a Relu or Clip would change, but for rounding."""
+    low, high = bounds(node)
+    slack = 1e-4 * (grid.top - grid.bottom) / max(grid.high - grid.low, 1)
+    return grid.bottom >= low - slack and grid.top <= high + slack
+
+
+def bounds(node: ir.Node) -> tuple[float, float]:
+    """Return what a Relu or Clip bounds its result by."""
+    if node.op_type == "Relu":
+        return 0.0, float("inf")
+    low, high = -float("inf"), float("inf")
+    if len(node.inputs) > 1 and node.inputs[1] is not None and node.inputs[1].const_value is not None:
+        low = float(node.inputs[1].const_value.numpy().reshape(-1)[0])
+    if len(node.inputs) > 2 and node.inputs[2] is not None and node.inputs[2].const_value is not None:
+        high = float(node.inputs[2].const_value.numpy().reshape(-1)[0])
+    return low, high

@@ -1,0 +1,114 @@
+"""Prepare: a float model as the quantizer wants it: functions inlined, BatchNormalization folded, every node named."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from penstock import custom_domains, graph, registry
+from penstock.errors import InputError, UsageError
+from penstock.rewriting import PassBroke
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from penstock.passes import Pass, Rule
+
+QUANTIZED = frozenset({
+    "ConvInteger", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "QLinearConv", "QLinearMatMul",
+    "QuantizeLinear", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "QGemm", "MatMulNBits", "DynamicQuantizeLSTM",
+})  # fmt: skip
+OPSET = 13  # the first with a scale for each channel
+ROUNDS = 30  # of the passes, at most
+
+
+def prepared(path: Path, *, opset: int = OPSET, exclude: Collection[str] = ()) -> ir.Model:
+    """Load a float model and get it ready, in memory. Raises ``InputError`` for one that can't be quantized at all."""
+    loaded = graph.load(path)
+    refuse_quantized(loaded, path)
+    if custom := custom_domains.used(loaded):
+        libraries = custom_domains.libraries(path)
+        if not libraries:
+            what = f"calibrating would run operators of {custom[0].domain!r}, and no library of theirs is named"
+            raise InputError("cannot-quantize", what, where=str(path), do="build with --no-quantize")
+    graph.inline(loaded)
+    model = raised(folded(loaded), opset, path)
+    named(model)
+    known_names(model, exclude)
+    return model
+
+
+def refuse_quantized(model: ir.Model, path: Path) -> None:
+    """Raise ``InputError`` for a model that has quantized operators already."""
+    found = sorted({node.op_type for node in graph.all_nodes(model)} & QUANTIZED)
+    if found:
+        what = f"the model is quantized already: it has {found[0]}"
+        raise InputError("already-quantized", what, where=str(path), do="start from the float model")
+
+
+def folded(model: ir.Model) -> ir.Model:
+    """Run the graph optimizer's own passes: what it folds needn't be quantized."""
+    from penstock.passes._order import in_order
+    from penstock.rewriting.run import rewrite
+
+    foreign = registry.origins("passes")
+    passes = {name: cast("Pass | Rule", registry.load("passes", name)) for name in registry.names("passes")
+              if name not in foreign}  # fmt: skip
+    chosen = {name: one for name, one in passes.items() if not getattr(one, "OPTIONAL", False)}
+    backup = model.clone()
+    try:
+        return rewrite(model, in_order(chosen), max_rounds=ROUNDS).model
+    except PassBroke:
+        return backup
+
+
+def raised(model: ir.Model, opset: int, path: Path) -> ir.Model:
+    """Return the model in ``opset`` or a later one. Raises ``InputError`` where its meaning would be lost."""
+    from penstock.opsets.whole import NotConvertibleError, in_opset
+
+    if (model.opset_imports.get("") or 1) >= opset:
+        return model
+    try:
+        return in_opset(model, opset, str(path))[0]
+    except NotConvertibleError as error:
+        what = f"opset {model.opset_imports.get('')} can't be raised to {opset}: {error.what}"
+        raise InputError("cannot-raise-opset", what, where=str(path), do="export again at a later opset") from error
+
+
+def named(model: ir.Model) -> None:
+    """Give every node of the main graph, and every value, a name of its own."""
+    taken = {node.name for node in graph.all_nodes(model) if node.name}
+    seen: set[str] = set()
+    for node in model.graph:
+        name = node.name or ""
+        if not name or name in seen:
+            stem = name or (node.outputs[0].name if node.outputs and node.outputs[0].name else node.op_type)
+            number = 0
+            while (name := f"{stem}_{number}" if number else str(stem)) in taken or name in seen:
+                number += 1
+            node.name = name
+            taken.add(name)
+        seen.add(name)
+    values = {
+        value.name for node in graph.all_nodes(model) for value in (*node.inputs, *node.outputs) if value is not None
+    }
+    for node in model.graph:
+        for index, value in enumerate(node.outputs):
+            if not value.name and value.uses():
+                name = f"{node.name}_output_{index}"
+                while name in values:
+                    name += "_"
+                value.name = name
+                values.add(name)
+
+
+def known_names(model: ir.Model, exclude: Collection[str]) -> None:
+    """Refuse a name to exclude that no node has: a slip would leave the node quantized."""
+    known = [node.name for node in model.graph.all_nodes() if node.name]
+    for name in exclude:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            do = f"did you mean {near[0]!r}?" if near else "`penstock inspect` lists the nodes"
+            raise UsageError("unknown-node", f"there is no node named {name!r} to exclude", where="--exclude", do=do)

@@ -1,0 +1,79 @@
+"""What is seen of a tensor while samples pass by: enough for every way to choose a range, in bounded memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from penstock.errors import InputError
+from penstock.quantization.histogram import Histogram
+
+if TYPE_CHECKING:
+    Array = np.ndarray[Any, np.dtype[Any]]
+
+NEWEST = 0.1  # weight of the newest batch in the moving average
+MOST_SAMPLES = 64  # whose own extremes are kept, to tell how stable a range is
+
+
+class Statistics:
+    """Extremes, their moving average, those of the first samples each, and a histogram where one is wanted."""
+
+    __slots__ = ("average_high", "average_low", "high", "histogram", "low", "samples", "tensor", "wants_histogram")
+
+    def __init__(self, tensor: str, *, histogram: bool) -> None:
+        self.tensor = tensor
+        self.low, self.high = np.inf, -np.inf
+        self.average_low, self.average_high = 0.0, 0.0
+        self.samples: list[tuple[float, float]] = []
+        self.histogram = Histogram()
+        self.wants_histogram = histogram
+
+    def add(self, array: Array, first: int, count: int) -> None:
+        """Take in a batch. ``first`` is the number of its first sample, ``count`` how many it has.
+
+        Raises ``InputError`` with the sample that makes the tensor infinite or not a number.
+        """
+        if not array.size:
+            return
+        low, high = float(array.min()), float(array.max())
+        if not (np.isfinite(low) and np.isfinite(high)):
+            raise _not_finite(self.tensor, array, first, count)
+        fresh = not np.isfinite(self.low)
+        self.average_low += (low - self.average_low) * (1.0 if fresh else NEWEST)
+        self.average_high += (high - self.average_high) * (1.0 if fresh else NEWEST)
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        if len(self.samples) < MOST_SAMPLES and array.ndim and len(array) == count:
+            rows = array[: MOST_SAMPLES - len(self.samples)].reshape(min(count, MOST_SAMPLES - len(self.samples)), -1)
+            self.samples += zip(rows.min(axis=1).tolist(), rows.max(axis=1).tolist(), strict=True)
+        if self.wants_histogram:
+            self.histogram.add(array, max(-self.low, self.high, 0.0))
+
+    def instability(self) -> float:
+        """Return how much of the range the one sample adds that adds most: 0 where another reaches as far."""
+        if len(self.samples) < 2:
+            return 1.0
+        lows, highs = (
+            np.array([min(low, 0.0) for low, _ in self.samples]),
+            np.array([max(h, 0.0) for _, h in self.samples]),
+        )
+        span = highs.max() - lows.min()
+        if span <= 0:
+            return 0.0
+        without_top = np.partition(highs, -2)[-2] - lows.min()
+        without_bottom = highs.max() - np.partition(lows, 1)[1]
+        return float(1 - min(without_top, without_bottom) / span)
+
+
+def _not_finite(tensor: str, array: Array, first: int, count: int) -> InputError:
+    bad = ~np.isfinite(array)
+    where = ""
+    if array.ndim and len(array) == count:
+        number = int(np.argmax(bad.reshape(len(array), -1).any(axis=1)))
+        where, bad = f"sample {first + number}", bad[number]
+        kind = "NaN" if np.isnan(array[number]).any() else "infinity"
+    else:
+        kind = "NaN" if np.isnan(array).any() else "infinity"
+    who = f"calibration {where}" if where else "a calibration sample"
+    what = f"{who} makes the tensor {tensor!r} {kind} in {int(bad.sum())} places"
+    return InputError("not-finite", what, do="take the sample out, or find what makes the model overflow on it")

@@ -1,0 +1,167 @@
+"""Study: one float model, what was seen of its tensors, and any number of quantized models made of the two.
+
+What is seen is seen once: every choice of ranges, layers and repair after it costs no run over the samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from penstock.calibration import Batches
+from penstock.quantization import probe, ranges
+from penstock.quantization.consumers import CONSUMERS, Consumer
+from penstock.quantization.emit import Weights, emit
+from penstock.quantization.grid import SPANS, Grid, of_range, of_weights
+from penstock.quantization.placement import Placement, place
+from penstock.quantization.statistics import Statistics
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """How to quantize: what a search chooses between."""
+
+    consumer: str = "ort-cpu"
+    activations: str = ""  # empty: the consumer's own
+    ranges: str = "mse"
+    percentile: float = 99.99
+    per_channel: bool = True
+    weight_bits: int = 8
+    outputs: bool = False
+    exclude: tuple[str, ...] = ()
+    only: tuple[str, ...] | None = None
+
+    @property
+    def table(self) -> Consumer:
+        """The consumer's entry."""
+        return CONSUMERS[self.consumer]
+
+    @property
+    def dtype(self) -> str:
+        """The type of activations."""
+        return self.activations or self.table.activations[0]
+
+
+@dataclass(slots=True)
+class Study:
+    """A prepared model and its calibration samples; statistics are collected when they are first wanted."""
+
+    model: ir.Model
+    batches: Batches
+    statistics: dict[str, Statistics] = field(default_factory=dict)
+    runs: int = 0
+    progress: Callable[[int, int], None] | None = None
+
+    def placed(self, choice: Choice) -> Placement:
+        """Decide which nodes compute on integers."""
+        return place(self.model, choice.table, exclude=choice.exclude, only=choice.only, outputs=choice.outputs)
+
+    def look(self, tensors: Collection[str], *, histogram: bool) -> None:
+        """Collect the statistics of those tensors that haven't been looked at yet, or not so closely."""
+        missing = [
+            name for name in tensors
+            if name not in self.statistics or (histogram and not self.statistics[name].wants_histogram)
+        ]  # fmt: skip
+        if not missing:
+            return
+        fresh = {name: Statistics(name, histogram=histogram) for name in missing}
+
+        def visit(name: str, array: Array, first: int, count: int) -> None:
+            fresh[name].add(array, first, count)
+
+        self.runs += probe.observe(self.model, missing, self.batches, visit, done=self.progress)
+        self.statistics.update(fresh)
+
+    def grids(self, placement: Placement, choice: Choice) -> dict[str, Grid]:
+        """Choose a grid for every quantized tensor; those that share one get the same object."""
+        wanted = sorted({source for sources in placement.sources.values() for source in sources})
+        inner = [name for name in wanted if name not in self.model.graph.initializers]
+        self.look(inner, histogram=choice.ranges in ranges.WITH_HISTOGRAM)
+        fixed = self._fixed(placement)
+        low, high = SPANS[choice.dtype]
+        aim = ranges.Wanted(high - low, choice.table.symmetric, choice.percentile)
+        made: dict[str, Grid] = {}
+        for tensor, sources in placement.sources.items():
+            first = placement.grids[tensor]
+            if first not in made:
+                found = [fixed.get(name) or self._range(name, choice.ranges, aim) for name in sources]
+                made[first] = of_range(
+                    min(one[0] for one in found), max(one[1] for one in found), choice.dtype,
+                    symmetric=choice.table.symmetric,
+                )  # fmt: skip
+        return {tensor: made[placement.grids[tensor]] for tensor in placement.sources}
+
+    def _range(self, name: str, method: str, aim: ranges.Wanted) -> tuple[float, float]:
+        if (value := self.model.graph.initializers.get(name)) is not None and value.const_value is not None:
+            array = value.const_value.numpy()
+            return float(array.min(initial=0)), float(array.max(initial=0))
+        seen = self.statistics[name]
+        return ranges.of(method, seen, aim) if np.isfinite(seen.low) else (0.0, 0.0)
+
+    def _fixed(self, placement: Placement) -> Mapping[str, tuple[float, float]]:
+        """Return the ranges that the consumer prescribes, by tensor."""
+        table = placement.consumer.fixed
+        return {
+            str(out.name): table[node.op_type]
+            for node in self.model.graph
+            if node.op_type in table
+            for out in node.outputs
+        }
+
+    def weights(self, placement: Placement, grids: Mapping[str, Grid], choice: Choice) -> dict[str, Weights]:
+        """Round the weights of every integer layer to its grid."""
+        found = {}
+        for node in self.model.graph:
+            if (index := placement.weights.get(str(node.name))) is None:
+                continue
+            real, bias = parameters(node, index)
+            data = node.inputs[1 - index]
+            assert data is not None
+            axis = channel_axis(node) if choice.per_channel else None
+            least = _least(grids[str(data.name)], bias, real, axis) if placement.consumer.integer_bias else None
+            grid = of_weights(real, axis, bits=choice.weight_bits, least=least)
+            found[str(node.name)] = Weights(grid.quantize(real), grid, bias)
+        return found
+
+    def quantized(self, choice: Choice) -> ir.Model:
+        """Make the quantized model of a choice, without repair."""
+        placement = self.placed(choice)
+        grids = self.grids(placement, choice)
+        return emit(self.model, placement, grids, self.weights(placement, grids, choice))
+
+
+def parameters(node: ir.Node, index: int) -> tuple[Array, Array | None]:
+    """Return the weights and the bias of a weighted node, float32."""
+    held = node.inputs[index]
+    assert held is not None and held.const_value is not None
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    row = None if bias is None or bias.const_value is None else bias.const_value.numpy().astype(np.float32)
+    return held.const_value.numpy().astype(np.float32), row
+
+
+def channel_axis(node: ir.Node) -> int:
+    """Return the axis of a weighted node's weights that its result's channels go by."""
+    if node.op_type == "Gemm":
+        return 0 if node.attributes.get_int("transB", 0) else 1
+    return {"Conv": 0, "ConvTranspose": 1, "MatMul": 1}[node.op_type]
+
+
+def _least(data: Grid, bias: Array | None, weights: Array, axis: int | None) -> Array | None:
+    """Return the scales below which a bias on the grid of products would leave int32."""
+    if bias is None:
+        return None
+    least: Array = np.abs(bias.astype(np.float64)) / (float(data.scale.flat[0]) * 2**30)
+    if axis is None:
+        return np.array(least.max(initial=0.0))
+    channels = weights.shape[axis]
+    if len(least) == channels:
+        return least
+    return least.reshape(-1, channels).max(axis=0) if len(least) % channels == 0 else np.full(channels, least.max())
