@@ -42,7 +42,7 @@ class _Emitting:
         self.graph = model.graph
         self.nodes = {str(node.name): node for node in model.graph}
         self.values = {**model.graph.initializers, **probe.values(model)}
-        self.taken = set(self.values) | {v.name for n in model.graph.all_nodes() for v in n.outputs}
+        self.taken = set(self.values) | {str(v.name) for n in model.graph.all_nodes() for v in n.outputs}
         self.parameters: dict[int, tuple[ir.Value, ir.Value]] = {}
 
     def run(self, weights: Mapping[str, Weights]) -> ir.Model:
@@ -126,8 +126,7 @@ class _Emitting:
         stem = f"{old.name}_{node.name}" if len(old.uses()) > 1 else str(old.name)
         integers = self._initializer(f"{stem}_quantized", held.whole.astype(held.grid.dtype))
         scale, zero = self._parameters(stem, held.grid)
-        axis = {} if held.grid.axis is None else {"axis": held.grid.axis}
-        back = self._node("DequantizeLinear", [integers, scale, zero], f"{stem}_dequantized", **axis)
+        back = self._node("DequantizeLinear", [integers, scale, zero], f"{stem}_dequantized", held.grid.axis)
         self.graph.insert_before(node, back)
         node.replace_input_with(index, back.outputs[0])
         if held.bias is not None:
@@ -148,8 +147,7 @@ class _Emitting:
             products = product_grid(grid, held.grid, len(held.bias))
             integers = self._initializer(f"{stem}_quantized", products.quantize(held.bias).astype(np.int32))
             scale = self._initializer(f"{stem}_scale", products.scale.astype(np.float32))
-            axis = {"axis": 0} if products.axis is not None else {}
-            back = self._node("DequantizeLinear", [integers, scale], f"{stem}_dequantized", **axis)
+            back = self._node("DequantizeLinear", [integers, scale], f"{stem}_dequantized", products.axis)
             self.graph.insert_before(node, back)
             bias = back.outputs[0]
         if there is not None:
@@ -167,9 +165,8 @@ class _Emitting:
     @property
     def scales(self) -> dict[str, Grid]:
         """Grids by the name of their scale."""
-        return {
-            str(self.parameters[id(grid)][0].name): grid for grid in self.grids.values() if id(grid) in self.parameters
-        }
+        made = (grid for grid in self.grids.values() if id(grid) in self.parameters)
+        return {str(self.parameters[id(grid)][0].name): grid for grid in made}
 
     # -- making --------------------------------------------------------------------------------------------------------
 
@@ -185,17 +182,17 @@ class _Emitting:
 
         name = self._free(name)
         tensor = ir.tensor(array, name=name)
-        value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+        value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
         self.graph.register_initializer(value)
         return value
 
     def _node(
-        self, op: str, inputs: list[ir.Value], name: str, *, like: ir.Value | None = None, **axis: int
+        self, op: str, inputs: list[ir.Value], name: str, axis: int | None = None, *, like: ir.Value | None = None
     ) -> ir.Node:
         import onnx_ir as ir
 
         name = self._free(name)
-        node = ir.node(op, inputs, axis, name=name)
+        node = ir.node(op, inputs, {} if axis is None else {"axis": axis}, name=name)
         node.outputs[0].name = name
         kind = inputs[2].dtype if op == "QuantizeLinear" else ir.DataType.FLOAT
         assert kind is not None

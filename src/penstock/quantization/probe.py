@@ -6,6 +6,7 @@ so that a graph of thousands of tensors is looked at in several runs rather than
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -106,7 +107,7 @@ def cut(model: ir.Model, tensors: Sequence[str]) -> ir.Model:
 
 
 def opened(model: ir.Model, work: Path, *, options: dict[str, str] | None = None) -> Session:
-    """Write a model into a scratch folder and open it in ONNX Runtime on all cores, which don't spin while they wait."""
+    """Write a model into a scratch folder and open it in ONNX Runtime, on all cores without spinning."""
     from penstock.backends import onnxruntime as backend
 
     path = work / "probe.onnx"
@@ -137,10 +138,9 @@ def _sizes(model: ir.Model, tensors: list[str], batch: Any) -> dict[str, int]:
     known = values(model)
     for name in tensors:
         shape = known[name].shape
-        if shape is not None and all(isinstance(dim, int) for dim in shape[1:]) and len(shape):
-            rest = int(np.prod([int(dim) for dim in shape[1:]] or [1]))
-            lead = shape[0] if isinstance(shape[0], int) else count
-            found[name] = 4 * rest * lead
+        dims = [] if shape is None else [dim if isinstance(dim, int) else 0 for dim in shape]
+        if dims and all(dims[1:]):
+            found[name] = 4 * math.prod(dims[1:]) * (dims[0] or count)
     unknown = [name for name in tensors if name not in found]
     for start in range(0, len(unknown), MOST_OUTPUTS):
         part = unknown[start : start + MOST_OUTPUTS]

@@ -1,10 +1,9 @@
 """Ranges: from what was seen of a tensor to the interval that its grid holds.
 
 ``minmax``: all that was seen. ``moving-average``: batches' extremes, averaged with a weight of 1/10 for the newest.
-``percentile``: what lies between two quantiles. ``entropy``: the interval that loses least information, by the divergence
-of Kullback and Leibler between the values clipped to it and the values on the grid (Migacz, 8-bit inference with
-TensorRT, 2017). ``mse``: the interval of least squared error,
-of clipping and of rounding together.
+``percentile``: what lies between two quantiles. ``entropy``: the interval that loses least information, by the
+divergence of Kullback and Leibler between the values clipped to it and the values on the grid (Migacz, 8-bit inference
+with TensorRT, 2017). ``mse``: the interval of least squared error, of clipping and of rounding together.
 
 An interval is never wider than what was seen, and holds 0.
 """
@@ -32,7 +31,7 @@ WITH_HISTOGRAM = ("percentile", "entropy", "mse")
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a range is for: so many steps of a grid, one whose zero point is in the middle or not, and the percentile."""
+    """What a range is for: a grid of so many steps, with its zero point in the middle or not; the percentile."""
 
     steps: int = 255
     symmetric: bool = False
