@@ -136,6 +136,12 @@ class _Emitting:
         """Set what is added: int32 on the grid of products, or float."""
         assert held.bias is not None
         stem = f"{node.name}_bias"
+        if node.op_type == "MatMul":
+            home = bias_home(node)
+            assert home is not None
+            fresh = self._initializer(f"{stem}_corrected", held.bias.astype(np.float32))
+            home[0].replace_input_with(home[1], fresh)
+            return
         there = node.inputs[2] if len(node.inputs) > 2 else None
         if there is not None:
             stem = f"{there.name}_{node.name}" if len(there.uses()) > 1 else str(there.name)
@@ -207,6 +213,20 @@ class _Emitting:
             found = f"{name}_{number}"
         self.taken.add(found)
         return found
+
+
+def bias_home(node: ir.Node) -> tuple[ir.Node, int] | None:
+    """Return the input of a node that takes a row to add to the result: a MatMul's is the Add behind it, if there is one."""
+    if node.op_type != "MatMul":
+        return node, 2
+    uses = [*node.outputs[0].uses()]
+    if len(uses) != 1 or uses[0].node.op_type != "Add" or node.outputs[0].is_graph_output():
+        return None
+    add = uses[0].node
+    other = add.inputs[1 - uses[0].idx]
+    if other is None or other.const_value is None or other.is_graph_input() or len(other.const_value.shape) != 1:
+        return None
+    return add, 1 - uses[0].idx
 
 
 def product_grid(data: Grid, weights: Grid, channels: int) -> Grid:

@@ -1,8 +1,7 @@
 """Histograms of all values that pass by, in bounded memory, however many there are and whatever outlier comes last.
 
 A bin is a sign and the first ten bits after the binary point of a float32, so bins are as fine as 1/1024 of a value at
-any magnitude and are never cut anew: a histogram of equal bins is ruined by one outlier, which makes them coarse. Values
-below 2⁻²⁴ of the largest lie in one bin, the first: no grid of 16 bits or less can tell them from 0.
+any magnitude and are never cut anew: one outlier makes the bins of a histogram of equal bins coarse. Values below 2⁻²⁴ of the largest lie in one bin, the first: no grid of 16 bits or less can tell them from 0.
 """
 
 from __future__ import annotations

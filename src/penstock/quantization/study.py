@@ -14,8 +14,9 @@ import numpy as np
 from penstock.calibration import Batches
 from penstock.quantization import probe, ranges
 from penstock.quantization.consumers import CONSUMERS, Consumer
-from penstock.quantization.emit import Weights, emit
+from penstock.quantization.emit import Weights, bias_home, emit
 from penstock.quantization.grid import SPANS, Grid, of_range, of_weights
+from penstock.quantization.repair import corrected
 from penstock.quantization.placement import Placement, place
 from penstock.quantization.statistics import Statistics
 
@@ -36,6 +37,10 @@ class Choice:
     per_channel: bool = True
     weight_bits: int = 8
     outputs: bool = False
+    equalize: bool = False
+    smooth: bool = False
+    correct_bias: str = "none"  # none, analytic or empirical
+    rounding: str = "nearest"  # or adaptive
     exclude: tuple[str, ...] = ()
     only: tuple[str, ...] | None = None
 
@@ -126,23 +131,32 @@ class Study:
             data = node.inputs[1 - index]
             assert data is not None
             axis = channel_axis(node) if choice.per_channel else None
-            least = _least(grids[str(data.name)], bias, real, axis) if placement.consumer.integer_bias else None
+            on_grid = placement.consumer.integer_bias and node.op_type != "MatMul"
+            least = _least(grids[str(data.name)], bias, real, axis) if on_grid else None
             grid = of_weights(real, axis, bits=choice.weight_bits, least=least)
             found[str(node.name)] = Weights(grid.quantize(real), grid, bias)
         return found
 
     def quantized(self, choice: Choice) -> ir.Model:
-        """Make the quantized model of a choice, without repair."""
+        """Make the quantized model of a choice."""
         placement = self.placed(choice)
         grids = self.grids(placement, choice)
-        return emit(self.model, placement, grids, self.weights(placement, grids, choice))
+        weights = self.weights(placement, grids, choice)
+        made = emit(self.model, placement, grids, weights)
+        adaptive = choice.rounding == "adaptive"
+        if adaptive or choice.correct_bias != "none":
+            seen = self.model if choice.correct_bias == "analytic" and not adaptive else made
+            weights = corrected(self.model, placement, weights, self.batches, seen=seen, adaptive=adaptive)
+            made = emit(self.model, placement, grids, weights)
+        return made
 
 
 def parameters(node: ir.Node, index: int) -> tuple[Array, Array | None]:
     """Return the weights and the bias of a weighted node, float32."""
     held = node.inputs[index]
     assert held is not None and held.const_value is not None
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    home = bias_home(node)
+    bias = home[0].inputs[home[1]] if home is not None and len(home[0].inputs) > home[1] else None
     row = None if bias is None or bias.const_value is None else bias.const_value.numpy().astype(np.float32)
     return held.const_value.numpy().astype(np.float32), row
 
