@@ -1,16 +1,16 @@
-"""Balance: scale the channels of a tensor against each other, so that one grid fits them all, and scale them back behind.
+"""Balance: scale the channels of a tensor against each other, so that one grid fits them all, and back behind it.
 
-With x the tensor before a weighted layer y = W·x, and s one factor for each channel, y = (W·s)·(x/s). Division by s goes
-into what makes x: the rows of the layer before, where a Relu, a pooling or nothing lies between (cross-layer
-equalization: Nagel et al., arXiv 1906.04721), or the scale and offset of a normalization (SmoothQuant: Xiao et al., arXiv
-2211.10438). In float nothing changes but rounding.
+With x the tensor before a weighted layer y = W·x, and s one factor for each channel, y = (W·s)·(x/s). Division by s
+goes into what makes x: the rows of the layer before, where a Relu, a pooling or nothing lies between (cross-layer
+equalization: Nagel et al., arXiv 1906.04721), or the scale and offset of a normalization (SmoothQuant: Xiao et al.,
+arXiv 2211.10438). In float nothing changes but rounding.
 
-The factors are s = a^α / w^(1-α), with a the largest magnitude of a channel of x and w that of its weights. Of several α,
-and of leaving it, the one is taken with the least noise predicted behind the layer:
+The factors are s = a^α / w^(1-α), with a the largest magnitude of a channel of x and w that of its weights. Of several
+α, and of leaving it, the one is taken with the least noise predicted behind the layer:
 
     Δx²/12 · Σ_i p_i·s_i²·|W_i|²  +  Σ_o Δw_o²/12 · Σ_i E[x_i²]/s_i²
 
-where Δx is the step of the one grid for x/s, Δw_o that of the weights of output o, and p_i the share of x_i that isn't 0.
+where Δx is the step of the one grid for x/s, Δw_o that of the weights of output o, p_i the share of x_i that isn't 0.
 """
 
 from __future__ import annotations
@@ -132,28 +132,26 @@ def _rows(node: ir.Node) -> int:
         held = [node.inputs[i] for i in NORMALIZATIONS[node.op_type] if i < len(node.inputs)]
         if not held or not all(constant(value) for value in held if value is not None):
             return 0
-        shape = held[0].const_value.shape if held[0] is not None and held[0].const_value is not None else ()
-        return int(shape[0]) if len(shape) == 1 else 0
+        shape = _shape(held[0])
+        return shape[0] if len(shape) == 1 else 0
     if node.op_type not in ("Conv", "Gemm", "MatMul") or weight_index(node) != 1:
         return 0
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     if bias is not None and (not constant(bias) or len(bias.const_value.shape) != 1):  # type: ignore[union-attr]  # just seen
         return 0
-    weights = node.inputs[1]
-    assert weights is not None and weights.const_value is not None
-    shape = weights.const_value.shape
+    shape = _shape(node.inputs[1])
     if node.op_type == "Conv":
-        return int(shape[0])
+        return shape[0]
     if len(shape) != 2 or node.attributes.get_float("beta", 1.0) != 1:
         return 0
-    return int(shape[0 if node.attributes.get_int("transB", 0) else 1])
+    return shape[0 if _turned(node) else 1]
 
 
 def _readers(made: ir.Value, ends: set[ir.Value]) -> tuple[ir.Value, tuple[ir.Node, ...]] | None:
     """Follow a value through operators that keep its channels apart; return the last, and the weighted nodes behind."""
     value = made
     for _ in range(8):
-        uses = [use for use in value.uses()]
+        uses = list(value.uses())
         if not uses or value in ends:
             return None
         if all(use.idx == 0 and _columns(use.node) for use in uses):
@@ -183,14 +181,12 @@ def _columns(node: ir.Node) -> int:
     """Return how many channels a weighted node reads, where its weights can take their factors; 0 where not."""
     if node.domain != "" or node.op_type not in ("Conv", "Gemm", "MatMul") or weight_index(node) != 1:
         return 0
-    weights = node.inputs[1]
-    assert weights is not None and weights.const_value is not None
-    shape = weights.const_value.shape
+    shape = _shape(node.inputs[1])
     if node.op_type == "Conv":
-        return int(shape[1]) * node.attributes.get_int("group", 1)
-    if len(shape) != 2 or node.attributes.get_int("transA", 0):
+        return shape[1] * _group(node)
+    if len(shape) != 2 or bool(node.attributes.get_int("transA", 0)):
         return 0
-    return int(shape[1 if node.attributes.get_int("transB", 0) else 0])
+    return shape[1 if _turned(node) else 0]
 
 
 def _channel_axis(site: _Site) -> int:
@@ -213,7 +209,7 @@ def _scaled(model: ir.Model, site: _Site, seen: _Channels) -> Balanced | None:
 
     def places(part: Array) -> int:
         """Return how many weights read one channel: those of a kernel."""
-        return part.shape[2] // site.repeat
+        return int(part.shape[2]) // site.repeat
 
     def noise(factors: Array) -> float:
         step = (largest / factors).max() / 255
@@ -243,15 +239,28 @@ def _scaled(model: ir.Model, site: _Site, seen: _Channels) -> Balanced | None:
     return Balanced(str(site.maker.name), names, alpha, gain, float(factors.max() / factors.min()))
 
 
+def _turned(node: ir.Node) -> bool:
+    return bool(node.attributes.get_int("transB", 0))
+
+
+def _group(node: ir.Node) -> int:
+    return int(node.attributes.get_int("group", 1))
+
+
+def _shape(value: ir.Value | None) -> tuple[int, ...]:
+    return () if value is None or value.const_value is None else tuple(value.const_value.shape.numpy())
+
+
 def _array(value: ir.Value | None) -> Array:
     assert value is not None and value.const_value is not None
-    return value.const_value.numpy().astype(np.float64)
+    found: Array = value.const_value.numpy().astype(np.float64)
+    return found
 
 
 def _by_column(node: ir.Node, weights: Array, channels: int, repeat: int) -> Array:
     """Return the weights as (outputs, channels, rest)."""
     if node.op_type == "Conv":
-        group = node.attributes.get_int("group", 1)
+        group = _group(node)
         if group == 1:
             return weights.reshape(len(weights), channels, -1)
         each = weights.shape[1]
@@ -260,7 +269,7 @@ def _by_column(node: ir.Node, weights: Array, channels: int, repeat: int) -> Arr
             rows = weights[g * len(weights) // group : (g + 1) * len(weights) // group]
             spread[:, g * each : (g + 1) * each] = rows.reshape(len(rows), each, -1)
         return spread
-    rows = weights if node.attributes.get_int("transB", 0) else weights.T
+    rows = weights if _turned(node) else weights.T
     return rows.reshape(len(rows), channels, repeat)
 
 
@@ -272,7 +281,7 @@ def _divide(model: ir.Model, node: ir.Node, factors: Array) -> None:
                 _replace(model, node, index, _array(node.inputs[index]) / factors)
         return
     weights = _array(node.inputs[1])
-    if node.op_type == "Conv" or node.attributes.get_int("transB", 0):
+    if node.op_type == "Conv" or _turned(node):
         weights = weights / factors.reshape([-1] + [1] * (weights.ndim - 1))
     else:
         weights = weights / factors
@@ -285,13 +294,13 @@ def _multiply(model: ir.Model, node: ir.Node, factors: Array, repeat: int) -> No
     """Let a node read its channels divided by the factors."""
     weights = _array(node.inputs[1])
     if node.op_type == "Conv":
-        group, each = node.attributes.get_int("group", 1), weights.shape[1]
+        group, each = _group(node), weights.shape[1]
         held = factors.reshape(group, 1, each)
         rows = weights.reshape(group, len(weights) // group, each, -1) * held[..., None]
         weights = rows.reshape(weights.shape)
     else:
         wide = np.repeat(factors, repeat)
-        weights = weights * (wide if node.attributes.get_int("transB", 0) else wide[:, None])
+        weights = weights * (wide if _turned(node) else wide[:, None])
     _replace(model, node, 1, weights)
 
 

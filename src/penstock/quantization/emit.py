@@ -216,7 +216,7 @@ class _Emitting:
 
 
 def bias_home(node: ir.Node) -> tuple[ir.Node, int] | None:
-    """Return the input of a node that takes a row to add to the result: a MatMul's is the Add behind it, if there is one."""
+    """Return where a node takes a row to add to its result; of a MatMul that is the Add behind it, if there is one."""
     if node.op_type != "MatMul":
         return node, 2
     uses = [*node.outputs[0].uses()]

@@ -27,8 +27,9 @@ METHODS = ("minmax", "moving-average", "percentile", "entropy", "mse")
 # of what isn't 0, that ``entropy`` may clip: it compares with the clipped values, and the divergence is 0 at the last
 # where everything is clipped to one value
 MOST_CLIPPED = 0.01
-# by how much more the error of clipping counts than that of rounding: what is clipped errs to one side, so that sums and
-# averages behind it keep all of the error, where those of rounding cancel (1 costs up to 8 dB at the output, 3 to 100 agree)
+# by how much more the error of clipping counts than that of rounding: what is clipped errs to one side, so that sums
+# and averages behind it keep all of it, where errors of rounding cancel (1 costs up to 8 dB at the output, 3 to 100
+# agree)
 CLIPPING = 10.0
 WITH_HISTOGRAM = ("percentile", "entropy", "mse")
 

@@ -4,11 +4,11 @@ With W the weights and q what the layer reads in the quantized model, the error 
 W - Ŵ with the matrix H = E[q·qᵀ] (about its mean: the mean of the error goes into the bias). Two steps, neither by
 gradients:
 
-1. W is rounded column by column, and what the rounding of the columns before did is made up for: with H = U·D·Uᵀ, U upper
-   triangular with ones on its diagonal, column k is rounded after (W - Ŵ)·U has been added to it, summed over the columns
-   before (Frantar et al., arXiv 2210.17323; in the form of Chee et al., arXiv 2307.13304).
-2. Each column is rounded again where that lowers the error, a few times over: a descent by coordinates on the form whose
-   minimum Nagel et al., arXiv 2004.10568, look for.
+1. W is rounded column by column, and what the rounding of the columns before did is made up for: with H = U·D·Uᵀ, U
+   upper triangular with ones on its diagonal, column k is rounded after (W - Ŵ)·U has been added to it, summed over the
+   columns before (Frantar et al., arXiv 2210.17323; in the form of Chee et al., arXiv 2307.13304).
+2. Each column is rounded again where that lowers the error, a few times over: a descent by coordinates on the form
+   whose minimum Nagel et al., arXiv 2004.10568, look for.
 """
 
 from __future__ import annotations

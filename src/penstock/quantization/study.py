@@ -16,14 +16,18 @@ from penstock.quantization import probe, ranges
 from penstock.quantization.consumers import CONSUMERS, Consumer
 from penstock.quantization.emit import Weights, bias_home, emit
 from penstock.quantization.grid import SPANS, Grid, of_range, of_weights
-from penstock.quantization.repair import corrected
 from penstock.quantization.placement import Placement, place
+from penstock.quantization.repair import corrected
+from penstock.quantization.shelf import Shelf
 from penstock.quantization.statistics import Statistics
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     Array = np.ndarray[Any, np.dtype[Any]]
+
+
+SOME = 128  # samples whose mean a bias is corrected by
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,16 @@ class Choice:
         return self.activations or self.table.activations[0]
 
 
+@dataclass(frozen=True, slots=True)
+class Quantized:
+    """A quantized model, and all that it was made with."""
+
+    model: ir.Model
+    placement: Placement
+    grids: Mapping[str, Grid]
+    weights: Mapping[str, Weights]
+
+
 @dataclass(slots=True)
 class Study:
     """A prepared model and its calibration samples; statistics are collected when they are first wanted."""
@@ -62,6 +76,7 @@ class Study:
     model: ir.Model
     batches: Batches
     statistics: dict[str, Statistics] = field(default_factory=dict)
+    shelf: Shelf | None = None  # where statistics are kept from one time to the next
     runs: int = 0
     progress: Callable[[int, int], None] | None = None
 
@@ -77,13 +92,21 @@ class Study:
         ]  # fmt: skip
         if not missing:
             return
-        fresh = {name: Statistics(name, histogram=histogram) for name in missing}
+        if self.shelf is None:
+            self.statistics.update(self._seen(missing, histogram=histogram))
+        else:
+            self.statistics.update(
+                self.shelf.statistics(missing, histogram, lambda: self._seen(missing, histogram=histogram))
+            )
+
+    def _seen(self, tensors: Collection[str], *, histogram: bool) -> dict[str, Statistics]:
+        found = {name: Statistics(name, histogram=histogram) for name in tensors}
 
         def visit(name: str, array: Array, first: int, count: int) -> None:
-            fresh[name].add(array, first, count)
+            found[name].add(array, first, count)
 
-        self.runs += probe.observe(self.model, missing, self.batches, visit, done=self.progress)
-        self.statistics.update(fresh)
+        self.runs += probe.observe(self.model, [*tensors], self.batches, visit, done=self.progress)
+        return found
 
     def grids(self, placement: Placement, choice: Choice) -> dict[str, Grid]:
         """Choose a grid for every quantized tensor; those that share one get the same object."""
@@ -137,7 +160,7 @@ class Study:
             found[str(node.name)] = Weights(grid.quantize(real), grid, bias)
         return found
 
-    def quantized(self, choice: Choice) -> ir.Model:
+    def quantized(self, choice: Choice) -> Quantized:
         """Make the quantized model of a choice."""
         placement = self.placed(choice)
         grids = self.grids(placement, choice)
@@ -146,9 +169,10 @@ class Study:
         adaptive = choice.rounding == "adaptive"
         if adaptive or choice.correct_bias != "none":
             seen = self.model if choice.correct_bias == "analytic" and not adaptive else made
-            weights = corrected(self.model, placement, weights, self.batches, seen=seen, adaptive=adaptive)
+            samples = self.batches if adaptive else self.batches.some(SOME)
+            weights = corrected(self.model, placement, weights, samples, seen=seen, adaptive=adaptive)
             made = emit(self.model, placement, grids, weights)
-        return made
+        return Quantized(made, placement, grids, weights)
 
 
 def parameters(node: ir.Node, index: int) -> tuple[Array, Array | None]:
