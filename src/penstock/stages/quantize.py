@@ -45,6 +45,9 @@ class QuantizeSettings:
     )
     per_channel: bool = option(True, "one scale per output channel of a weight", flag="--per-channel/--per-tensor")
     quantize_outputs: bool = option(False, "quantize the result of the last layer too, which clips it")
+    sensitivity: float = option(
+        0.0, "seconds to measure what quantizing each layer alone does to the output (0: not at all)", minimum=0.0
+    )
     calibration_batch: int = option(32, "samples per calibration batch, where the model's batch is dynamic", minimum=1)
     exclude: tuple[str, ...] = option((), "names of nodes to leave in float")
 
