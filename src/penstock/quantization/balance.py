@@ -35,8 +35,8 @@ THROUGH = frozenset(
 )
 NORMALIZATIONS = {"LayerNormalization": (1, 2), "RMSNormalization": (1,), "BatchNormalization": (1, 2)}
 ALPHAS = (0.25, 0.5, 0.75, 1.0)
-# of the predicted noise by which a scaling has to lower it: 6 dB. The prediction counts all outputs of a layer alike; where
-# the gain is small, the few that matter for the result may lose (5 dB at the output of a small net, for 2 dB predicted)
+# of the predicted noise by which a scaling has to lower it: 6 dB. The prediction counts all outputs of a layer alike;
+# where the gain is small, the few that matter may lose (5 dB at the output of a small net, for 2 dB predicted)
 GAIN = 4.0
 
 
