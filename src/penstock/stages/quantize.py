@@ -32,7 +32,7 @@ class QuantizeSettings:
     method: str = option("static", "quantization method, see `penstock list quantizers`")
     consumer: str = option("ort-cpu", "what will run it: decides which tensors are quantized", choices=CONSUMERS)
     activations: str = option("", "type of activations (default: the consumer's own)", choices=("", *ACTIVATIONS))
-    ranges: str = option("mse", "how ranges are chosen from what calibration saw", choices=RANGES)
+    ranges: str = option("auto", "how ranges are chosen from what calibration saw", choices=("auto", *RANGES))
     percentile: float = option(99.99, "share of the values in per cent that `--ranges percentile` keeps", minimum=50)
     equalize: bool = option(True, "scale channels against each other where one grid doesn't fit them all")
     smooth: bool = option(True, "the same through normalizations, for transformers (SmoothQuant)")
