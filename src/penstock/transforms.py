@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from penstock import (
     blame,
@@ -220,7 +220,8 @@ def quantize_variant(
     plain = to_json(settings)
     assert isinstance(plain, dict)
     shown = {**plain, "calibration": dict(feeds.description)}
-    variant = _variant("int8", entry, "int8", (parent.variant.digest,), "quantize", shown, tools)
+    precision = cast("Precision", entry.facts.get("precision", "int8"))
+    variant = _variant(precision, entry, precision, (parent.variant.digest,), "quantize", shown, tools)
     return Transformed(variant, cache.folder(key) / "files", entry.facts, entry.measured, {}, cached)
 
 
