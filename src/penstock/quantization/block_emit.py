@@ -107,6 +107,36 @@ class Writer:
             scope.insert_after(node, [scales, real, last])
         self._drop(matrix.weights)
 
+    def unclip(self, product: ir.Node) -> str:
+        """Say a Relu or Clip behind a product as Max and Min; return its name, empty where there is none.
+
+        ONNX Runtime (1.31) takes a product and a Relu for a group that has to end in QuantizeLinear, finds none, and
+        leaves the weights to be dequantized at every call. It makes a Gemm of a product and an Add before it looks.
+        """
+        behind = _only_reader(product)
+        if behind is not None and behind.op_type == "Add" and product.op_type == "MatMul":
+            behind = _only_reader(behind)
+        if behind is None or behind.op_type not in ("Relu", "Clip") or behind.domain != "" or behind.graph is None:
+            return ""
+        old, value = behind.outputs[0], behind.inputs[0]
+        bounds: list[tuple[str, ir.Value]] = []
+        if behind.op_type == "Relu":
+            bounds.append(("Max", self._initializer(behind.graph, f"{old.name}_zero", np.zeros((), np.float32))))
+        else:
+            bounds += [
+                (op, bound) for op, bound in zip(("Max", "Min"), behind.inputs[1:], strict=False) if bound is not None
+            ]
+        made: list[ir.Node] = []
+        for op, bound in bounds:
+            made.append(self._node(op, [value, bound], f"{old.name}_{op.lower()}", {}))
+            value = made[-1].outputs[0]
+        if not made or value is None:
+            return ""
+        behind.graph.insert_before(behind, made)
+        self._instead(old, value)
+        behind.graph.remove([behind], safe=True)
+        return str(behind.name or value.name)
+
     def _instead(self, old: ir.Value, new: ir.Value) -> None:
         """Let a value stand for another everywhere, by its name."""
         import onnx_ir as ir
@@ -193,6 +223,14 @@ class Writer:
             name += "_"
         self._names.add(name)
         return name
+
+
+def _only_reader(node: ir.Node) -> ir.Node | None:
+    """Return the one node that reads a result, ``None`` where others, a body or the caller read it too."""
+    out = node.outputs[0]
+    readers = [use.node for use in out.uses()]
+    alone = len(readers) == 1 and not out.is_graph_output() and readers[0].graph is node.graph
+    return readers[0] if alone else None
 
 
 def nbits_arrays(held: Blocked) -> tuple[Array, Array, Array | None]:

@@ -56,6 +56,7 @@ def quantize(
     else:
         done = block_rounding.to_nearest(wanted, half=rounding == "hqq")
     size, stored, writer = block_layers.bytes_of(matrices), 0, block_emit.Writer(loaded)
+    said: list[Json] = []
     layers: list[dict[str, Json]] = [
         {"node": one.node, "op": one.op, "state": "float", "reason": one.reason} for one in kept
     ]
@@ -69,13 +70,15 @@ def quantize(
             writer.nbits(matrix, held, 4 if settings.int8_activations else 1)
         else:
             writer.standard(matrix, held)
+            if settings.consumer == "ort-cpu":
+                said += [name for node in matrix.nodes if (name := writer.unclip(node))]
     graph.tidy(loaded)
     graph.save(loaded, into)
     return {
         "method": "weight-only", "precision": f"int{form.bits}", "format": settings.weight_format,
         "rounding": rounding, "zero_points": form.zero, "block_size": form.size, **used,
         "opset_raised_from": before if loaded.opset_imports.get("") != before else None,
-        "weight_bytes_before": size, "weight_bytes_after": stored,
+        "clipping_said_as_max": said, "weight_bytes_before": size, "weight_bytes_after": stored,
         "layers": [*sorted(layers, key=lambda one: order.get(str(one["node"]), 0))],
     }  # fmt: skip
 

@@ -563,3 +563,53 @@ def test_real_models_without_such_weights_say_so(name: str, shared: Path, tmp_pa
         quantize(shared / "models" / name / "model.onnx", [], settings, tmp_path / "q.onnx")
     assert caught.value.id == ("already-quantized" if name == "mlp-int8-dyn" else "nothing-to-quantize")
     assert caught.value.do and "MatMul" in caught.value.what + "MatMul" * (name == "mlp-int8-dyn")
+
+
+def optimized(path: Path, tmp: Path) -> list[str]:
+    """Return the operators that ONNX Runtime makes of a model."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.optimized_model_filepath = str(tmp / "optimized.onnx")
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return [node.op_type for node in onnx.load(tmp / "optimized.onnx").graph.node]
+
+
+@pytest.mark.parametrize("between", ["Relu", "Clip", "Clip above", "Add Relu", "Gemm Relu", "Gelu"])
+def test_the_runtime_fuses_every_layer(between: str, tiny: ModuleType, tmp_path: Path) -> None:
+    """Nothing is dequantized at run time; for another consumer the Relu stays, and the runtime's fusion fails on it."""
+    rng = np.random.default_rng(0)
+    weights = {f"w{i}": rng.normal(size=(64, 64)).astype(np.float32) / 8 for i in range(3)}
+    weights |= {
+        "b": rng.normal(size=64).astype(np.float32),
+        "low": np.array(-0.5, np.float32),
+        "high": np.array(1, np.float32),
+    }
+    nodes, last = [], "x"
+    for i in range(3):
+        gemm = between == "Gemm Relu"
+        nodes.append(
+            helper.make_node(
+                "Gemm" if gemm else "MatMul", [last, f"w{i}", *(["b"] if gemm else [])], [f"h{i}"], name=f"m{i}"
+            )
+        )
+        last = f"h{i}"
+        if between == "Add Relu":
+            nodes.append(helper.make_node("Add", ["b", last], [f"a{i}"]))
+            last = f"a{i}"
+        op = between.split()[-1] if between != "Clip above" else "Clip"
+        bounds = {"Clip": ["low", "high"], "Clip above": ["", "high"]}.get(between, [])
+        if i < 2:
+            nodes.append(helper.make_node(op, [last, *bounds], [f"r{i}"], name=f"r{i}"))
+            last = f"r{i}"
+    model, feeds = block_oracle.model(nodes, weights, {"x": ["n", 64]}, (last,), opset=20), {"x": rows(48, 64)}
+    made = Made(tmp_path, tiny, model, feeds=feeds)
+    ops = optimized(made.path, tmp_path)
+    assert ops.count("MatMulNBits") == 3 and "DequantizeLinear" not in ops
+    made.check({"x": rows(9, 64, seed=3)}, 12, tmp_path)
+    assert len(made.facts["clipping_said_as_max"]) == (0 if between == "Gelu" else 2)
+    assert not {"Relu", "Clip"} & set(made.ops)
+    other = Made(tmp_path, tiny, model, feeds=feeds, consumer="openvino")
+    assert between == "Gelu" or "Max" not in other.ops
+    assert between == "Gelu" or "DequantizeLinear" in optimized(other.path, tmp_path), "else this isn't needed any more"
