@@ -126,6 +126,7 @@ def verify_all(
             "device": deployment.device,
             "precision_hint": deployment.precision_hint,
             "threads": deployment.threads,
+            **({"options": dict(deployment.options)} if deployment.options else {}),
         }
         try:
             if runnable.is_of_a_third_party:

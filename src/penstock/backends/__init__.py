@@ -13,6 +13,7 @@ from penstock.variant import Format
 
 if TYPE_CHECKING:
     import numpy as np
+    import onnx_ir as ir
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,16 @@ class Loadable:
     source: str = ""
     weights: str = ""
     libraries: tuple[str, ...] = ()  # of custom operators, as the user named them
+
+
+def ways(backend: object, model: ir.Model) -> Mapping[str, Mapping[str, str]]:
+    """Return how a backend can compute a model: options by a name, the plain way's empty.
+
+    There are several where a runtime would round what the model has in float: an exact one, which is the plain way, and
+    the runtime's own. A backend that has such a choice offers a function ``ways(model)``.
+    """
+    found = getattr(backend, "ways", None)
+    return found(model) if found is not None else {"": {}}
 
 
 class Session(Protocol):

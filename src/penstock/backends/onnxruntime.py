@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from penstock import graph
 from penstock.backends import Loadable
 from penstock.deployment import Deployment, Role
 from penstock.errors import InputError, MissingError
@@ -15,10 +16,14 @@ from penstock.variant import Format
 
 if TYPE_CHECKING:
     import numpy as np
+    import onnx_ir as ir
 
 ROLE: Role = "candidate"
 FORMATS: tuple[Format, ...] = ("onnx",)
 LOADS_LIBRARIES = True
+# how exactly a product is computed that this runtime makes of DequantizeLinear and MatMul: "1" in float32, "4" (its own
+# choice, where nothing is asked for) with activations rounded to int8; "2" and "3", half floats, are "1" on this CPU
+ACCURACY = "qdq_matmulnbits_accuracy_level"
 _LEVELS = ("disabled", "basic", "extended", "all")
 
 
@@ -38,6 +43,13 @@ def facts() -> Mapping[str, Json]:
     return {"version": onnxruntime.__version__, "providers_in_build": onnxruntime.get_available_providers()}
 
 
+def ways(model: ir.Model) -> Mapping[str, Mapping[str, str]]:
+    """Return two ways where weights alone are integers: activations in float, and as this runtime would have it."""
+    if not graph.weight_only(model, nbits=False):
+        return {"": {}}
+    return {"": {ACCURACY: "1"}, "int8-activations": {ACCURACY: "4"}}
+
+
 def _imported() -> Any:
     """Return the module. Raises ``MissingError`` where it doesn't import."""
     if problem := available():
@@ -48,7 +60,10 @@ def _imported() -> Any:
 
 
 def load(model: Loadable, deployment: Deployment) -> OrtSession:
-    """Create a session. The option ``optimization`` is the session's level: disabled, basic, extended or all."""
+    """Create a session. The option ``optimization`` is the session's level: disabled, basic, extended or all.
+
+    The option ``qdq_matmulnbits_accuracy_level``, 0 to 4, is for weights in blocks; see :func:`ways`.
+    """
     ort = _imported()
 
     if deployment.device != "cpu":
@@ -70,6 +85,10 @@ def load(model: Loadable, deployment: Deployment) -> OrtSession:
     }[level]
     if deployment.options.get("spinning") == "off":
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if (accuracy := deployment.options.get(ACCURACY)) is not None:
+        if accuracy not in ("0", "1", "2", "3", "4"):
+            raise InputError("bad-option", f"{ACCURACY} is 0 to 4, not {accuracy!r}")
+        options.add_session_config_entry(f"session.{ACCURACY}", accuracy)
     for library in model.libraries:
         try:
             options.register_custom_ops_library(library)
@@ -132,7 +151,9 @@ class OrtSession:
         for part in self._session.get_provider_graph_assignment_info():
             count = placed.get(part.ep_name, 0)
             placed[part.ep_name] = (count if isinstance(count, int) else 0) + len(part.get_nodes())
-        return {
+        level = self._deployment.options.get(ACCURACY)
+        accuracy: dict[str, Json] = {} if level is None else {ACCURACY: int(level)}
+        return accuracy | {
             "device": "cpu",
             "nodes_by_provider": placed,
             "threads": self._deployment.threads,

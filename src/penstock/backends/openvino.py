@@ -18,6 +18,7 @@ from penstock.variant import Format
 
 if TYPE_CHECKING:
     import numpy as np
+    import onnx_ir as ir
 
 # importing OpenVINO reports to its makers over the network when this package is there; without it, it takes a stub
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None is how Python marks what is not there
@@ -25,6 +26,7 @@ sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # 
 ROLE: Role = "candidate"
 FORMATS: tuple[Format, ...] = ("onnx",)
 IMPORT_SECONDS = 60.0
+DYNAMIC = "dynamic_quantization_group_size"  # inputs that share a scale where activations are rounded; "0": none are
 NO_RULE = "-- No conversion rule found for operations:"  # how its report on operators puts it
 RULE_FAILED = "-- Conversion is failed for:"
 DEFAULT_HINT = "f32"  # its own default on CPUs with bf16 units is bf16, which changes the results
@@ -75,6 +77,16 @@ def facts() -> Mapping[str, Json]:
     return {"version": openvino.__version__.split("-")[0], "devices": list(core.available_devices)}
 
 
+def ways(model: ir.Model) -> Mapping[str, Mapping[str, str]]:
+    """Return two ways where weights alone are integers: activations in float, and as this runtime would have it.
+
+    Its own way is to round activations to int8, in groups of 32, whatever precision is hinted.
+    """
+    if not graph.weight_only(model, nbits=True):
+        return {"": {}}
+    return {"": {DYNAMIC: "0"}, "int8-activations": {DYNAMIC: "32"}}
+
+
 def load(model: Loadable, deployment: Deployment) -> OpenVinoSession:
     """Compile the model for the CPU with the precision hint and the number of threads asked for."""
     try:
@@ -90,6 +102,10 @@ def load(model: Loadable, deployment: Deployment) -> OpenVinoSession:
         properties.num_streams(): 1,
         properties.hint.enable_cpu_pinning(): False,
     }
+    if (group := deployment.options.get(DYNAMIC)) is not None:
+        if not group.isdecimal():
+            raise InputError("bad-option", f"{DYNAMIC} is a whole number, not {group!r}")
+        config[properties.hint.dynamic_quantization_group_size()] = int(group)
     inlined = False
     try:
         try:
@@ -183,8 +199,10 @@ class OpenVinoSession:
     def actual(self) -> Mapping[str, Json]:
         """Return what the compiled model says of itself: device, precision, threads."""
         get = self._compiled.get_property
-        functions = {"functions": "inlined: this runtime reads none"} if self._inlined else {}
-        return functions | {
+        more: dict[str, Json] = {"functions": "inlined: this runtime reads none"} if self._inlined else {}
+        if DYNAMIC in self._deployment.options:
+            more[DYNAMIC] = int(get(DYNAMIC.upper()))
+        return more | {
             "device": ",".join(get("EXECUTION_DEVICES")),
             "precision": str(get("INFERENCE_PRECISION_HINT")).replace("<Type: '", "").replace("'>", ""),
             "threads": int(get("INFERENCE_NUM_THREADS")),
