@@ -1,0 +1,149 @@
+"""Static int8 through NNCF's post-training quantization, with NNCF's own defaults.
+
+NNCF takes samples one at a time: by default a range is the mean over samples of what each one reaches, so a batch given
+as one item would count as one sample. What is added to the library: models below opset 13 are brought to 13 first (it
+gives one scale a tensor below that), nodes without a name get one, its telemetry stays off, and nothing is printed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import logging
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from penstock import graph
+from penstock.errors import InputError
+from penstock.graph import first_line
+from penstock.quantizers import onnxruntime as ort
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx_ir as ir
+
+    from penstock.jsonable import Json
+    from penstock.stages.quantize import QuantizeSettings
+
+INSTALL = "pip install 'penstock[nncf]'"
+
+
+def available() -> str:
+    """Return "" when NNCF imports here."""
+    try:
+        with _quiet():
+            import nncf  # noqa: F401  # imported to see whether it loads
+    except Exception as error:  # a broken wheel raises more than ImportError
+        return f"{INSTALL} ({first_line(error)})"
+    return ""
+
+
+def quantize(
+    model: Path, batches: Iterable[Mapping[str, np.ndarray]], settings: QuantizeSettings, into: Path
+) -> Mapping[str, Json]:
+    """Quantize ``model``; see :class:`penstock.quantizers.Quantizer`."""
+    import onnx_ir as ir
+
+    loaded = graph.load(model)
+    graph.inline(loaded)
+    ort._refuse_hopeless(loaded, model)
+    ort._check_names(loaded, settings.exclude)
+    converted = ort._raise_opset(loaded, model)
+    ir.external_data.load_to_model(converted)
+    _name_nodes(converted)
+    converted.opset_imports[""] = converted.opset_imports.pop("")  # NNCF takes the last one for the standard's
+    samples = _Samples(batches, split=graph.signature(loaded).fixed_batch in (None, 1))
+    with _quiet():
+        try:
+            quantized, version = _run(ir.to_proto(converted), samples, settings)
+        except Exception as error:  # the library raises many types, all about this model
+            what = f"NNCF can't quantize this model: {first_line(error)}"
+            raise InputError("cannot-quantize", what, where=str(model), do="build with --no-quantize") from error
+    result = ir.from_proto(quantized)
+    left = sorted({n.op_type for n in result.graph.all_nodes() if n.op_type in ort._HEAVY and not _is_quantized(n)})
+    graph.tidy(result)
+    graph.save(result, into)
+    return {
+        "method": "static", "format": "QDQ", "calibration": "mean of each sample's range", "library": f"nncf {version}",
+        "calibration_batch": samples.size, "calibration_samples": samples.count, "activations": settings.activations,
+        "weights": "int8", "per_channel": settings.per_channel, "operators_left_in_float": list(left),
+        "opset_raised_from": loaded.opset_imports.get("") if converted is not loaded else None,
+    }  # fmt: skip
+
+
+def _run(model: Any, samples: _Samples, settings: QuantizeSettings) -> tuple[Any, str]:
+    """Return the quantized model and the library's version."""
+    import nncf
+
+    advanced = nncf.AdvancedQuantizationParameters()
+    if not settings.per_channel:
+        advanced.weights_quantization_params = nncf.QuantizationParameters(per_channel=False)
+    if settings.activations == "int8":  # else it takes the unsigned type where nothing is negative
+        advanced.activations_quantization_params = nncf.QuantizationParameters(signedness_to_force=True)
+    quantized = nncf.quantize(
+        model,
+        nncf.Dataset(samples),
+        subset_size=max(samples.count, 1),  # its default, 300, would leave samples out
+        ignored_scope=nncf.IgnoredScope(names=list(settings.exclude)) if settings.exclude else None,
+        advanced_parameters=advanced,
+    )
+    return quantized, str(nncf.__version__)
+
+
+class _Samples:
+    """The library's data source over batches: one sample an item, as often as it likes to go through them."""
+
+    def __init__(self, batches: Iterable[Mapping[str, np.ndarray]], *, split: bool) -> None:
+        # it reads them several times, which a generator can't give
+        self._batches = list(batches) if iter(batches) is batches else batches
+        self._split = split
+        self.count = self.size = 0
+        for one in self:
+            self.count += 1
+            self.size = max(self.size, *(len(array) for array in one.values() if array.ndim), 1)
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        for feeds in self._batches:
+            lengths = {len(array) for array in feeds.values() if array.ndim}
+            if not self._split or len(lengths) != 1:
+                yield dict(feeds)
+                continue
+            for row in range(lengths.pop()):
+                yield {name: array[row : row + 1] if array.ndim else array for name, array in feeds.items()}
+
+    def __len__(self) -> int:
+        return self.count
+
+
+def _name_nodes(model: ir.Model) -> None:
+    """Give every node a name of its own: NNCF knows nodes by their names alone."""
+    taken: set[str] = set()
+    for node in graph.all_nodes(model):
+        name = node.name or node.op_type
+        node.name = next(n for i in itertools.count() if (n := f"{name}_{i}" if i else name) not in taken)
+        taken.add(node.name)
+
+
+def _is_quantized(node: ir.Node) -> bool:
+    """Whether an input is dequantized: a weight always is, the activation may come through a pooling."""
+    makers = [value.producer() for value in node.inputs[:2] if value is not None]
+    return any(maker is not None and maker.op_type == "DequantizeLinear" for maker in makers)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the library from sending telemetry, printing its progress, and setting the class of everyone's loggers."""
+    os.environ.setdefault("NNCF_CI", "1")
+    disabled, logger_class = logging.root.manager.disable, logging.getLoggerClass()
+    logging.disable(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+        logging.setLoggerClass(logger_class)
