@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import itertools
 import logging
 import sys
 import warnings
@@ -18,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from penstock import graph
-from penstock.errors import InputError
+from penstock.errors import InputError, UsageError
 from penstock.graph import first_line
-from penstock.quantizers import onnxruntime as ort
+from penstock.quantizers import ort
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,50 +47,60 @@ def quantize(
     """Quantize ``model``; see :class:`penstock.quantizers.Quantizer`."""
     import onnx_ir as ir
 
+    from penstock.quantization import prepare
+
+    if settings.activations:
+        do = "leave --activations out, or choose another --method"
+        raise UsageError("cannot-serve", "NNCF chooses the type of activations itself", where="--activations", do=do)
     loaded = graph.load(model)
-    graph.inline(loaded)
+    opset = loaded.opset_imports.get("")
+    graph.inline(loaded)  # the library looks into no function
     ort._refuse_hopeless(loaded, model)
-    ort._check_names(loaded, settings.exclude)
-    converted = ort._raise_opset(loaded, model)
+    converted = prepare.raised(loaded, prepare.OPSET, model)
+    prepare.named(converted)
+    prepare.known_names(converted, settings.exclude)
     ir.external_data.load_to_model(converted)
-    _name_nodes(converted)
-    converted.opset_imports[""] = converted.opset_imports.pop("")  # NNCF takes the last one for the standard's
+    # it takes the first import for the standard's
+    imports = {"": converted.opset_imports[""]} | dict(converted.opset_imports)
+    converted.opset_imports.clear()
+    converted.opset_imports.update(imports)
     samples = _Samples(batches, split=graph.signature(loaded).fixed_batch in (None, 1))
     with _quiet():
+        import nncf
+
+        options, version = _options(settings), f"nncf {nncf.__version__}"
         try:
-            quantized, version = _run(ir.to_proto(converted), samples, settings)
+            # subset_size: its default, 300, would leave samples out
+            quantized = nncf.quantize(
+                ir.to_proto(converted), nncf.Dataset(samples), subset_size=max(samples.count, 1), **options
+            )
         except Exception as error:  # the library raises many types, all about this model
             what = f"NNCF can't quantize this model: {first_line(error)}"
             raise InputError("cannot-quantize", what, where=str(model), do="build with --no-quantize") from error
     result = ir.from_proto(quantized)
     left = sorted({n.op_type for n in result.graph.all_nodes() if n.op_type in ort._HEAVY and not _is_quantized(n)})
+    grids = [node.inputs[2] for node in result.graph if node.op_type == "QuantizeLinear" and len(node.inputs) > 2]
+    types = sorted({graph.dtype_name(grid) for grid in grids if grid is not None})
     graph.tidy(result)
     graph.save(result, into)
     return {
-        "method": "static", "format": "QDQ", "calibration": "mean of each sample's range", "library": f"nncf {version}",
-        "calibration_batch": samples.size, "calibration_samples": samples.count, "activations": settings.activations,
-        "weights": "int8", "per_channel": settings.per_channel, "operators_left_in_float": list(left),
-        "opset_raised_from": loaded.opset_imports.get("") if converted is not loaded else None,
+        "method": "static", "format": "QDQ", "calibration": "mean of each sample's range", "library": version,
+        "calibration_batch": samples.size, "calibration_samples": samples.count,
+        "activations": ", ".join(types), "weights": "int8", "per_channel": settings.per_channel,
+        "opset_raised_from": opset if converted is not loaded else None, "operators_left_in_float": list(left),
     }  # fmt: skip
 
 
-def _run(model: Any, samples: _Samples, settings: QuantizeSettings) -> tuple[Any, str]:
-    """Return the quantized model and the library's version."""
-    import nncf
+def _options(settings: QuantizeSettings) -> dict[str, Any]:
+    """Say the settings in the library's words; what isn't set stays its default."""
+    from nncf import AdvancedQuantizationParameters, IgnoredScope
+    from nncf.quantization.advanced_parameters import QuantizationParameters
 
-    advanced = nncf.AdvancedQuantizationParameters()
+    advanced = AdvancedQuantizationParameters()
     if not settings.per_channel:
-        advanced.weights_quantization_params = nncf.QuantizationParameters(per_channel=False)
-    if settings.activations == "int8":  # else it takes the unsigned type where nothing is negative
-        advanced.activations_quantization_params = nncf.QuantizationParameters(signedness_to_force=True)
-    quantized = nncf.quantize(
-        model,
-        nncf.Dataset(samples),
-        subset_size=max(samples.count, 1),  # its default, 300, would leave samples out
-        ignored_scope=nncf.IgnoredScope(names=list(settings.exclude)) if settings.exclude else None,
-        advanced_parameters=advanced,
-    )
-    return quantized, str(nncf.__version__)
+        advanced.weights_quantization_params = QuantizationParameters(per_channel=False)
+    scope = {"ignored_scope": IgnoredScope(names=list(settings.exclude))} if settings.exclude else {}
+    return {"advanced_parameters": advanced, **scope}
 
 
 class _Samples:
@@ -117,15 +126,6 @@ class _Samples:
 
     def __len__(self) -> int:
         return self.count
-
-
-def _name_nodes(model: ir.Model) -> None:
-    """Give every node a name of its own: NNCF knows nodes by their names alone."""
-    taken: set[str] = set()
-    for node in graph.all_nodes(model):
-        name = node.name or node.op_type
-        node.name = next(n for i in itertools.count() if (n := f"{name}_{i}" if i else name) not in taken)
-        taken.add(node.name)
 
 
 def _is_quantized(node: ir.Node) -> bool:
