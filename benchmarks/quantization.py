@@ -102,7 +102,7 @@ def _compared(cases: Sequence[Case], asked: Asked) -> Part:
                 [case.name, f"{case.calibrate}, {case.evaluate}", *(shown(results[t]) for t in asked.tools), gap]
             )
             print(*rows[-1], sep=" | ", file=sys.stderr, flush=True)
-    problems = [f"- {name}, {tool}: {optimizer_tables._told(one['problem'])}" for name, row in facts.items()
+    problems = [f"- {name}, {tool}: {optimizer_tables.cell_text(one['problem'])}" for name, row in facts.items()
                 for tool, one in row.items() if "problem" in one]  # fmt: skip
     told = (
         "dB at the output over the samples to evaluate, in ONNX Runtime with all optimizations; of several outputs the "
