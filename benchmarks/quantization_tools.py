@@ -28,16 +28,18 @@ HERE = Path(__file__).parent
 MADE = nets.BUILD / "out"
 TIMEOUT_S = 900.0
 MOST_DB = 200.0  # of a difference that is nothing
+SMALL = ("INT4", "UINT4", "INT8", "UINT8")
 LOWEST_OPSET, RAISED_OPSET = 13, 17
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One tool on one case: the model, dB at each output, CPU seconds and bytes; or the problem."""
+    """One tool on one case: the model, dB at each output, what it cost and how much it quantized; or the problem."""
 
     path: Path
     problem: str = ""
     db: Mapping[str, float] = field(default_factory=dict)
+    share: float = 0.0  # of the weights' numbers that are held as integers
     seconds: float = math.nan
     size_bytes: int = 0
 
@@ -104,8 +106,21 @@ def measured(case: Case, names: Sequence[str], running: Tools) -> dict[str, Resu
         except Exception as error:  # a runtime may raise anything about a tool's result
             found[tool] = Result(path, f"doesn't run: {str(error)[:300]}")
             continue
-        found[tool] = Result(path, "", db, answer["seconds"], path.stat().st_size)
+        found[tool] = Result(path, "", db, integers(path), answer["seconds"], path.stat().st_size)
     return found
+
+
+def integers(path: Path) -> float:
+    """Return the share of a model's weights, by their number, that are 4 or 8-bit integers."""
+    model = graph.load(path)
+    held = [value.const_value for scope in model.graphs() for value in scope.initializers.values()]
+    held += [node.attributes["value"].as_tensor() for node in graph.all_nodes(model)
+             if node.op_type == "Constant" and "value" in node.attributes]  # fmt: skip
+    counted = {True: 0, False: 0}
+    for tensor in held:
+        if tensor is not None and (small := str(tensor.dtype) in SMALL) | tensor.dtype.is_floating_point():
+            counted[small] += tensor.size
+    return counted[True] / max(sum(counted.values()), 1)
 
 
 def decibels(reference: Sequence[Arrays], results: Iterator[Arrays]) -> dict[str, float]:
