@@ -209,7 +209,7 @@ MADE: dict[str, tuple[Callable[[int, np.random.RandomState], Arrays], int]] = {
 
 def _speech(random: np.random.RandomState) -> Arrays:
     state = np.tanh(random.standard_normal((2, 1, 128)) * 0.5).astype(np.float32)
-    return {"input": sound(1, 576, random, 16_000), "state": state, "sr": np.int64(16_000).reshape(())}
+    return {"input": sound(1, 576, random, 16_000), "state": state, "sr": np.array(16_000)}
 
 
 def _continuation(random: np.random.RandomState) -> Arrays:
