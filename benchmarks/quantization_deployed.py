@@ -21,14 +21,16 @@ from penstock.errors import PenstockError
 from penstock.stages.quantize import QuantizeSettings
 from penstock.timing.figures import ratio
 
+PLAIN = {"equalize": False, "smooth": False, "correct_bias": "none"}
 WAYS: dict[str, dict[str, Any]] = {  # of Penstock; those that a version doesn't have are left out
     "fp16": {"method": "fp16"},
     "bf16": {"method": "bf16"},
     "dynamic": {"method": "dynamic"},
-    "static": {"method": "static"},
+    "static": {"method": "static", **PLAIN},
+    "static and repair": {"method": "static"},
     "static, QOperator": {"method": "static", "format": "qoperator"},
-    "static and repair": {"method": "static", "repair": ("equalize", "bias", "rounding")},
-    "static, int16 activations": {"method": "static", "activations": "uint16"},
+    "static, rounding learned": {"method": "static", "rounding": "adaptive"},
+    "static, uint16 activations": {"method": "static", "activations": "uint16"},
 }
 PEERS = ("ort-minmax", "ort-percentile", "nncf")
 BACKENDS = ("onnxruntime", "openvino")
@@ -47,7 +49,7 @@ def variants(peers: Path) -> dict[str, Path]:
             print(f"{name} is left out: {str(error).splitlines()[0]}", file=sys.stderr)
             continue
         found[name] = path
-    if (trained := nets.BUILD / "cifar10-qat.onnx").exists():
+    if trained := trained_with_grids():
         found["QAT"] = trained
     with tools(PEERS, peers) as running:
         for tool in PEERS:
@@ -55,6 +57,18 @@ def variants(peers: Path) -> dict[str, Path]:
             if "error" not in answer:
                 found[tool] = path
     return found
+
+
+def trained_with_grids() -> Path | None:
+    """Return the net after quantization-aware training by its defaults, which is kept; ``None`` without that."""
+    path = nets.BUILD / "cifar10-qat.onnx"
+    if not path.exists():
+        try:
+            from penstock import qat
+        except ImportError:
+            return None
+        qat.run("zoo:cifar10", path, real(), threads=1)
+    return path
 
 
 def real() -> DataSettings:

@@ -30,11 +30,13 @@ Quantizer = Callable[[Request], None]
 class Stream:
     """So many images of CIFAR-10's training part, again and again from its files: none of them is kept."""
 
+    BATCH = 32
+
     def __init__(self, folder: str, count: int, name: str) -> None:
         self.files, self.count, self.name = sorted(Path(folder).glob("data_batch_*.bin")), count, name
 
     def __iter__(self) -> Iterator[Arrays]:
-        return self.cut(32)
+        return self.cut(self.BATCH)
 
     def whole(self) -> Iterator[Arrays]:
         """Yield batches of equal size."""
@@ -151,6 +153,7 @@ def nncf(**settings: Any) -> Quantizer:
 def penstock(**settings: Any) -> Quantizer:
     """Return one of Penstock's methods."""
     from penstock import api
+    from penstock.calibration import Batches
     from penstock.data import DataSettings
     from penstock.stages import quantize as stage
     from penstock.stages.quantize import QuantizeSettings
@@ -158,7 +161,9 @@ def penstock(**settings: Any) -> Quantizer:
     def quantize(asked: Request) -> None:
         chosen = QuantizeSettings(**settings | asked.get("settings", {}))
         if "stream" in asked:
-            stage.quantize(Path(asked["model"]), Stream(*asked["stream"]), chosen, Path(asked["out"]))
+            stream = Stream(*asked["stream"])
+            samples = Batches(stream.__iter__, stream.whole, stream.count, size=Stream.BATCH)
+            stage.quantize(Path(asked["model"]), samples, chosen, Path(asked["out"]))
         else:
             api.quantize(asked["model"], asked["out"], chosen, data=DataSettings(**asked["data"]))
 
