@@ -26,7 +26,7 @@ import quantization_deployed as deployed
 import quantization_nets as nets
 from quantization_data import Case
 from quantization_tools import Result, measured, tools
-from quantizer_tool import BY_DEFAULT, OWN, PEERS
+from quantizer_tool import BY_DEFAULT, PEERS
 
 from penstock import machine
 
@@ -96,9 +96,9 @@ def _compared(cases: Sequence[Case], asked: Asked) -> Part:
                 {"share": one.share, "worst_db": one.worst, "mean_db": one.mean, "outputs_db": one.db,
                  "cpu_seconds": one.seconds, "size_bytes": one.size_bytes} for tool, one in results.items()
             }  # fmt: skip
-            own = next((results[tool] for tool in OWN if tool in results and not results[tool].problem), None)
+            own = results.get("penstock")
             best = best_peer(results, own.share if own else 0.0)
-            gap = f"{own.worst - best.worst:+.2f}" if own and best else "–"
+            gap = f"{own.worst - best.worst:+.2f}" if own and not own.problem and best else "–"
             rows.append(
                 [case.name, f"{case.calibrate}, {case.evaluate}", *(shown(results[t]) for t in asked.tools), gap]
             )

@@ -46,6 +46,11 @@ class Case:
         return self.model.stem if self.model.stem != "model" else self.model.parent.name
 
     @property
+    def by_hand(self) -> bool:
+        """Whether its samples can be given by no file and by no seed."""
+        return self.name in BY_HAND
+
+    @property
     def fixed_batch(self) -> int | None:
         """Return the model's batch where it has one alone."""
         return graph.signature(graph.load(self.model)).fixed_batch
@@ -67,14 +72,14 @@ class Case:
 
     def calibration(self, batch: int = 32) -> list[Arrays]:
         """Return the calibration samples as Penstock deals them, in batches of equal size where the model allows it."""
-        if self.name in BY_HAND:
+        if self.by_hand:
             return [BY_HAND[self.name](np.random.RandomState(SEED + i)) for i in range(self.calibrate)]
         dealt = api.role_feeds(self.model, self.settings, SEED).calibrate
         return [feeds for _, feeds in dealt.batches(batch, whole=True)]
 
     def evaluation(self, batch: int = 32) -> Iterator[Arrays]:
         """Yield samples that nothing was calibrated on."""
-        if self.name in BY_HAND:
+        if self.by_hand:
             for i in range(self.evaluate):
                 yield BY_HAND[self.name](np.random.RandomState(EVALUATION_SEED + i))
             return

@@ -71,6 +71,7 @@ class Tools:
         asked = {
             "model": str(case.model if tool in OWN else prepared(case)), "out": str(out), "data": case.request,
             "calibration": str(calibration_file(case)), "dynamic": case.fixed_batch is None,
+            "by_hand": case.by_hand,
         }  # fmt: skip
         return out, self.warm[tool].ask(asked | extra)
 

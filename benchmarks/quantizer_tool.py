@@ -152,7 +152,7 @@ def nncf(**settings: Any) -> Quantizer:
 
 def penstock(**settings: Any) -> Quantizer:
     """Return one of Penstock's methods."""
-    from penstock import api
+    from penstock import api, calibration
     from penstock.calibration import Batches
     from penstock.data import DataSettings
     from penstock.stages import quantize as stage
@@ -164,6 +164,8 @@ def penstock(**settings: Any) -> Quantizer:
             stream = Stream(*asked["stream"])
             samples = Batches(stream.__iter__, stream.whole, stream.count, size=Stream.BATCH)
             stage.quantize(Path(asked["model"]), samples, chosen, Path(asked["out"]))
+        elif asked["by_hand"]:
+            stage.quantize(Path(asked["model"]), calibration.of_list(batches(asked)), chosen, Path(asked["out"]))
         else:
             api.quantize(asked["model"], asked["out"], chosen, data=DataSettings(**asked["data"]))
 
