@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 CONSUMERS = ("ort-cpu", "openvino", "integer-only", "tensorrt")
 ACTIVATIONS = ("uint8", "int8", "uint16", "int16")
+FORMATS = ("qdq", "qoperator")
 RANGES = ("minmax", "moving-average", "percentile", "entropy", "mse")
 
 
@@ -35,6 +36,9 @@ class QuantizeSettings:
     percentile: float = option(99.99, "share of the values in per cent that `--ranges percentile` keeps", minimum=50)
     per_channel: bool = option(True, "one scale per output channel of a weight", flag="--per-channel/--per-tensor")
     quantize_outputs: bool = option(False, "quantize the result of the last layer too, which clips it")
+    format: str = option("qdq", "how `--method static` writes integers: as Q/DQ pairs or operators", choices=FORMATS)
+    force_small: bool = option(False, "with `--method dynamic`: quantize layers that are too small to gain by it too")
+    force_conv: bool = option(False, "with `--method dynamic`: quantize convolutions too, which makes them slower")
     calibration_batch: int = option(32, "samples per calibration batch, where the model's batch is dynamic", minimum=1)
     exclude: tuple[str, ...] = option((), "names of nodes to leave in float")
 
