@@ -1,6 +1,6 @@
 """Consumers: which tensors a runtime wants to see quantized, so that it fuses all it can.
 
-A table of one entry each. What an entry says is tested on what the runtime makes of the result, not on its documentation.
+A table of one entry each. What an entry says is tested on what the runtime makes of the result.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+_WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _MOVING = frozenset({
     "DepthToSpace", "Expand", "Flatten", "Gather", "MaxPool", "Reshape", "Resize", "Slice", "SpaceToDepth", "Split",
     "Squeeze", "Tile", "Transpose", "Unsqueeze",
@@ -45,14 +46,14 @@ CONSUMERS: dict[str, Consumer] = {
         Consumer(
             "openvino", "OpenVINO on a CPU",
             ("uint8", "int8"), False,
-            frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"}), frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"}),
+            _WEIGHTED, _WEIGHTED,
             frozenset({"Add", "AveragePool", "Concat", "GlobalAveragePool", "Mul"}), _MOVING, integer_bias=False,
             one_grid_concat=True,
         ),
         Consumer(
             "integer-only", "TFLite-like runtimes and NPUs, which have no float arithmetic",
             ("int8", "int16"), False,
-            frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"}), frozenset(),
+            _WEIGHTED, frozenset(),
             frozenset({
                 "Add", "AveragePool", "Concat", "GlobalAveragePool", "HardSigmoid", "HardSwish", "LeakyRelu", "Mul",
                 "PRelu", "ReduceMean", "Sigmoid", "Softmax", "Sub", "Tanh",
@@ -63,7 +64,7 @@ CONSUMERS: dict[str, Consumer] = {
         Consumer(
             "tensorrt", "TensorRT, which wants symmetric activations and fuses from the inputs of its layers",
             ("int8",), True,
-            frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"}), frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"}),
+            _WEIGHTED, _WEIGHTED,
             frozenset({"Add", "AveragePool"}), frozenset({"MaxPool"}), integer_bias=False, absorbs=False,
         ),
     )

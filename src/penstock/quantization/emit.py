@@ -42,7 +42,7 @@ class _Emitting:
         self.graph = model.graph
         self.nodes = {str(node.name): node for node in model.graph}
         self.values = {**model.graph.initializers, **probe.values(model)}
-        self.taken = set(self.values) | {v.name for n in model.graph.all_nodes() for v in n.outputs}
+        self.taken = set(self.values) | {str(v.name) for n in model.graph.all_nodes() for v in n.outputs}
         self.parameters: dict[int, tuple[ir.Value, ir.Value]] = {}
 
     def run(self, weights: Mapping[str, Weights]) -> ir.Model:
@@ -126,8 +126,7 @@ class _Emitting:
         stem = f"{old.name}_{node.name}" if len(old.uses()) > 1 else str(old.name)
         integers = self._initializer(f"{stem}_quantized", held.whole.astype(held.grid.dtype))
         scale, zero = self._parameters(stem, held.grid)
-        axis = {} if held.grid.axis is None else {"axis": held.grid.axis}
-        back = self._node("DequantizeLinear", [integers, scale, zero], f"{stem}_dequantized", **axis)
+        back = self._node("DequantizeLinear", [integers, scale, zero], f"{stem}_dequantized", held.grid.axis)
         self.graph.insert_before(node, back)
         node.replace_input_with(index, back.outputs[0])
         if held.bias is not None:
@@ -137,6 +136,12 @@ class _Emitting:
         """Set what is added: int32 on the grid of products, or float."""
         assert held.bias is not None
         stem = f"{node.name}_bias"
+        if node.op_type == "MatMul":
+            home = bias_home(node)
+            assert home is not None
+            fresh = self._initializer(f"{stem}_corrected", held.bias.astype(np.float32))
+            home[0].replace_input_with(home[1], fresh)
+            return
         there = node.inputs[2] if len(node.inputs) > 2 else None
         if there is not None:
             stem = f"{there.name}_{node.name}" if len(there.uses()) > 1 else str(there.name)
@@ -148,8 +153,7 @@ class _Emitting:
             products = product_grid(grid, held.grid, len(held.bias))
             integers = self._initializer(f"{stem}_quantized", products.quantize(held.bias).astype(np.int32))
             scale = self._initializer(f"{stem}_scale", products.scale.astype(np.float32))
-            axis = {"axis": 0} if products.axis is not None else {}
-            back = self._node("DequantizeLinear", [integers, scale], f"{stem}_dequantized", **axis)
+            back = self._node("DequantizeLinear", [integers, scale], f"{stem}_dequantized", products.axis)
             self.graph.insert_before(node, back)
             bias = back.outputs[0]
         if there is not None:
@@ -167,9 +171,8 @@ class _Emitting:
     @property
     def scales(self) -> dict[str, Grid]:
         """Grids by the name of their scale."""
-        return {
-            str(self.parameters[id(grid)][0].name): grid for grid in self.grids.values() if id(grid) in self.parameters
-        }
+        made = (grid for grid in self.grids.values() if id(grid) in self.parameters)
+        return {str(self.parameters[id(grid)][0].name): grid for grid in made}
 
     # -- making --------------------------------------------------------------------------------------------------------
 
@@ -185,17 +188,17 @@ class _Emitting:
 
         name = self._free(name)
         tensor = ir.tensor(array, name=name)
-        value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+        value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
         self.graph.register_initializer(value)
         return value
 
     def _node(
-        self, op: str, inputs: list[ir.Value], name: str, *, like: ir.Value | None = None, **axis: int
+        self, op: str, inputs: list[ir.Value], name: str, axis: int | None = None, *, like: ir.Value | None = None
     ) -> ir.Node:
         import onnx_ir as ir
 
         name = self._free(name)
-        node = ir.node(op, inputs, axis, name=name)
+        node = ir.node(op, inputs, {} if axis is None else {"axis": axis}, name=name)
         node.outputs[0].name = name
         kind = inputs[2].dtype if op == "QuantizeLinear" else ir.DataType.FLOAT
         assert kind is not None
@@ -210,6 +213,20 @@ class _Emitting:
             found = f"{name}_{number}"
         self.taken.add(found)
         return found
+
+
+def bias_home(node: ir.Node) -> tuple[ir.Node, int] | None:
+    """Return where a node takes a row to add to its result; of a MatMul that is the Add behind it, if there is one."""
+    if node.op_type != "MatMul":
+        return node, 2
+    uses = [*node.outputs[0].uses()]
+    if len(uses) != 1 or uses[0].node.op_type != "Add" or node.outputs[0].is_graph_output():
+        return None
+    add = uses[0].node
+    other = add.inputs[1 - uses[0].idx]
+    if other is None or other.const_value is None or other.is_graph_input() or len(other.const_value.shape) != 1:
+        return None
+    return add, 1 - uses[0].idx
 
 
 def product_grid(data: Grid, weights: Grid, channels: int) -> Grid:

@@ -1,4 +1,4 @@
-"""Grids of integers: ``real = (integer - zero) · scale``, for a whole tensor, or with a scale for each index of an axis.
+"""Grids of integers: ``real = (integer - zero) · scale``, by one scale, or by one for each index of an axis.
 
 Quantizing is ``saturate(round(real / scale) + zero)`` with halves to even, as ONNX's QuantizeLinear defines it. Every
 grid holds 0 exactly: padding and Relu give it, and an error there would be a constant one.
@@ -23,7 +23,7 @@ SMALLEST = float(np.finfo(np.float32).tiny)  # a smaller scale would be subnorma
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Grid:
-    """Scale(s) and zero point(s): of shape ``()``, or ``(n,)`` along ``axis``. ``low`` and ``high`` bound the integers."""
+    """Scale and zero point, of shape ``()``, or ``(n,)`` along ``axis``; ``low`` and ``high`` bound the integers."""
 
     dtype: str
     scale: Array  # float32
@@ -51,10 +51,11 @@ class Grid:
         return self.scale.reshape(shape), self.zero.reshape(shape)
 
     def quantize(self, real: Array) -> Array:
-        """Return the integers, as int64 arrays would hold them, in the grid's own type where numpy has it."""
+        """Return the integers in the grid's type, those of 4 bits in int8."""
         scale, zero = self.spread(real.ndim)
         whole = np.clip(np.rint(real / scale) + zero, self.low, self.high)
-        return whole.astype(np.int8 if self.dtype in ("int4", "uint4") else self.dtype)
+        found: Array = whole.astype(np.int8 if self.dtype in ("int4", "uint4") else self.dtype)
+        return found
 
     def dequantize(self, whole: Array) -> Array:
         """Return the real numbers, float32."""
@@ -75,10 +76,10 @@ def of_range(low: float, high: float, dtype: str, *, symmetric: bool = False) ->
         middle = 0 if bottom < 0 else (top + 1) // 2
         scale = max(max(-low, high) / (top - middle), SMALLEST)
         lowest = middle - (top - middle)
-        return Grid(dtype, np.float32(scale).reshape(()), np.array(middle), None, lowest, top)
+        return Grid(dtype, np.array(scale, np.float32), np.array(middle), None, lowest, top)
     scale = max((high - low) / (top - bottom), SMALLEST)
     zero = int(np.clip(np.rint(bottom - low / scale), bottom, top))
-    return Grid(dtype, np.float32(scale).reshape(()), np.array(zero), None, bottom, top)
+    return Grid(dtype, np.array(scale, np.float32), np.array(zero), None, bottom, top)
 
 
 def of_weights(

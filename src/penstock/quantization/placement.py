@@ -1,12 +1,12 @@
-"""Placement: which nodes compute on integers for a consumer, which tensors are quantized for it, and why not the others.
+"""Placement: which nodes compute on integers for a consumer, which tensors are quantized for it, and why not others.
 
 1. A *weighted* node (Conv, Gemm, MatMul) takes integers where its weights are constant and its type is float32.
 2. An *arithmetic* node (Add, Concat, a pooling) takes integers where all that it reads is made by integer nodes, and an
    integer node reads what it makes. Else a pair of conversions would be paid for no gain, and accuracy with it.
 3. A *moving* node (Reshape, MaxPool) takes integers on the same conditions; its result lies on the grid of its input.
 4. A Relu or Clip before a quantized tensor is *absorbed*: the grid clips as it does.
-5. The last weighted node before the model's outputs gives a float result. Where the consumer has no such kernel, it stays
-   in float whole.
+5. The last weighted node before the model's outputs gives a float result. Where the consumer has no such kernel, it
+   stays in float whole.
 
 The sets of 2 and 3 are the largest that fulfil the conditions: they begin with all candidates and are pruned.
 """
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 State = Literal["integer", "moved", "absorbed", "float"]
 CLIPS = ("Relu", "Clip")
-_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ class _Placing:
             reason = self._unfit(node)
         elif op in table.arithmetic or op in table.moving:
             reason = self._unmoved(node)
-        elif op in _WEIGHTED:
+        elif op in WEIGHTED:
             reason = f"{table.name} computes no {op} on integers"
         else:
             reason = "" if op in CLIPS else f"{table.name} computes {op} in float"
@@ -172,7 +172,7 @@ class _Placing:
             return
         leads: set[ir.Node] = set()
         for node in reversed(self.nodes):
-            if any(use.node in leads or use.node in self._weighted() for out in node.outputs for use in out.uses()):
+            if any(use.node in leads or use.node.op_type in WEIGHTED for out in node.outputs for use in out.uses()):
                 leads.add(node)
         for node in self._weighted():
             if node not in leads and node.op_type not in self.consumer.float_outputs:
@@ -213,7 +213,7 @@ class _Placing:
         return [value for value in node.inputs if value is not None]
 
     def _maker(self, value: ir.Value) -> ir.Node | None:
-        """Return the node whose integers a value would be; a Relu or Clip that nothing else comes before is looked through."""
+        """Return the node whose integers a value would be; a Relu or Clip that would be absorbed is looked through."""
         node = value.producer()
         if node is not None and self._absorbable(node):
             before = node.inputs[0]

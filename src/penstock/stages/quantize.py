@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from penstock import apart, registry
+from penstock import apart, calibration, registry
 from penstock.errors import InputError, MissingError
 from penstock.settings import option
 
@@ -34,6 +34,15 @@ class QuantizeSettings:
     activations: str = option("", "type of activations (default: the consumer's own)", choices=("", *ACTIVATIONS))
     ranges: str = option("mse", "how ranges are chosen from what calibration saw", choices=RANGES)
     percentile: float = option(99.99, "share of the values in per cent that `--ranges percentile` keeps", minimum=50)
+    equalize: bool = option(True, "scale channels against each other where one grid doesn't fit them all")
+    smooth: bool = option(True, "the same through normalizations, for transformers (SmoothQuant)")
+    correct_bias: str = option(
+        "analytic", "take back in the biases what rounding the weights adds", choices=("none", "analytic", "empirical")
+    )
+    rounding: str = option("nearest", "how weights are rounded", choices=("nearest", "adaptive"))
+    format: str = option(
+        "qdq", "pairs of QuantizeLinear and DequantizeLinear, or operators on integers", choices=FORMATS
+    )
     per_channel: bool = option(True, "one scale per output channel of a weight", flag="--per-channel/--per-tensor")
     quantize_outputs: bool = option(False, "quantize the result of the last layer too, which clips it")
     format: str = option("qdq", "how `--method static` writes integers: as Q/DQ pairs or operators", choices=FORMATS)
@@ -48,12 +57,14 @@ def quantize(
 ) -> Mapping[str, Json]:
     """Write the quantized model to the file ``into``; return facts for the record.
 
-    ``batches`` are calibration feeds of equal size. Raises ``InputError`` for a model that can't be quantized.
+    ``batches`` are calibration feeds, best :class:`penstock.calibration.Batches`, which can be gone through again.
+    Raises ``InputError`` for a model that can't be quantized.
     """
     name = settings.method
     method = cast("Quantizer", registry.load("quantizers", name))
+    batches = batches if isinstance(batches, calibration.Batches) else calibration.of_list(batches)
     if apart.foreign("quantizers", name):
-        return apart.quantize(name, model, batches, settings, into)
+        return apart.quantize(name, model, batches.whole(), settings, into)
     facts = quantize_with(method, model, batches, settings, into)
     if not into.is_file():
         what, do = f"the quantizer {name!r} wrote no model", "tell its authors, or choose another: --method"
@@ -69,4 +80,5 @@ def quantize_with(
     with registry.blamed("quantizers", name):
         if problem := method.available():
             raise MissingError("missing-extra", f"the quantizer {name!r} can't run here", do=problem)
+        calibration.check(batches)
         return dict(method.quantize(model, batches, settings, into) or {})
