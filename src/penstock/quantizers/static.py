@@ -32,7 +32,7 @@ def quantize(
     model: Path, batches: Iterable[Mapping[str, np.ndarray]], settings: QuantizeSettings, into: Path
 ) -> Mapping[str, Json]:
     """Quantize ``model``; see :class:`penstock.quantizers.Quantizer`."""
-    from penstock.quantization import account, notices
+    from penstock.quantization import account, notices, qoperator
     from penstock.quantization.studying import of_settings, studied
 
     samples = batches if isinstance(batches, Batches) else calibration.of_list(batches)
@@ -42,6 +42,7 @@ def quantize(
         raise _nothing(study, choice, model)
     notices.other_scale(study, samples.golden, notices.first_layers(study))
     done = study.quantized(choice)
+    kept = qoperator.convert(done.model) if settings.format == "qoperator" else {}
     graph.tidy(done.model)
     graph.save(done.model, into)
     used = {name: study.statistics[name] for name in done.grids if name in study.statistics}
@@ -55,7 +56,9 @@ def quantize(
             {"before": one.before, "after": [*one.after], "alpha": one.alpha, "gain_db": one.gain_db}
             for one in balanced
         ],
-        "layers": account.layers(study.model, done.placement, done.grids, done.weights, study.statistics),
+        "layers": qoperator.told(
+            account.layers(study.model, done.placement, done.grids, done.weights, study.statistics), kept
+        ),
         "histograms": account.histograms(used, done.grids),
         "notes": [*notices.few(samples, used), *notices.raw_pixels(samples)],
     }  # fmt: skip

@@ -45,7 +45,6 @@ class QuantizeSettings:
     )
     per_channel: bool = option(True, "one scale per output channel of a weight", flag="--per-channel/--per-tensor")
     quantize_outputs: bool = option(False, "quantize the result of the last layer too, which clips it")
-    format: str = option("qdq", "how `--method static` writes integers: as Q/DQ pairs or operators", choices=FORMATS)
     force_small: bool = option(False, "with `--method dynamic`: quantize layers that are too small to gain by it too")
     force_conv: bool = option(False, "with `--method dynamic`: quantize convolutions too, which makes them slower")
     calibration_batch: int = option(32, "samples per calibration batch, where the model's batch is dynamic", minimum=1)
