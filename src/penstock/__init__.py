@@ -41,12 +41,14 @@ _HOMES = {
     "penstock.errors": ("GateError", "InputError", "MissingError", "PenstockError", "StoreError", "UsageError"),
     "penstock.pipeline": ("BuildResult",),
     "penstock.record": ("Record",),
+    "penstock.searching": ("search",),
     "penstock.stages.bench": ("BenchSettings",),
     "penstock.stages.convert": ("ConvertSettings",),
     "penstock.stages.evaluate": ("EvaluateSettings",),
     "penstock.stages.export": ("ExportSettings",),
     "penstock.stages.optimize": ("OptimizeSettings",),
     "penstock.stages.quantize": ("QuantizeSettings",),
+    "penstock.stages.search": ("SearchSettings",),
     "penstock.stages.select": ("SelectSettings",),
     "penstock.stages.verify": ("VerifySettings",),
     "penstock.variant": ("Variant",),
@@ -54,10 +56,11 @@ _HOMES = {
 }  # fmt: skip
 
 __all__ = [  # noqa: RUF022  # grouped by what they are: the verbs in order, the nouns, the settings, the errors
-    "build", "export", "inspect", "optimize", "convert", "quantize", "verify", "evaluate", "bench", "select",
+    "build", "export", "inspect", "optimize", "convert", "quantize", "search", "verify", "evaluate", "bench",
+    "select",
     "Variant", "Deployment", "Record", "Verdict", "BuildResult",
     "BuildSettings", "DataSettings", "ExportSettings", "OptimizeSettings", "ConvertSettings", "QuantizeSettings",
-    "VerifySettings",
+    "SearchSettings", "VerifySettings",
     "EvaluateSettings", "BenchSettings", "SelectSettings",
     "PenstockError", "GateError", "UsageError", "InputError", "StoreError", "MissingError",
 ]  # fmt: skip

@@ -29,6 +29,7 @@ SECTIONS: dict[str, str] = {
     "export": "penstock.stages.export:ExportSettings",
     "optimize": "penstock.stages.optimize:OptimizeSettings",
     "quantize": "penstock.stages.quantize:QuantizeSettings",
+    "search": "penstock.stages.search:SearchSettings",
     "verify": "penstock.stages.verify:VerifySettings",
     "evaluate": "penstock.stages.evaluate:EvaluateSettings",
     "bench": "penstock.stages.bench:BenchSettings",

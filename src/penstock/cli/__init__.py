@@ -32,6 +32,7 @@ COMMANDS = {
     "optimize": "Rewrite the graph until no pass finds anything.",
     "convert": "Say a model in another opset, newer or older.",
     "quantize": "Make an int8 model with calibration data.",
+    "search": "Find the fastest quantized model within an accuracy budget.",
     "verify": "Hold a model's outputs against its source.",
     "evaluate": "Measure accuracy on labelled data.",
     "bench": "Time models side by side.",

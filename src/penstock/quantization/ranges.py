@@ -4,7 +4,8 @@
 ``percentile``: what lies between two quantiles. ``entropy``: the interval that loses least information, by the
 divergence of Kullback and Leibler between the values clipped to it and the values on the grid (Migacz, 8-bit inference
 with TensorRT, 2017). ``mse``: the interval of least squared error, that of clipping
-counted ten times.
+counted ten times; how far a sample that stands out does so
+doesn't count.
 
 An interval is never wider than what was seen, and holds 0.
 """
@@ -77,11 +78,13 @@ def _mse(seen: Statistics, wanted: Wanted) -> tuple[float, float]:
     values, counts = seen.histogram.bins()
     if not len(values):
         return 0.0, 0.0
+    least, most = seen.usual()
+    values = np.clip(values, least, most)
     above, below = values > 0, values < 0
     up = _Side(values[above], counts[above])
     down = _Side(-values[below][::-1], counts[below][::-1])
-    tops = _candidates(max(seen.high, 0.0)) if up.count else np.zeros(1)
-    bottoms = _candidates(max(-seen.low, 0.0)) if down.count else np.zeros(1)
+    tops = _candidates(most) if up.count else np.zeros(1)
+    bottoms = _candidates(-least) if down.count else np.zeros(1)
 
     def error(high: Array, low: Array) -> Array:
         span = 2 * np.maximum(high, low) if wanted.symmetric else high + low

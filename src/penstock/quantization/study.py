@@ -76,6 +76,8 @@ class Study:
     model: ir.Model
     batches: Batches
     statistics: dict[str, Statistics] = field(default_factory=dict)
+    cleaned: Batches | None = None  # without samples that stand out, where that isn't all of them
+    notes: list[str] = field(default_factory=list)
     shelf: Shelf | None = None  # where statistics are kept from one time to the next
     runs: int = 0
     progress: Callable[[int, int], None] | None = None
@@ -169,7 +171,8 @@ class Study:
         adaptive = choice.rounding == "adaptive"
         if adaptive or choice.correct_bias != "none":
             seen = self.model if choice.correct_bias == "analytic" and not adaptive else made
-            samples = self.batches if adaptive else self.batches.some(SOME)
+            cleaned = self.cleaned or self.batches
+            samples = cleaned if adaptive else cleaned.some(SOME)
             weights = corrected(self.model, placement, weights, samples, seen=seen, adaptive=adaptive)
             made = emit(self.model, placement, grids, weights)
         return Quantized(made, placement, grids, weights)

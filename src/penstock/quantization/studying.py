@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from penstock import graph, store
 from penstock.calibration import Batches
 from penstock.errors import UsageError
-from penstock.quantization import balance, prepare
+from penstock.quantization import balance, outliers, prepare
 from penstock.quantization.consumers import CONSUMERS
 from penstock.quantization.shelf import Shelf
 from penstock.quantization.study import Choice, Study
@@ -42,15 +42,21 @@ def of_settings(settings: QuantizeSettings) -> Choice:
 
 def studied(path: Path, samples: Batches, choice: Choice) -> tuple[Study, list[balance.Balanced]]:
     """Prepare a model, balance it where the choice says so, and return its study. Raises ``InputError``."""
+    found = outliers.find(samples)
+    cleaned = outliers.without(samples, found)
     opset = WIDE_OPSET if choice.dtype in WIDE else prepare.OPSET
     model = prepare.prepared(path, opset=opset, exclude=choice.exclude)
     done = []
     if choice.equalize or choice.smooth:
-        done = balance.balance(model, samples.some(SOME), layers=choice.equalize, normalizations=choice.smooth)
+        done = balance.balance(model, cleaned.some(SOME), layers=choice.equalize, normalizations=choice.smooth)
+    wide = choice.ranges in ("minmax", "moving-average")  # they are asked for as they are
+    seen = samples if wide else cleaned
     shelf = None
-    if samples.cache is not None and samples.description:
-        shelf = Shelf(samples.cache, digest(model), digest_of([dict(samples.description), samples.size]))
-    return Study(model, samples, shelf=shelf), done
+    if seen.cache is not None and seen.description:
+        shelf = Shelf(seen.cache, digest(model), digest_of([dict(seen.description), seen.size]))
+    study = Study(model, seen, shelf=shelf, cleaned=cleaned)
+    study.notes += [] if wide else [one.text for one in found]
+    return study, done
 
 
 def digest(model: ir.Model) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from penstock import calibration, graph
 from penstock.calibration import Batches
 from penstock.errors import InputError
+from penstock.jsonable import to_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,12 +57,24 @@ def quantize(
             {"before": one.before, "after": [*one.after], "alpha": one.alpha, "gain_db": one.gain_db}
             for one in balanced
         ],
+        **_sensitivity(study, choice, done, settings.sensitivity),
         "layers": qoperator.told(
             account.layers(study.model, done.placement, done.grids, done.weights, study.statistics), kept
         ),
         "histograms": account.histograms(used, done.grids),
-        "notes": [*notices.few(samples, used), *notices.raw_pixels(samples)],
+        "notes": [*study.notes, *notices.few(samples, used), *notices.raw_pixels(samples)],
     }  # fmt: skip
+
+
+def _sensitivity(study: Study, choice: Choice, done: Quantized, seconds: float) -> dict[str, Json]:
+    """Measure each layer's effect, where that is asked for."""
+    from penstock.quantization import sensitivity
+
+    if not seconds:
+        return {}
+    ranked, left = sensitivity.layers(study, choice, seconds=seconds)
+    errors = sensitivity.tensors(done.grids, study.statistics)
+    return {"sensitivity": to_json(ranked), "sensitivity_not_reached": [*left], "tensor_errors": to_json(errors)}
 
 
 def _nothing(study: Study, choice: Choice, model: Path) -> InputError:

@@ -47,6 +47,9 @@ class QuantizeSettings:
     quantize_outputs: bool = option(False, "quantize the result of the last layer too, which clips it")
     force_small: bool = option(False, "with `--method dynamic`: quantize layers that are too small to gain by it too")
     force_conv: bool = option(False, "with `--method dynamic`: quantize convolutions too, which makes them slower")
+    sensitivity: float = option(
+        0.0, "seconds to measure what quantizing each layer alone does to the output (0: not at all)", minimum=0.0
+    )
     calibration_batch: int = option(32, "samples per calibration batch, where the model's batch is dynamic", minimum=1)
     exclude: tuple[str, ...] = option((), "names of nodes to leave in float")
 
