@@ -23,14 +23,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from penstock.quantization import dynamic_fit as fit
-from penstock.quantization.dynamic_weights import of_columns
-from penstock.quantization.grid import of_weights
+from penstock.quantization import dynamic_weights as weights
+from penstock.quantization.dynamic_weights import Rounded
 from penstock.quantization.placement import Layer, constant
 from penstock.quantization.writing import MICROSOFT, Writer, drop_unused, take_over
 from penstock.rewriting.walk import graphs_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+    from penstock.jsonable import Json
 
     Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -47,7 +49,10 @@ class Wanted:
     convolutions: bool = False  # convert them, though they get slower
 
 
-def quantize(model: ir.Model, wanted: Wanted) -> tuple[Layer, ...]:
+Told = dict[Layer, dict[str, "Json"]]  # of layers on integers: what rounding did to their weights
+
+
+def quantize(model: ir.Model, wanted: Wanted) -> tuple[tuple[Layer, ...], Told]:
     """Rewrite a float model, in place; tell of every node that could hold integer weights what became of it."""
     return _Dynamic(model, wanted).run()
 
@@ -58,13 +63,15 @@ class _Dynamic:
     wanted: Wanted
     writer: Writer = field(init=False)
     quantized: dict[tuple[ir.Value, object], tuple[ir.Value, ...]] = field(default_factory=dict)
-    held: dict[tuple[ir.Value, str], tuple[ir.Value, ...]] = field(default_factory=dict)
+    held: dict[tuple[ir.Value, str], tuple[Rounded, tuple[ir.Value, ...]]] = field(default_factory=dict)
+    rounded: list[Rounded] = field(default_factory=list)  # the weights of the layer in hand
 
     def __post_init__(self) -> None:
         self.writer = Writer(self.model)
 
-    def run(self) -> tuple[Layer, ...]:
-        layers = []
+    def run(self) -> tuple[tuple[Layer, ...], Told]:
+        layers: list[Layer] = []
+        told: Told = {}
         made: dict[str, Callable[[ir.Node], None]] = {
             "MatMul": self._product, "Gemm": self._product, "LSTM": self._lstm, "Attention": self._attention,
             "Conv": self._conv,
@@ -77,9 +84,17 @@ class _Dynamic:
                 name = str(node.name or node.outputs[0].name)
                 layers.append(Layer(name, node.op_type, "float" if reason else "integer", reason))
                 if not reason:
+                    self.rounded = []
                     made[node.op_type](node)
+                    told[layers[-1]] = {"weights": self._account()}
         drop_unused(self.model)
-        return tuple(layers)
+        return tuple(layers), told
+
+    def _account(self) -> Json:
+        """Tell what rounding did to the weights of the layer that was made last."""
+        noisy = [one.sqnr_db for one in self.rounded if one.sqnr_db is not None]
+        scales = sum(int(one.scale.size) for one in self.rounded)
+        return {"dtype": str(self.rounded[0].whole.dtype), "scales": scales, "sqnr_db": min(noisy, default=None)}
 
     def _reason(self, node: ir.Node) -> str | None:
         """Say why a node stays in float: ``""`` where it doesn't, ``None`` where that is no question."""
@@ -89,9 +104,9 @@ class _Dynamic:
     # -- what is made --------------------------------------------------------------------------------------------------
 
     def _product(self, node: ir.Node) -> None:
-        data, weights, graph = fit.need(node.inputs[0]), fit.need(node.inputs[1]), fit.place_of(node)
-        real = fit.matrix(node)
-        whole, scale, zero = self._weights(weights, f"matrix {fit.turned(node)} {fit.alpha(node)}", real)
+        data, matrix, graph = fit.need(node.inputs[0]), fit.need(node.inputs[1]), fit.place_of(node)
+        how = f"matrix {fit.turned(node)} {fit.alpha(node)}"
+        whole, scale, zero = self._weights(matrix, how, weights.matrix, fit.matrix(node))
         integers, own_scale, own_zero = self._input(data, graph)
         before = self._before(node)
         name = str(node.outputs[0].name)
@@ -129,20 +144,11 @@ class _Dynamic:
         graph = fit.place_of(node)
         parts: list[ir.Value] = []
         for index in (1, 2):
-            weights = fit.need(node.inputs[index])
-            real = fit.numbers(weights)  # (directions, 4·hidden, inputs)
-            rows = real.reshape(-1, real.shape[2])
-            if self.wanted.per_channel:
-                grid = of_weights(rows, 0)
-                whole, scales = grid.quantize(rows).reshape(real.shape), grid.scale.reshape(real.shape[:2])
-            else:
-                grids = [of_weights(one, None) for one in real]
-                whole = np.stack([grid.quantize(one) for grid, one in zip(grids, real, strict=True)])
-                scales = np.array([grid.scale for grid in grids])
-            parts += self._hold(weights, "recurrent", whole.transpose(0, 2, 1), scales, np.zeros(scales.shape))
+            parts += self._weights(fit.need(node.inputs[index]), "recurrent", weights.recurrent)
         inputs: list[ir.Value | None] = [*node.inputs, *[None] * (8 - len(node.inputs))]
         if inputs[3] is None:  # ONNX Runtime takes a slower way where there is no bias
-            nothing = np.zeros((real.shape[0], 2 * real.shape[1]), np.float32)
+            directions, rows = fit.shape(fit.need(node.inputs[1]))[:2]
+            nothing = np.zeros((directions, 2 * rows), np.float32)
             inputs[3] = self.writer.hold(graph, f"{node.name}_bias", nothing)
         inputs = [inputs[0], parts[0], parts[3], *inputs[3:], parts[1], parts[2], parts[4], parts[5]]
         attributes = {name: one.value for name, one in node.attributes.items() if name != "layout"}
@@ -154,8 +160,8 @@ class _Dynamic:
 
     def _attention(self, node: ir.Node) -> None:
         graph = fit.place_of(node)
-        data, weights, bias = (fit.need(value) for value in node.inputs[:3])
-        whole, scale, zero = self._weights(weights, "matrix False 1.0", fit.numbers(weights))
+        data, matrix, bias = (fit.need(value) for value in node.inputs[:3])
+        whole, scale, zero = self._weights(matrix, "matrix False 1.0", weights.matrix)
         integers, own_scale, own_zero = self._input(data, graph)
         mask, past = ([*node.inputs, None, None][index] for index in (3, 4))
         made = self.writer.node(
@@ -166,26 +172,20 @@ class _Dynamic:
         self._replace(graph, node, made)
 
     def _conv(self, node: ir.Node) -> None:
-        """Make a ConvInteger, with unsigned weights: ONNX Runtime has a slow loop alone for signed ones."""
-        graph = fit.place_of(node)
-        data, weights = fit.need(node.inputs[0]), fit.need(node.inputs[1])
-        real = fit.numbers(weights)
-        channels = (1, -1, *[1] * (real.ndim - 2))
-        grid = of_weights(real, 0 if self.wanted.per_channel else None)
-        whole = (grid.quantize(real).astype(np.int16) + 128).astype(np.uint8)
-        name = str(node.outputs[0].name)
-        held = self.writer.hold(graph, f"{weights.name}_quantized", whole)
-        scale = self.writer.hold(graph, f"{weights.name}_scale", grid.scale.reshape(channels).astype(np.float32))
-        zero = self.writer.hold(graph, f"{weights.name}_zero_point", np.array(128, np.uint8))
+        graph, name = fit.place_of(node), str(node.outputs[0].name)
+        data, kernel = fit.need(node.inputs[0]), fit.need(node.inputs[1])
+        held, scale, zero = self._weights(kernel, "kernel", weights.kernel)
         integers, own_scale, own_zero = self._input(data, graph)
         before = self._before(node)
-        attributes = {name: one.value for name, one in node.attributes.items()}
+        attributes = {key: one.value for key, one in node.attributes.items()}
         shape = node.outputs[0].shape
         product = before("ConvInteger", [integers, held, own_zero, zero], f"{name}_integers", ["INT32"], **attributes)
         result = self._scaled(product, before, own_scale, scale, name, shape)
         bias = node.inputs[2] if len(node.inputs) > 2 else None
         if bias is not None:
-            row = self.writer.hold(graph, f"{name}_bias", fit.numbers(bias).reshape(channels))
+            row = self.writer.hold(
+                graph, f"{name}_bias", fit.numbers(bias).reshape(1, -1, *[1] * (len(fit.shape(kernel)) - 2))
+            )
             result = before("Add", [result, row], f"{name}_biased", ["FLOAT"], shape=shape)[0]
         take_over(node.outputs[0], result)
         graph.remove([node], safe=True)
@@ -228,20 +228,17 @@ class _Dynamic:
         self.quantized[data, graph] = tuple(made.outputs)
         return self.quantized[data, graph]
 
-    def _weights(self, value: ir.Value, how: str, real: Array) -> tuple[ir.Value, ...]:
+    def _weights(
+        self, value: ir.Value, how: str, rounded: Callable[..., Rounded], real: Array | None = None
+    ) -> tuple[ir.Value, ...]:
         """Return the integers, the scales and the zero points of weights; those that are used twice are held once."""
-        if (value, how) not in self.held:
-            grid = of_columns(real, per_column=self.wanted.per_channel)
-            self._hold(value, how, grid.quantize(real), grid.scale, grid.zero)
-        return self.held[value, how]
-
-    def _hold(self, value: ir.Value, how: str, whole: Array, scales: Array, zeros: Array) -> tuple[ir.Value, ...]:
         if (value, how) not in self.held:
             graph = value.graph
             assert graph is not None
-            self.held[value, how] = (
-                self.writer.hold(graph, f"{value.name}_quantized", np.ascontiguousarray(whole, np.int8)),
-                self.writer.hold(graph, f"{value.name}_scale", scales.astype(np.float32)),
-                self.writer.hold(graph, f"{value.name}_zero_point", zeros.astype(np.int8)),
-            )
-        return self.held[value, how]
+            made = rounded(fit.numbers(value) if real is None else real, per_column=self.wanted.per_channel)
+            names = ("quantized", "scale", "zero_point")
+            arrays = (made.whole, made.scale.astype(np.float32), made.zero)
+            held = [self.writer.hold(graph, f"{value.name}_{n}", a) for n, a in zip(names, arrays, strict=True)]
+            self.held[value, how] = made, tuple(held)
+        self.rounded.append(self.held[value, how][0])
+        return self.held[value, how][1]

@@ -73,9 +73,9 @@ def _of_product(node: ir.Node, small: bool) -> str:
         return why
     if constant(data):
         return "all of its inputs are constant"
-    shape = _shape(weights)
-    if node.op_type == "MatMul" and len(shape) != 2:
-        return f"its weights have {len(shape)} axes, not 2"
+    sizes = shape(weights)
+    if node.op_type == "MatMul" and len(sizes) != 2:
+        return f"its weights have {len(sizes)} axes, not 2"
     if node.op_type == "Gemm":
         if node.attributes.get_int("transA", 0):
             return "its first factor is transposed"
@@ -84,7 +84,7 @@ def _of_product(node: ir.Node, small: bool) -> str:
             return "what it adds is no constant, and its beta isn't 1"
         if not np.isfinite(alpha(node)):
             return "its alpha isn't finite"
-    terms, columns = shape[::-1] if turned(node) else shape
+    terms, columns = sizes[::-1] if turned(node) else sizes
     if terms > MOST_TERMS:
         return f"sums of {terms} products may leave int32"
     return _too_small(terms, columns) if not small else ""
@@ -104,13 +104,13 @@ def _of_lstm(node: ir.Node, small: bool) -> str:
     for weights in (need(node.inputs[1]), need(node.inputs[2])):
         if why := _unfit(weights):
             return why
-        if len(_shape(weights)) != 3:
+        if len(shape(weights)) != 3:
             return "its weights don't have 3 axes"
-        if _shape(weights)[2] > MOST_TERMS:
-            return f"sums of {_shape(weights)[2]} products may leave int32"
+        if shape(weights)[2] > MOST_TERMS:
+            return f"sums of {shape(weights)[2]} products may leave int32"
     if node.attributes.get_int("layout", 0):
         return "ONNX Runtime wants the steps of a sequence first: layout 0"
-    size = sum(int(np.prod(_shape(need(node.inputs[index])))) for index in (1, 2)) // _shape(need(node.inputs[1]))[0]
+    size = sum(int(np.prod(shape(need(node.inputs[index])))) for index in (1, 2)) // shape(need(node.inputs[1]))[0]
     if not small and size < LEAST_RECURRENT:
         return f"{size} weights are too few to win back what quantizing at each step costs; see --force-small"
     return ""
@@ -122,7 +122,7 @@ def _of_attention(node: ir.Node, small: bool) -> str:
         return "its weights aren't constant"
     if why := _unfit(need(inputs[1])):
         return why
-    if len(_shape(need(inputs[1]))) != 2 or _shape(need(inputs[1]))[0] > MOST_TERMS:
+    if len(shape(need(inputs[1]))) != 2 or shape(need(inputs[1]))[0] > MOST_TERMS:
         return "its weights aren't a matrix that sums in int32"
     if inputs[2] is None:
         return "it has no bias, which QAttention asks for"
@@ -132,7 +132,7 @@ def _of_attention(node: ir.Node, small: bool) -> str:
         return f"QAttention has no {odd[0]}"
     if node.attributes.get_int("do_rotary", 0):
         return "ONNX Runtime's QAttention on the CPU doesn't rotate"
-    return _too_small(*_shape(need(inputs[1]))) if not small else ""
+    return _too_small(*shape(need(inputs[1]))) if not small else ""
 
 
 def _of_conv(node: ir.Node) -> str:
@@ -142,8 +142,8 @@ def _of_conv(node: ir.Node) -> str:
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     if bias is not None and not constant(bias):
         return "its bias isn't constant"
-    if int(np.prod(_shape(weights)[1:])) > MOST_TERMS:
-        return f"sums of {int(np.prod(_shape(weights)[1:]))} products may leave int32"
+    if int(np.prod(shape(weights)[1:])) > MOST_TERMS:
+        return f"sums of {int(np.prod(shape(weights)[1:]))} products may leave int32"
     return _unfit(weights)
 
 
@@ -207,12 +207,13 @@ def bias(node: ir.Node) -> Array | ir.Value | None:
     if not constant(value):
         return value
     array = numbers(value) * np.float32(node.attributes.get_float("beta", 1.0))
-    columns = _shape(need(node.inputs[1]))[0 if turned(node) else 1]
+    columns = shape(need(node.inputs[1]))[0 if turned(node) else 1]
     row: Array = array.reshape(-1) if array.ndim < 2 or array.shape[0] == 1 else array
     return np.broadcast_to(row, (columns,)) if row.ndim == 1 else row
 
 
-def _shape(value: ir.Value) -> tuple[int, ...]:
+def shape(value: ir.Value) -> tuple[int, ...]:
+    """Return a constant's shape."""
     assert value.const_value is not None
     return tuple(int(size) for size in value.const_value.shape)  # type: ignore[arg-type]  # of a constant
 

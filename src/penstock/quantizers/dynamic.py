@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from penstock.quantization.placement import Layer
     from penstock.stages.quantize import QuantizeSettings
 
+NEEDS_SAMPLES = False
 _OPSET = 11  # the first with DynamicQuantizeLinear
 _UNSERVED = {
     "integer-only": "it has no float arithmetic, and ranges are found in float at run time",
@@ -47,7 +48,7 @@ def quantize(
     prepare.known_names(made, settings.exclude)
     exclude = frozenset(settings.exclude)
     wanted = dynamic.Wanted(exclude, settings.per_channel, settings.force_small, settings.force_conv)
-    layers = dynamic.quantize(made, wanted)
+    layers, weights = dynamic.quantize(made, wanted)
     done = [layer for layer in layers if layer.state == "integer"]
     if not done:
         flags = [flag for flag in ("--force-small", "--force-conv") if any(flag in layer.reason for layer in layers)]
@@ -62,7 +63,10 @@ def quantize(
         "calibration": "none: every tensor's range is taken anew in each run, over all samples of its batch",
         "consumer": settings.consumer,
         "operators_left_in_float": list(left),
-        "layers": [{"node": one.node, "op": one.op, "state": one.state, "reason": one.reason} for one in layers],
+        "layers": [
+            {"node": one.node, "op": one.op, "state": one.state, "reason": one.reason, **weights.get(one, {})}
+            for one in layers
+        ],
     }  # fmt: skip
 
 
@@ -70,7 +74,7 @@ def _refuse(settings: QuantizeSettings) -> None:
     """Raise ``UsageError`` for settings that this method can't serve."""
     if settings.consumer in _UNSERVED:
         what = f"the method 'dynamic' can't serve {settings.consumer!r}: {_UNSERVED[settings.consumer]}"
-        raise UsageError("bad-setting", what, where="--method dynamic", do="choose --method static")
+        raise UsageError("wrong-consumer", what, where="--method dynamic", do="choose --method static")
     if settings.activations not in ("", "uint8"):
         what = f"at run time activations become uint8, not {settings.activations}"
         raise UsageError("bad-setting", what, where="--activations", do="leave it out, or choose --method static")

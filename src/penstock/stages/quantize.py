@@ -82,5 +82,6 @@ def quantize_with(
     with registry.blamed("quantizers", name):
         if problem := method.available():
             raise MissingError("missing-extra", f"the quantizer {name!r} can't run here", do=problem)
-        calibration.check(batches)
+        if getattr(method, "NEEDS_SAMPLES", True):
+            calibration.check(batches)
         return dict(method.quantize(model, batches, settings, into) or {})
