@@ -164,7 +164,10 @@ def precision(model: ir.Model) -> Precision:
     """Tell what a model is made of: int8 where it has quantized operators, else by the type of its weights."""
     import onnx_ir as ir
 
-    quantized = {"QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "QuantizeLinear", "DequantizeLinear"}
+    quantized = {
+        "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "QuantizeLinear", "DequantizeLinear",
+        "DynamicQuantizeLinear", "DynamicQuantizeLSTM", "QGemm", "MatMulIntegerToFloat",
+    }  # fmt: skip
     if any(node.op_type in quantized for node in all_nodes(model)):
         return "int8"
     kinds = {value.dtype for value in model.graph.initializers.values()} & {ir.DataType.FLOAT, ir.DataType.FLOAT16}

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def layers(
     model: ir.Model, placement: Placement, grids: Mapping[str, Grid], weights: Mapping[str, Weights],
-    seen: Mapping[str, Statistics],
+    seen: Mapping[str, Statistics], reasons: Mapping[str, str] | None = None,
 ) -> list[Json]:  # fmt: skip
     """Tell of each node: its state and the reason, the grids it reads and makes, what rounding did to its weights."""
     nodes = {str(node.name): node for node in model.graph}
@@ -30,6 +30,7 @@ def layers(
     for layer in placement.layers:
         node = nodes[layer.node]
         told: dict[str, Json] = {"node": layer.node, "op": layer.op, "state": layer.state, "reason": layer.reason}
+        told["reason"] = (reasons or {}).get(layer.node, layer.reason)
         if layer.state == "absorbed" and not clips(node, grids[placement.absorbed[layer.node]]):
             low, high = bounds(node)
             told["state"], told["reason"] = "float", f"it clips to [{low:g}, {high:g}], which its grid doesn't"

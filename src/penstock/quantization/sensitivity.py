@@ -52,14 +52,20 @@ class TensorError:
 
 
 def layers(
-    study: Study, choice: Choice, *, seconds: float = float("inf"), done: Callable[[int, int], None] | None = None
+    study: Study,
+    choice: Choice,
+    *,
+    seconds: float = float("inf"),
+    samples: Batches | None = None,
+    wanted: list[Array] | None = None,
+    done: Callable[[int, int], None] | None = None,
 ) -> tuple[list[LayerEffect], list[str]]:
     """Measure each layer, the most sensitive first; those that weren't reached in ``seconds`` are the second list."""
     plain = replace(choice, correct_bias="none", rounding="nearest")
     names = [layer.node for layer in study.placed(plain).integers]
     ops = {str(node.name): node.op_type for node in study.model.graph}
-    samples = (study.cleaned or study.batches).some(SAMPLES)
-    wanted = outputs(study.model, samples)
+    samples = samples or (study.cleaned or study.batches).some(SAMPLES)
+    wanted = outputs(study.model, samples) if wanted is None else wanted
     found: list[LayerEffect] = []
     end = time.monotonic() + seconds
     for number, name in enumerate(names):

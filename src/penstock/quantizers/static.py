@@ -34,6 +34,7 @@ def quantize(
 ) -> Mapping[str, Json]:
     """Quantize ``model``; see :class:`penstock.quantizers.Quantizer`."""
     from penstock.quantization import account, notices, qoperator
+    from penstock.quantization.guard import guarded
     from penstock.quantization.studying import of_settings, studied
 
     samples = batches if isinstance(batches, Batches) else calibration.of_list(batches)
@@ -42,6 +43,7 @@ def quantize(
     if not study.placed(choice).weights:
         raise _nothing(study, choice, model)
     notices.other_scale(study, samples.golden, notices.first_layers(study))
+    choice, left = guarded(study, choice) if settings.guard else (choice, [])
     done = study.quantized(choice)
     kept = qoperator.convert(done.model) if settings.format == "qoperator" else {}
     graph.tidy(done.model)
@@ -53,14 +55,16 @@ def quantize(
         "equalize": choice.equalize, "correct_bias": choice.correct_bias, "rounding": choice.rounding,
         "calibration_samples": samples.count, "calibration_runs": study.runs,
         "outputs_left_in_float": _float_outputs(done), "operators_left_in_float": [*_float_operators(done)],
+        "guarded": to_json(left),
         "balanced": [
             {"before": one.before, "after": [*one.after], "alpha": one.alpha, "gain_db": one.gain_db}
             for one in balanced
         ],
         **_sensitivity(study, choice, done, settings.sensitivity),
-        "layers": qoperator.told(
-            account.layers(study.model, done.placement, done.grids, done.weights, study.statistics), kept
-        ),
+        "layers": qoperator.told(account.layers(
+            study.model, done.placement, done.grids, done.weights, study.statistics,
+            {one.node: f"alone it makes {one.share:.0%} of the error at the output" for one in left},
+        ), kept),
         "histograms": account.histograms(used, done.grids),
         "notes": [*study.notes, *notices.few(samples, used), *notices.raw_pixels(samples)],
     }  # fmt: skip

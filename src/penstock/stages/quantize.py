@@ -39,6 +39,7 @@ class QuantizeSettings:
     correct_bias: str = option(
         "analytic", "take back in the biases what rounding the weights adds", choices=("none", "analytic", "empirical")
     )
+    guard: bool = option(True, "leave layers in float that by themselves make most of the error at the output")
     rounding: str = option("nearest", "how weights are rounded", choices=("nearest", "adaptive"))
     format: str = option(
         "qdq", "pairs of QuantizeLinear and DequantizeLinear, or operators on integers", choices=FORMATS
