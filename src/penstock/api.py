@@ -198,7 +198,8 @@ def quantize(
         made = work / Path(output).name
         facts = dict(quantize_stage.quantize(Path(model), batches, settings, made))
         _adopt(work, Path(output).parent)
-    facts = {**facts, "calibration_samples": roles.calibrate.count}  # batches may overlap
+    if facts.get("calibration_samples") != 0:  # a method may have looked at none; batches may overlap
+        facts["calibration_samples"] = roles.calibrate.count
     return Quantized(str(output), Path(output).stat().st_size, roles.calibrate.description, facts)
 
 

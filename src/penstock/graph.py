@@ -165,7 +165,10 @@ def precision(model: ir.Model) -> Precision:
     """Tell what a model is made of: int8 or int4 where it has quantized operators, else by the type of its weights."""
     import onnx_ir as ir
 
-    quantized = {"QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "QuantizeLinear", "DequantizeLinear"}
+    quantized = {
+        "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "QuantizeLinear", "DequantizeLinear",
+        "DynamicQuantizeLinear", "DynamicQuantizeLSTM", "QGemm", "MatMulIntegerToFloat",
+    }  # fmt: skip
     nodes = all_nodes(model)
     if any(node.op_type == NBITS and node.attributes.get_int("bits", 4) == 4 for node in nodes):
         return "int4"

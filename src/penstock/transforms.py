@@ -218,7 +218,9 @@ def quantize_variant(
         if (seen := facts.pop("histograms", None)) is not None:
             store.write_bytes(into / HISTOGRAMS, dumps(seen).encode())
         shape = to_json(graph.signature(graph.load(into / MAIN)))
-        return Made({**facts, "signature": shape, "calibration_samples": feeds.count})
+        if facts.get("calibration_samples") != 0:  # a method may have looked at none; batches may overlap
+            facts["calibration_samples"] = feeds.count
+        return Made({**facts, "signature": shape})
 
     try:
         entry, cached = _through_cache(cache, key, make)

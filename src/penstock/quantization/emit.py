@@ -71,7 +71,7 @@ class _Emitting:
         for index, end in enumerate(self.graph.outputs):
             if end is out:
                 self.graph.outputs[index] = before
-        self.graph.remove([node], safe=False)
+        self.graph.remove([node], safe=True)
         out.name = None
         before.name, before.shape = name, before.shape or shape
         self.values[tensor] = before

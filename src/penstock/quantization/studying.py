@@ -33,6 +33,9 @@ def of_settings(settings: QuantizeSettings) -> Choice:
     if settings.format == "qoperator" and settings.consumer != "ort-cpu":
         what = f"operators such as QLinearConv are ONNX Runtime's way; {table.name} reads Q/DQ pairs"
         raise UsageError("wrong-consumer", what, where="--format", do="leave --format out, or use --consumer ort-cpu")
+    if settings.format == "qoperator" and settings.activations in WIDE:
+        what = f"operators such as QLinearConv take 8 bits, not {settings.activations}"
+        raise UsageError("bad-setting", what, where="--format", do="leave --format out, or --activations")
     return Choice(
         settings.consumer, settings.activations, settings.ranges, settings.percentile, settings.per_channel,
         outputs=settings.quantize_outputs, equalize=settings.equalize, smooth=settings.smooth,

@@ -33,7 +33,7 @@ def quantize(
     model: Path, batches: Iterable[Mapping[str, np.ndarray]], settings: QuantizeSettings, into: Path
 ) -> Mapping[str, Json]:
     """Quantize ``model``; see :class:`penstock.quantizers.Quantizer`."""
-    from penstock.quantization import account, automatic, notices
+    from penstock.quantization import account, automatic, notices, qoperator
     from penstock.quantization.guard import guarded
     from penstock.quantization.studying import of_settings, studied
 
@@ -46,6 +46,7 @@ def quantize(
     choice, tried = automatic.resolved(study, choice)
     choice, left = guarded(study, choice) if settings.guard else (choice, [])
     done = study.quantized(choice)
+    kept = qoperator.convert(done.model) if settings.format == "qoperator" else {}
     graph.tidy(done.model)
     graph.save(done.model, into)
     used = {name: study.statistics[name] for name in done.grids if name in study.statistics}
@@ -61,10 +62,10 @@ def quantize(
             for one in balanced
         ],
         **_sensitivity(study, choice, done, settings.sensitivity),
-        "layers": account.layers(
+        "layers": qoperator.told(account.layers(
             study.model, done.placement, done.grids, done.weights, study.statistics,
             {one.node: f"alone it makes {one.share:.0%} of the error at the output" for one in left},
-        ),
+        ), kept),
         "histograms": account.histograms(used, done.grids),
         "notes": [*study.notes, *notices.few(samples, used), *notices.raw_pixels(samples)],
     }  # fmt: skip

@@ -49,6 +49,8 @@ class QuantizeSettings:
     )
     per_channel: bool = option(True, "one scale per output channel of a weight", flag="--per-channel/--per-tensor")
     quantize_outputs: bool = option(False, "quantize the result of the last layer too, which clips it")
+    force_small: bool = option(False, "with `--method dynamic`: quantize layers that are too small to gain by it too")
+    force_conv: bool = option(False, "with `--method dynamic`: quantize convolutions too, which makes them slower")
     sensitivity: float = option(
         0.0, "seconds to measure what quantizing each layer alone does to the output (0: not at all)", minimum=0.0
     )
@@ -95,5 +97,6 @@ def quantize_with(
     with registry.blamed("quantizers", name):
         if problem := method.available():
             raise MissingError("missing-extra", f"the quantizer {name!r} can't run here", do=problem)
-        calibration.check(batches)
+        if getattr(method, "NEEDS_SAMPLES", True):
+            calibration.check(batches)
         return dict(method.quantize(model, batches, settings, into) or {})
