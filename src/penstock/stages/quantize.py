@@ -37,6 +37,10 @@ class QuantizeSettings:
     quantize_outputs: bool = option(False, "quantize the result of the last layer too, which clips it")
     calibration_batch: int = option(32, "samples per calibration batch, where the model's batch is dynamic", minimum=1)
     exclude: tuple[str, ...] = option((), "names of nodes to leave in float")
+    half_compute: bool = option(
+        True, "fp16, bf16: compute in 16 bits, not only store the weights so", flag="--half-compute/--half-storage"
+    )
+    half_margin: float = option(2.0, "fp16, bf16: how many times larger values may be than on the samples", minimum=1)
 
 
 def quantize(
