@@ -67,6 +67,10 @@ class QuantizeSettings:
     least_weights: int = option(256, "weight-only: matrices of fewer weights stay in float", minimum=0)
     embeddings: bool = option(False, "weight-only: store tables of embeddings too, in 8 bits with a scale for each row")
     int8_activations: bool = option(False, "weight-only: let MatMulNBits round activations to int8, which is faster")
+    half_compute: bool = option(
+        True, "fp16, bf16: compute in 16 bits, not only store the weights so", flag="--half-compute/--half-storage"
+    )
+    half_margin: float = option(2.0, "fp16, bf16: how many times larger values may be than on the samples", minimum=1)
 
 
 def quantize(
