@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from penstock.calibration import Batches, size
+from penstock.calibration import Batches, check, size
 from penstock.errors import InputError
 from penstock.signature import Signature, TensorSpec
 
@@ -77,7 +77,6 @@ def calibration(batches: Iterable[Any], signature: Signature) -> Batches:
     def again() -> Iterator[dict[str, np.ndarray]]:
         return (arrays(parts(batch, names)[0], signature) for batch in held)
 
-    count = sum(size(batch) for batch in again())
-    if not count:
-        raise InputError("no-samples", "there are no calibration samples", do="give some hundred real ones")
-    return Batches(again, again, count)
+    check(again())
+    sizes = [size(batch) for batch in again()]
+    return Batches(again, again, sum(sizes), size=max(sizes))

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from penstock import graph, store
-from penstock.quantization.emit import emit
+from penstock.quantization.emit import Weights, emit
+from penstock.quantization.study import parameters
 
 if TYPE_CHECKING:
     from penstock.jsonable import Json
@@ -33,7 +34,12 @@ def convert(prepared: Prepared, output: str | Path, *, float_output: str | Path 
     """
     model = prepared.trained_model()
     module, placement = prepared.module, prepared.placement
-    grids, weights = module.tensor_grids(), module.node_weights()
+    grids, rounded = module.tensor_grids(), module.weight_grids()
+    weights = {}
+    for node in model.graph:
+        if (grid := rounded.get(str(node.name))) is not None:
+            real, bias = parameters(node, placement.weights[str(node.name)])
+            weights[str(node.name)] = Weights(grid.quantize(real), grid, bias)
     made = emit(model, placement, grids, weights)
     wanted = [(made, Path(output)), *([(model, Path(float_output))] if float_output else [])]
     with contextlib.ExitStack() as stack:

@@ -219,20 +219,16 @@ class Network(nn.Module):
         return {tensor: made[key] for tensor, key in self._groups.items()}
 
     @torch.no_grad()
-    def node_weights(self) -> dict[str, emit.Weights]:
-        """Return the whole weights of every weighted node, with their grid and the float bias."""
+    def weight_grids(self) -> dict[str, Grid]:
+        """Return the grid of the weights of every weighted node."""
         found = {}
         for step in self._steps:
             if step.weighted is None:
                 continue
-            index, data = step.weighted
-            weight: Tensor = getattr(self.weights, self._keys[step.inputs[index]])
             third = step.inputs[2] if len(step.inputs) > 2 else ""
             bias: Tensor | None = getattr(self.weights, self._keys[third]) if third else None
-            scale, _ = cast(Activations, self.grids[data]).effective()
-            grid = cast(Weights, self.scales[self._nodes[step.node]]).grid(bias, scale)
-            row = None if bias is None else bias.cpu().numpy()
-            found[step.node] = emit.Weights(grid.quantize(weight.cpu().numpy()), grid, row)
+            scale, _ = cast(Activations, self.grids[step.weighted[1]]).effective()
+            found[step.node] = cast(Weights, self.scales[self._nodes[step.node]]).grid(bias, scale)
         return found
 
 

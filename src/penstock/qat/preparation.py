@@ -19,9 +19,11 @@ from penstock.frontends._torch_source import Loaded
 from penstock.qat import batches
 from penstock.qat.network import Network, Rounding
 from penstock.qat.settings import QatSettings
+from penstock.quantization import notices
 from penstock.quantization import prepare as float_model
-from penstock.quantization.placement import Placement
-from penstock.quantization.study import Choice, Study
+from penstock.quantization.placement import WEIGHTED, Placement
+from penstock.quantization.study import Choice
+from penstock.quantization.studying import of_settings, studied
 from penstock.signature import Signature
 from penstock.stages.export import ExportSettings
 
@@ -40,6 +42,7 @@ class Prepared:
     signature: Signature
     calibration_samples: int
     named: frozenset[str]  # initializers that are parameters of the module that was exported
+    notes: tuple[str, ...]  # what a user should know of the calibration samples
 
     def reference(self) -> Network:
         """Build the float network with the weights as they were before training: what to distill from."""
@@ -103,27 +106,23 @@ def prepare_model(
     import onnx_ir as ir
 
     settings = settings or QatSettings()
-    choice, path = settings.choice(), Path(path)
-    opset = 21 if choice.dtype in ("int16", "uint16") else float_model.OPSET
-    model = float_model.prepared(path, opset=opset, exclude=settings.exclude)
-    ir.external_data.load_to_model(model)
-    signature = graph.signature(model)
-    Network(model)  # what can't be trained is refused before samples are run
+    choice, path = of_settings(settings.static()), Path(path)
+    Network(float_model.prepared(path, exclude=settings.exclude))  # what can't be trained is refused before all else
+    signature = graph.signature(graph.load(path))
     samples = batches.calibration(calibration, signature)
-    study = Study(model, samples)
+    study, _ = studied(path, samples, choice)
+    ir.external_data.load_to_model(study.model)
     placement = study.placed(choice)
     if not placement.weights:
-        reasons = {layer.reason for layer in placement.layers if layer.reason and layer.op in _WITH_WEIGHTS}
+        reasons = {layer.reason for layer in placement.layers if layer.reason and layer.op in WEIGHTED}
         what = "there is nothing worth quantizing" + (f": {'; '.join(sorted(reasons))}" if reasons else "")
         raise InputError("nothing-to-quantize", what, where=str(path), do="leave the model in float")
     grids = study.grids(placement, choice)
     rounding = Rounding(placement, grids, study.weights(placement, grids, choice), settings.scales == "learned")
     known = frozenset(named)
-    module = Network(model, rounding, known)
-    return Prepared(module, model, placement, choice, signature, samples.count, known)
-
-
-_WITH_WEIGHTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+    module = Network(study.model, rounding, known)
+    notes = (*study.notes, *notices.few(samples, study.statistics), *notices.raw_pixels(samples))
+    return Prepared(module, study.model, placement, choice, signature, samples.count, known, notes)
 
 
 def device_of(module: nn.Module) -> torch.device:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from penstock.errors import UsageError
-from penstock.quantization.study import Choice
 from penstock.settings import option
-from penstock.stages.quantize import ACTIVATIONS, CONSUMERS, RANGES
+from penstock.stages.quantize import ACTIVATIONS, CONSUMERS, RANGES, QuantizeSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,16 +17,22 @@ class QatSettings:
     activations: str = option("", "type of activations (default: the consumer's own)", choices=("", *ACTIVATIONS))
     ranges: str = option("mse", "how the ranges that training begins with are chosen", choices=RANGES)
     percentile: float = option(99.99, "share of the values in per cent that `--ranges percentile` keeps", minimum=50)
+    equalize: bool = option(True, "scale channels against each other before, where one grid doesn't fit them all")
+    smooth: bool = option(True, "the same through normalizations, for transformers (SmoothQuant)")
     per_channel: bool = option(True, "one scale per output channel of a weight", flag="--per-channel/--per-tensor")
     quantize_outputs: bool = option(False, "quantize the result of the last layer too, which clips it")
     exclude: tuple[str, ...] = option((), "names of nodes to leave in float")
     scales: str = option("learned", "whether the scales are trained with the weights", choices=("learned", "fixed"))
 
-    def choice(self) -> Choice:
-        """Return what the static quantizer calls the same."""
-        return Choice(
-            self.consumer, self.activations, self.ranges, self.percentile, self.per_channel,
-            outputs=self.quantize_outputs, exclude=self.exclude,
+    def static(self) -> QuantizeSettings:
+        """Return the static quantizer's settings that give the same file before training.
+
+        What it repairs afterwards is left to the training: biases, and layers that it would leave in float.
+        """
+        return QuantizeSettings(
+            method="static", consumer=self.consumer, activations=self.activations, ranges=self.ranges,
+            percentile=self.percentile, equalize=self.equalize, smooth=self.smooth, correct_bias="none", guard=False,
+            per_channel=self.per_channel, quantize_outputs=self.quantize_outputs, exclude=self.exclude,
         )  # fmt: skip
 
 

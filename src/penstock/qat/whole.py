@@ -78,7 +78,9 @@ def run(
         if path.suffix == ".onnx" and Path(source).suffix == ".onnx":
             trial.survive(path, [roles.calibrate.first(1)], source)
         progress.begin("calibrate", f"{roles.calibrate.count} samples")
-        prepared = prepare_model(path, calibration.of_feeds(roles.calibrate, CALIBRATION_BATCH), settings, named=named)
+        prepared = prepare_model(
+            path, calibration.of_feeds(roles.calibrate, CALIBRATION_BATCH, golden=roles.golden), settings, named=named
+        )
         progress.end(f"{len(prepared.placement.weights)} layers on integers, {prepared.calibration_samples} samples")
     rows = _rows(dataset, signature, data, seed, recipe)
     assert roles.select is not None
@@ -94,7 +96,7 @@ def run(
     assert same.right is not None and same.right_float is not None
     return Result(
         converted, fitted, len(rows.split), same.samples, same.right_float / same.samples, same.right / same.samples,
-        intervals.wilson(same.right, same.samples), same, _notes(dataset),
+        intervals.wilson(same.right, same.samples), same, (*prepared.notes, *_notes(dataset)),
     )  # fmt: skip
 
 

@@ -131,20 +131,19 @@ def test_before_training_the_file_is_the_static_quantizers(kind: str, consumer: 
     path = NETS[kind](tmp_path / "m.onnx")
     prepared = prepare_model(path, batches(samples(kind)), QatSettings(consumer=consumer))
     convert(prepared, tmp_path / "trained.onnx")
-    quantize(
-        path, batches(samples(kind)), QuantizeSettings(method="static", consumer=consumer), tmp_path / "static.onnx"
-    )
+    settings = QatSettings(consumer=consumer).static()
+    quantize(path, batches(samples(kind)), settings, tmp_path / "static.onnx")
     assert (tmp_path / "trained.onnx").read_bytes() == (tmp_path / "static.onnx").read_bytes()
 
 
 @pytest.mark.parametrize("changed", [
     {"exclude": ("project",)}, {"per_channel": False}, {"quantize_outputs": True}, {"ranges": "minmax"},
-    {"activations": "int8"}, {"activations": "int16"}, {"exclude": ("stem", "head"), "ranges": "entropy"},
+    {"activations": "int8"}, {"activations": "int16"}, {"equalize": False, "smooth": False}, {"exclude": ("stem", "head"), "ranges": "entropy"},
 ], ids=str)  # fmt: skip
 def test_settings_mean_what_they_mean_to_the_static_quantizer(changed: dict, tmp_path: Path) -> None:
     path = residual(tmp_path / "m.onnx")
     convert(prepare_model(path, batches(IMAGES), QatSettings(**changed)), tmp_path / "trained.onnx")
-    settings = QuantizeSettings(method="static", **changed)
+    settings = QuantizeSettings(method="static", correct_bias="none", guard=False, **changed)
     quantize(path, batches(IMAGES), settings, tmp_path / "static.onnx")
     assert (tmp_path / "trained.onnx").read_bytes() == (tmp_path / "static.onnx").read_bytes()
 
@@ -262,7 +261,7 @@ def test_shared_weights_are_one_parameter_with_two_grids(tmp_path: Path) -> None
     prepared = prepare_model(path, batches(ROWS))
     assert len(list(prepared.module.weights.parameters())) == 2 and len(prepared.module.scales) == 2
     convert(prepared, tmp_path / "int8.onnx")
-    quantize(path, batches(ROWS), QuantizeSettings(method="static"), tmp_path / "static.onnx")
+    quantize(path, batches(ROWS), QatSettings().static(), tmp_path / "static.onnx")
     assert (tmp_path / "int8.onnx").read_bytes() == (tmp_path / "static.onnx").read_bytes()
 
 
