@@ -138,7 +138,8 @@ def test_before_training_the_file_is_the_static_quantizers(kind: str, consumer: 
 
 @pytest.mark.parametrize("changed", [
     {"exclude": ("project",)}, {"per_channel": False}, {"quantize_outputs": True}, {"ranges": "minmax"},
-    {"activations": "int8"}, {"activations": "int16"}, {"equalize": False, "smooth": False}, {"exclude": ("stem", "head"), "ranges": "entropy"},
+    {"activations": "int8"}, {"activations": "int16"}, {"equalize": False, "smooth": False},
+    {"exclude": ("stem", "head"), "ranges": "entropy"},
 ], ids=str)  # fmt: skip
 def test_settings_mean_what_they_mean_to_the_static_quantizer(changed: dict, tmp_path: Path) -> None:
     path = residual(tmp_path / "m.onnx")
