@@ -15,12 +15,14 @@ if _TYPE_CHECKING:
     from penstock.errors import GateError, InputError, MissingError, PenstockError, StoreError, UsageError
     from penstock.pipeline import BuildResult
     from penstock.record import Record
+    from penstock.searching import search
     from penstock.stages.bench import BenchSettings
     from penstock.stages.convert import ConvertSettings
     from penstock.stages.evaluate import EvaluateSettings
     from penstock.stages.export import ExportSettings
     from penstock.stages.optimize import OptimizeSettings
     from penstock.stages.quantize import QuantizeSettings
+    from penstock.stages.search import SearchSettings
     from penstock.stages.select import SelectSettings
     from penstock.stages.verify import VerifySettings
     from penstock.variant import Variant
@@ -41,12 +43,14 @@ _HOMES = {
     "penstock.errors": ("GateError", "InputError", "MissingError", "PenstockError", "StoreError", "UsageError"),
     "penstock.pipeline": ("BuildResult",),
     "penstock.record": ("Record",),
+    "penstock.searching": ("search",),
     "penstock.stages.bench": ("BenchSettings",),
     "penstock.stages.convert": ("ConvertSettings",),
     "penstock.stages.evaluate": ("EvaluateSettings",),
     "penstock.stages.export": ("ExportSettings",),
     "penstock.stages.optimize": ("OptimizeSettings",),
     "penstock.stages.quantize": ("QuantizeSettings",),
+    "penstock.stages.search": ("SearchSettings",),
     "penstock.stages.select": ("SelectSettings",),
     "penstock.stages.verify": ("VerifySettings",),
     "penstock.variant": ("Variant",),
@@ -54,10 +58,11 @@ _HOMES = {
 }  # fmt: skip
 
 __all__ = [  # noqa: RUF022  # grouped by what they are: the verbs in order, the nouns, the settings, the errors
-    "build", "export", "inspect", "optimize", "convert", "quantize", "verify", "evaluate", "bench", "select",
+    "build", "export", "inspect", "optimize", "convert", "quantize", "search", "verify", "evaluate", "bench",
+    "select",
     "Variant", "Deployment", "Record", "Verdict", "BuildResult",
     "BuildSettings", "DataSettings", "ExportSettings", "OptimizeSettings", "ConvertSettings", "QuantizeSettings",
-    "VerifySettings",
+    "SearchSettings", "VerifySettings",
     "EvaluateSettings", "BenchSettings", "SelectSettings",
     "PenstockError", "GateError", "UsageError", "InputError", "StoreError", "MissingError",
 ]  # fmt: skip

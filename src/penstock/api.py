@@ -11,7 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
-from penstock import custom_domains, datasets, feeds, golden, graph, inputs, pipeline, precheck, registry, store, trial
+from penstock import (
+    calibration,
+    custom_domains,
+    datasets,
+    feeds,
+    golden,
+    graph,
+    inputs,
+    pipeline,
+    precheck,
+    registry,
+    store,
+    trial,
+)
 from penstock.backends import Backend, Loadable, Session, ways
 from penstock.build_settings import BuildSettings
 from penstock.data import DataSettings
@@ -42,12 +55,10 @@ from penstock.stages.optimize import Optimized, OptimizeSettings
 from penstock.stages.quantize import QuantizeSettings
 from penstock.stages.select import Selection, SelectSettings
 from penstock.stages.verify import Verification, VerifySettings
-from penstock.store import BuildFolder
+from penstock.store import BuildFolder, Cache
 from penstock.summary import Row, rows
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from penstock.data import Dataset
     from penstock.jsonable import Json
 
@@ -180,15 +191,15 @@ def quantize(
     settings = settings or QuantizeSettings()
     roles = role_feeds(Path(model), data or DataSettings(), seed)
 
-    def calibration() -> Iterator[Mapping[str, np.ndarray]]:
-        return (batch for _, batch in roles.calibrate.batches(settings.calibration_batch, whole=True))
-
-    trial.survive(Path(model), [roles.calibrate.first(1), *calibration()], str(model))
+    kept = Cache(store.default_cache())
+    batches = calibration.of_feeds(roles.calibrate, settings.calibration_batch, golden=roles.golden, cache=kept)
+    trial.survive(Path(model), [roles.calibrate.first(1), *batches], str(model))
     with store.scratch() as work:
         made = work / Path(output).name
-        facts = quantize_stage.quantize(Path(model), calibration(), settings, made)
+        facts = dict(quantize_stage.quantize(Path(model), batches, settings, made))
         _adopt(work, Path(output).parent)
-    facts = {**facts, "calibration_samples": roles.calibrate.count}  # batches may overlap
+    if facts.get("calibration_samples") != 0:  # a method may have looked at none; batches may overlap
+        facts["calibration_samples"] = roles.calibrate.count
     return Quantized(str(output), Path(output).stat().st_size, roles.calibrate.description, facts)
 
 

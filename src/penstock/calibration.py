@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
+
+from penstock.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
 
     from penstock.feeds import Feeds
     from penstock.jsonable import Json
+    from penstock.store import Cache
 
 Batch = Mapping[str, "np.ndarray"]
 
@@ -26,32 +30,63 @@ class Batches:
     equal: Callable[[], Iterator[Batch]]
     count: int  # samples
     description: Mapping[str, Json] = field(default_factory=dict)
+    size: int = 0  # of a batch
+    golden: Batches | None = None  # what the result will be held against, to see that both are of one scale
+    cache: Cache | None = None  # where a quantizer may keep what it saw
 
     def __iter__(self) -> Iterator[Batch]:
         """Begin anew."""
         return self.again()
+
+    def some(self, most: int) -> Batches:
+        """Return the first batches, of about ``most`` samples in all, for what doesn't need every one."""
+        if self.count <= most:
+            return self
+        number = max(1, most // max(self.size, 1))
+        held = min(number * max(self.size, 1), self.count)
+        return replace(
+            self, again=lambda: itertools.islice(self.again(), number),
+            equal=lambda: itertools.islice(self.equal(), number), count=held, description={},
+        )  # fmt: skip
 
     def whole(self) -> Iterator[Batch]:
         """Yield batches of equal size, for a library that asks for it: the last may overlap the one before."""
         return self.equal()
 
 
-def of_feeds(feeds: Feeds, size: int) -> Batches:
+def of_feeds(feeds: Feeds, size: int, *, golden: Feeds | None = None, cache: Cache | None = None) -> Batches:
     """Cut the samples of a role into batches of ``size``."""
     return Batches(
         lambda: (batch for _, batch in feeds.batches(size)),
         lambda: (batch for _, batch in feeds.batches(size, whole=True)),
-        feeds.count, feeds.description,
+        feeds.count, feeds.description, size, None if golden is None else of_feeds(golden, size), cache,
     )  # fmt: skip
 
 
 def of_list(batches: Iterable[Batch]) -> Batches:
     """Go through batches that are at hand, as they are."""
     held = batches if isinstance(batches, (list, tuple)) else list(batches)
-    count = sum(size(batch) for batch in held)
-    return Batches(lambda: iter(held), lambda: iter(held), count)
+    sizes = [size(batch) for batch in held]
+    return Batches(lambda: iter(held), lambda: iter(held), sum(sizes), size=max(sizes, default=0))
 
 
 def size(batch: Batch) -> int:
     """Return the number of samples in a batch: the length of its inputs' first axis, 1 without any."""
     return max((len(array) for array in batch.values() if array.ndim), default=1)
+
+
+def check(batches: Iterable[Batch]) -> None:
+    """Raise ``InputError`` for a sample that holds NaN or infinity, with its number and the input."""
+    import numpy as np
+
+    start = 0
+    for batch in batches:
+        for name, array in batch.items():
+            if array.dtype.kind != "f" or not array.size or np.isfinite(array).all():
+                continue
+            rows = ~np.isfinite(array).reshape(len(array), -1) if array.ndim else np.array([[True]])
+            row = int(np.argmax(rows.any(axis=1)))
+            kind = "NaN" if np.isnan(array).any() else "infinity"
+            what = f"calibration sample {start + row} has {kind} in its input {name!r} ({int(rows[row].sum())} values)"
+            raise InputError("not-finite", what, do="take the sample out of the data")
+        start += size(batch)

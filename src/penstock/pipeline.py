@@ -279,7 +279,7 @@ class Build:
         if not self.settings.quantize.quantize:
             return
         self.progress.begin("quantize", f"{data.calibrate.count} calibration samples")
-        done = transforms.quantize_variant(parent, data.calibrate, self.settings.quantize, self.cache)
+        done = transforms.quantize_variant(parent, data.calibrate, self.settings.quantize, self.cache, data.golden)
         if isinstance(done, InputError):
             reason = done.what
             skipped = Record("quantize", "int8", dict(data.calibrate.description), {"skipped": reason})
@@ -287,6 +287,10 @@ class Build:
             self.notes.append(f"no int8 variant: {reason}")
             self.progress.end(f"skipped: {reason}")
             return
+        if (done.folder / transforms.HISTOGRAMS).is_file():
+            seen = self.folder.blob((done.folder / transforms.HISTOGRAMS).read_bytes())
+            done = replace(done, facts={**done.facts, "histograms_blob": seen})
+        self.notes += [f"quantize: {note}" for note in cast("list[str]", done.facts.get("notes", []))]
         variant = self._adopt(done, "quantize")
         self.progress.end(f"{variant.name}: {variant.size_bytes / 1e6:.2f} MB{_cached(done)}")
 

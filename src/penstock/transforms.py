@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, cast
 
 from penstock import (
     blame,
+    calibration,
     custom_domains,
     graph,
     inputs,
@@ -22,6 +23,7 @@ from penstock import (
     opsets,
     places,
     proof,
+    quantization,
     registry,
     rewriting,
     specialise,
@@ -29,7 +31,7 @@ from penstock import (
 )
 from penstock.errors import InputError
 from penstock.frontends import Source
-from penstock.jsonable import Json, from_json, to_json
+from penstock.jsonable import Json, dumps, from_json, to_json
 from penstock.signature import Signature
 from penstock.stages import _optimize_proof, _optimize_steps, export, optimize, quantize
 from penstock.store import Cache, CacheEntry, Made, digest_of
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from penstock.feeds import Feeds
 
 MAIN = "model.onnx"
+HISTOGRAMS = "histograms.json"  # of what calibration saw, beside the model
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,20 +201,26 @@ def optimize_variant(parent: Transformed, settings: optimize.OptimizeSettings, c
 
 
 def quantize_variant(
-    parent: Transformed, feeds: Feeds, settings: quantize.QuantizeSettings, cache: Cache
+    parent: Transformed, feeds: Feeds, settings: quantize.QuantizeSettings, cache: Cache, golden: Feeds | None = None
 ) -> Transformed | InputError:
     """Quantize with the calibration feeds; a model that can't be quantized gives the reason back."""
     tools = versions("onnx", "onnx-ir", "onnxruntime")
     code = registry.fingerprint("quantizers")
-    inputs = [parent.variant.digest, dict(feeds.description), settings, tools, _code(quantize, graph), code]
+    numerics = [store.file_digest(path) for path in sorted(Path(str(quantization.__file__)).parent.glob("*.py"))]
+    inputs = [parent.variant.digest, dict(feeds.description), settings, tools, _code(quantize, graph), code, numerics]
+    inputs += [dict(golden.description)] if golden is not None else []
     # ranges come out of a runtime, whose kernels and sums differ between instruction sets and numbers of threads
     key = digest_of(["quantize", *inputs, machine.instruction_set(), os.cpu_count()])
 
     def make(into: Path) -> Made:
-        batches = (batch for _, batch in feeds.batches(settings.calibration_batch, whole=True))
-        facts = quantize.quantize(parent.path, batches, settings, into / MAIN)
+        batches = calibration.of_feeds(feeds, settings.calibration_batch, golden=golden, cache=cache)
+        facts = dict(quantize.quantize(parent.path, batches, settings, into / MAIN))
+        if (seen := facts.pop("histograms", None)) is not None:
+            store.write_bytes(into / HISTOGRAMS, dumps(seen).encode())
         shape = to_json(graph.signature(graph.load(into / MAIN)))
-        return Made({**facts, "signature": shape, "calibration_samples": feeds.count})
+        if facts.get("calibration_samples") != 0:  # a method may have looked at none; batches may overlap
+            facts["calibration_samples"] = feeds.count
+        return Made({**facts, "signature": shape})
 
     try:
         entry, cached = _through_cache(cache, key, make)
@@ -220,8 +229,9 @@ def quantize_variant(
     plain = to_json(settings)
     assert isinstance(plain, dict)
     shown = {**plain, "calibration": dict(feeds.description)}
+    model = replace(entry, files=tuple(file for file in entry.files if file.path != HISTOGRAMS))
     precision = cast("Precision", entry.facts.get("precision", "int8"))
-    variant = _variant(precision, entry, precision, (parent.variant.digest,), "quantize", shown, tools)
+    variant = _variant(precision, model, precision, (parent.variant.digest,), "quantize", shown, tools)
     return Transformed(variant, cache.folder(key) / "files", entry.facts, entry.measured, {}, cached)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from penstock import graph
-from penstock.backends import Loadable
+from penstock import graph, store
+from penstock.backends import HALVES, Loadable
 from penstock.deployment import Deployment, Role
 from penstock.errors import InputError, MissingError
 from penstock.graph import first_line
@@ -25,6 +26,7 @@ LOADS_LIBRARIES = True
 # choice, where nothing is asked for) with activations rounded to int8; "2" and "3", half floats, are "1" on this CPU
 ACCURACY = "qdq_matmulnbits_accuracy_level"
 _LEVELS = ("disabled", "basic", "extended", "all")
+_FLOATS = {"bfloat16": "bf16", "float16": "fp16", "float": "fp32", "double": "fp64"}  # as a profile names them
 
 
 def available() -> str:
@@ -97,6 +99,11 @@ def load(model: Loadable, deployment: Deployment) -> OrtSession:
             do = "give one that was built for this ONNX Runtime and this machine"
             raise InputError("bad-library", what, where=library, do=do) from error
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+
+    def profiled(prefix: Path) -> Any:
+        options.enable_profiling, options.profile_file_prefix = True, str(prefix)
+        return ort.InferenceSession(str(model.path), options, providers=["CPUExecutionProvider"])
+
     try:
         session = ort.InferenceSession(str(model.path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the runtime raises many types, all about this model
@@ -104,21 +111,24 @@ def load(model: Loadable, deployment: Deployment) -> OrtSession:
             "runtime-refuses", f"ONNX Runtime can't load the model: {first_line(error)}", where=str(model.path),
             do="look for the operator or the opset that it names; `penstock inspect` lists both",
         ) from error  # fmt: skip
-    return OrtSession(session, deployment)
+    return OrtSession(session, deployment, profiled)
 
 
 class OrtSession:
     """A loaded ONNX Runtime session."""
 
-    def __init__(self, session: Any, deployment: Deployment) -> None:
+    def __init__(self, session: Any, deployment: Deployment, profiled: Callable[[Path], Any]) -> None:
         self._session = session
         self._deployment = deployment
+        self._profiled = profiled  # makes a second session, which writes down what it runs
+        self._last: Mapping[str, np.ndarray] | None = None
         self._inputs = [value.name for value in session.get_inputs()]
         self._outputs = [value.name for value in session.get_outputs()]
         self._bound: tuple[Mapping[str, np.ndarray], Any] | None = None
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Run one batch."""
+        self._last = feeds
         if self._deployment.io_binding:
             return self._run_bound(feeds)
         try:
@@ -152,19 +162,47 @@ class OrtSession:
             count = placed.get(part.ep_name, 0)
             placed[part.ep_name] = (count if isinstance(count, int) else 0) + len(part.get_nodes())
         level = self._deployment.options.get(ACCURACY)
-        accuracy: dict[str, Json] = {} if level is None else {ACCURACY: int(level)}
-        return accuracy | {
+        told: dict[str, Json] = {} if level is None else {ACCURACY: int(level)}
+        told |= {
             "device": "cpu",
             "nodes_by_provider": placed,
             "threads": self._deployment.threads,
             "io_binding": self._deployment.io_binding,
             "optimization": self._deployment.options.get("optimization", "all"),
         }
+        return told | self._computes_in()
+
+    def _computes_in(self) -> dict[str, Json]:
+        """Tell of 16-bit variants how many kernels ran in which type, and how many Casts, from a profile of one run.
+
+        Where it has no kernel for a type, the runtime puts Casts around one in float32, and only stores 16 bits.
+        """
+        if self._deployment.precision not in HALVES or self._last is None:
+            return {}
+        with store.scratch() as work:
+            session = self._profiled(work / "profile")
+            session.run(self._outputs, dict(self._last))
+            events = json.loads(Path(session.end_profiling()).read_text())
+        kinds = [_kind(event) for event in events if str(event.get("name", "")).endswith("_kernel_time")]
+        counted: dict[str, Json] = {name: kinds.count(name) for name in sorted({*_FLOATS.values()} & {*kinds})}
+        return {"computes_in": counted, "casts": kinds.count("Cast")}
 
     def close(self) -> None:
         """Drop the session."""
-        self._bound = None
+        self._bound = self._last = None
         self._session = None
+
+
+def _kind(event: Mapping[str, Any]) -> str:
+    """Return the type that a kernel of a profile computes in: the narrowest float it reads, else makes; "" for none."""
+    told = event.get("args", {})
+    if told.get("op_name") == "Cast":
+        return "Cast"
+    for part in ("input_type_shape", "output_type_shape"):
+        types = {name for entry in told.get(part, ()) for name in entry}
+        if found := next((short for name, short in _FLOATS.items() if name in types), ""):
+            return found
+    return ""
 
 
 def fuse_offline(model: Path, into: Path) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import click
 
-from penstock.cli import _console
+from penstock.cli import _console, _layers
 from penstock.cli._options import common, config, given, sections
 from penstock.cli._settings import checking, one
 
@@ -22,13 +22,15 @@ Examples:
 @click.argument("model", type=click.Path())
 @click.option("-o", "--output", type=click.Path(dir_okay=False), required=True, help="The .onnx file to write.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the data roles and made-up inputs.")
+@click.option("--explain", is_flag=True, help="Tell of each layer what was done, its range, and why any is in float.")
 @sections("check", "quantize", "data")
 @config
 @common
 def command(
-    model: str, output: str, seed: int, config: str | None, as_json: bool, quiet: bool, verbose: bool, **values: Any
-) -> int:
-    """Make an int8 MODEL: QDQ, one scale per output channel, ranges from the calibration samples."""
+    model: str, output: str, seed: int, explain: bool, config: str | None, as_json: bool, quiet: bool, verbose: bool,
+    **values: Any,
+) -> int:  # fmt: skip
+    """Make a quantized MODEL: int8 by default, its ranges from the calibration samples."""
     from penstock import api
     from penstock.data import DataSettings
     from penstock.stages.quantize import QuantizeSettings
@@ -43,10 +45,15 @@ def command(
         _console.emit("quantize", done)
         return 0
     facts = done.facts
-    if done.calibrated_on.get("kind") == "seeded":
+    for note in cast("list[str]", facts.get("notes") or []):
+        click.echo(f"note: {note}")
+    if done.calibrated_on.get("kind") == "seeded" and facts.get("calibration_samples"):
         click.echo("note: no data was given; the ranges come from made-up inputs and will not fit real ones")
-    in_batches = f", in batches of {facts['calibration_batch']}" if "calibration_batch" in facts else ""
-    click.echo(f"calibrated on {facts['calibration_samples']} samples{in_batches}")
+    if facts.get("calibration_samples"):
+        in_batches = f", in batches of {facts['calibration_batch']}" if "calibration_batch" in facts else ""
+        click.echo(f"calibrated on {facts['calibration_samples']} samples{in_batches}")
+    if explain:
+        _layers.show(facts)
     left = facts.get("operators_left_in_float")
     if isinstance(left, list) and left:
         click.echo(f"left in float: {', '.join(map(str, left))}")

@@ -71,7 +71,7 @@ class _Emitting:
         for index, end in enumerate(self.graph.outputs):
             if end is out:
                 self.graph.outputs[index] = before
-        self.graph.remove([node], safe=False)
+        self.graph.remove([node], safe=True)
         out.name = None
         before.name, before.shape = name, before.shape or shape
         self.values[tensor] = before
@@ -136,6 +136,13 @@ class _Emitting:
         """Set what is added: int32 on the grid of products, or float."""
         assert held.bias is not None
         stem = f"{node.name}_bias"
+        if node.op_type == "MatMul":
+            home = bias_home(node)
+            if home is None:  # the Add computes on integers itself, and its row is on a grid already
+                return
+            fresh = self._initializer(f"{stem}_corrected", held.bias.astype(np.float32))
+            home[0].replace_input_with(home[1], fresh)
+            return
         there = node.inputs[2] if len(node.inputs) > 2 else None
         if there is not None:
             stem = f"{there.name}_{node.name}" if len(there.uses()) > 1 else str(there.name)
@@ -207,6 +214,20 @@ class _Emitting:
             found = f"{name}_{number}"
         self.taken.add(found)
         return found
+
+
+def bias_home(node: ir.Node) -> tuple[ir.Node, int] | None:
+    """Return where a node takes a row to add to its result; of a MatMul that is the Add behind it, if there is one."""
+    if node.op_type != "MatMul":
+        return node, 2
+    uses = [*node.outputs[0].uses()]
+    if len(uses) != 1 or uses[0].node.op_type != "Add" or node.outputs[0].is_graph_output():
+        return None
+    add = uses[0].node
+    other = add.inputs[1 - uses[0].idx]
+    if other is None or other.const_value is None or other.is_graph_input() or len(other.const_value.shape) != 1:
+        return None
+    return add, 1 - uses[0].idx
 
 
 def product_grid(data: Grid, weights: Grid, channels: int) -> Grid:

@@ -1,8 +1,8 @@
 """Histograms of all values that pass by, in bounded memory, however many there are and whatever outlier comes last.
 
 A bin is a sign and the first ten bits after the binary point of a float32, so bins are as fine as 1/1024 of a value at
-any magnitude and are never cut anew: a histogram of equal bins is ruined by one outlier, which makes them coarse. Values
-below 2⁻²⁴ of the largest lie in one bin, the first: no grid of 16 bits or less can tell them from 0.
+any magnitude and are never cut anew: in a histogram of equal bins one outlier makes all of them coarse. Values below
+2⁻²⁴ of the largest lie in one bin, the first: no grid of 16 bits or less can tell them from 0.
 """
 
 from __future__ import annotations
@@ -77,6 +77,18 @@ class Histogram:
         counts = np.concatenate([self._counts[1, ::-1], self._counts[0]])
         met = counts > 0
         return values[met], counts[met]
+
+    def state(self) -> tuple[int, int, Array]:
+        """Return all that it holds: the first key, the zeros, and the counts (2, n), int64."""
+        return self._base, self.zeros, self._counts
+
+    @classmethod
+    def of_state(cls, base: int, zeros: int, counts: Array) -> Histogram:
+        """Make one of what :meth:`state` gave."""
+        made = cls()
+        made._base, made.zeros, made._counts = base, zeros, counts
+        made.count = int(counts.sum())
+        return made
 
     def coarse(self, number: int = 256) -> tuple[list[float], list[int]]:
         """Return the edges and counts of ``number`` equal bins, for a record or a figure."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 State = Literal["integer", "moved", "absorbed", "float"]
 CLIPS = ("Relu", "Clip")
-_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ class _Placing:
             reason = self._unfit(node)
         elif op in table.arithmetic or op in table.moving:
             reason = self._unmoved(node)
-        elif op in _WEIGHTED:
+        elif op in WEIGHTED:
             reason = f"{table.name} computes no {op} on integers"
         else:
             reason = "" if op in CLIPS else f"{table.name} computes {op} in float"
@@ -172,7 +172,7 @@ class _Placing:
             return
         leads: set[ir.Node] = set()
         for node in reversed(self.nodes):
-            if any(use.node in leads or use.node in self._weighted() for out in node.outputs for use in out.uses()):
+            if any(use.node in leads or use.node.op_type in WEIGHTED for out in node.outputs for use in out.uses()):
                 leads.add(node)
         for node in self._weighted():
             if node not in leads and node.op_type not in self.consumer.float_outputs:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 QUANTIZED = frozenset({
     "ConvInteger", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "QLinearConv", "QLinearMatMul",
     "QuantizeLinear", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "QGemm", "MatMulNBits", "DynamicQuantizeLSTM",
+    "QAttention",
 })  # fmt: skip
 OPSET = 13  # the first with a scale for each channel
 ROUNDS = 30  # of the passes, at most

@@ -7,7 +7,7 @@ so that a graph of thousands of tensors is looked at in several runs rather than
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,7 +46,6 @@ def observe(
     first = next(iter(batches), None)
     if first is None:
         raise InputError("no-samples", "there are no calibration samples", do="give data with --data")
-    check_samples(batches)
     chunks = _chunks(model, inner, first, chunk_bytes) if inner else [[]]
     total, passed = batches.count * len(chunks), 0
     for number, chunk in enumerate(chunks):
@@ -75,21 +74,6 @@ def values(model: ir.Model) -> dict[str, ir.Value]:
     for node in model.graph:
         found.update({str(value.name): value for value in node.outputs if value.name})
     return found
-
-
-def check_samples(batches: Iterable[Any]) -> None:
-    """Raise ``InputError`` for a sample that holds NaN or infinity, with its number and the input."""
-    start = 0
-    for batch in batches:
-        for name, array in batch.items():
-            if array.dtype.kind != "f" or not array.size or np.isfinite(array).all():
-                continue
-            rows = ~np.isfinite(array).reshape(len(array), -1) if array.ndim else np.array([[True]])
-            row = int(np.argmax(rows.any(axis=1)))
-            kind = "NaN" if np.isnan(array).any() else "infinity"
-            what = f"calibration sample {start + row} has {kind} in its input {name!r} ({int(rows[row].sum())} values)"
-            raise InputError("not-finite", what, do="take the sample out of the data")
-        start += size(batch)
 
 
 def cut(model: ir.Model, tensors: Sequence[str]) -> ir.Model:

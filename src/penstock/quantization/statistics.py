@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, np.dtype[Any]]
 
 NEWEST = 0.1  # weight of the newest batch in the moving average
-MOST_SAMPLES = 64  # whose own extremes are kept, to tell how stable a range is
+MOST_SAMPLES = 4096  # whose own extremes are kept, to tell how stable a range is and which samples stand out
+USUAL = 98.0  # per cent of the samples whose extremes are usual
+BEYOND = 1.25  # times the usual extremes: what lies further is an outlier
 
 
 class Statistics:
@@ -36,18 +38,25 @@ class Statistics:
         """
         if not array.size:
             return
-        low, high = float(array.min()), float(array.max())
+        lows, highs = _extremes(array, count)
+        low, high = float(lows.min()), float(highs.max())
         if not (np.isfinite(low) and np.isfinite(high)):
             raise _not_finite(self.tensor, array, first, count)
         fresh = not np.isfinite(self.low)
         self.average_low += (low - self.average_low) * (1.0 if fresh else NEWEST)
         self.average_high += (high - self.average_high) * (1.0 if fresh else NEWEST)
         self.low, self.high = min(self.low, low), max(self.high, high)
-        if len(self.samples) < MOST_SAMPLES and array.ndim and len(array) == count:
-            rows = array[: MOST_SAMPLES - len(self.samples)].reshape(min(count, MOST_SAMPLES - len(self.samples)), -1)
-            self.samples += zip(rows.min(axis=1).tolist(), rows.max(axis=1).tolist(), strict=True)
+        if len(self.samples) < MOST_SAMPLES:
+            self.samples += zip(lows.tolist(), highs.tolist(), strict=True)
         if self.wants_histogram:
             self.histogram.add(array, max(-self.low, self.high, 0.0))
+
+    def usual(self) -> tuple[float, float]:
+        """Return the interval that nearly all samples stay in: one outlier among them doesn't widen it."""
+        lows, highs = (np.array(ends) for ends in zip(*self.samples, strict=True))
+        low = BEYOND * float(np.percentile(lows, 100 - USUAL, method="lower"))
+        high = BEYOND * float(np.percentile(highs, USUAL, method="higher"))
+        return max(self.low, min(low, 0.0)), min(self.high, max(high, 0.0))
 
     def instability(self) -> float:
         """Return how much of the range the one sample adds that adds most: 0 where another reaches as far."""
@@ -63,6 +72,12 @@ class Statistics:
         without_top = np.partition(highs, -2)[-2] - lows.min()
         without_bottom = highs.max() - np.partition(lows, 1)[1]
         return float(1 - min(without_top, without_bottom) / span)
+
+
+def _extremes(array: Array, count: int) -> tuple[Array, Array]:
+    """Return the extremes of each sample, (n,) each; of the whole batch where its first axis isn't that of samples."""
+    rows = array.reshape(count if array.ndim and len(array) == count else 1, -1)
+    return rows.min(axis=1), rows.max(axis=1)
 
 
 def _not_finite(tensor: str, array: Array, first: int, count: int) -> InputError:

@@ -14,15 +14,20 @@ import numpy as np
 from penstock.calibration import Batches
 from penstock.quantization import probe, ranges
 from penstock.quantization.consumers import CONSUMERS, Consumer
-from penstock.quantization.emit import Weights, emit
+from penstock.quantization.emit import Weights, bias_home, emit
 from penstock.quantization.grid import SPANS, Grid, of_range, of_weights
 from penstock.quantization.placement import Placement, place
+from penstock.quantization.repair import corrected
+from penstock.quantization.shelf import Shelf
 from penstock.quantization.statistics import Statistics
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     Array = np.ndarray[Any, np.dtype[Any]]
+
+
+SOME = 128  # samples whose mean a bias is corrected by
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +41,10 @@ class Choice:
     per_channel: bool = True
     weight_bits: int = 8
     outputs: bool = False
+    equalize: bool = False
+    smooth: bool = False
+    correct_bias: str = "none"  # none, analytic or empirical
+    rounding: str = "nearest"  # or adaptive
     exclude: tuple[str, ...] = ()
     only: tuple[str, ...] | None = None
 
@@ -50,6 +59,16 @@ class Choice:
         return self.activations or self.table.activations[0]
 
 
+@dataclass(frozen=True, slots=True)
+class Quantized:
+    """A quantized model, and all that it was made with."""
+
+    model: ir.Model
+    placement: Placement
+    grids: Mapping[str, Grid]
+    weights: Mapping[str, Weights]
+
+
 @dataclass(slots=True)
 class Study:
     """A prepared model and its calibration samples; statistics are collected when they are first wanted."""
@@ -57,6 +76,9 @@ class Study:
     model: ir.Model
     batches: Batches
     statistics: dict[str, Statistics] = field(default_factory=dict)
+    cleaned: Batches | None = None  # without samples that stand out, where that isn't all of them
+    notes: list[str] = field(default_factory=list)
+    shelf: Shelf | None = None  # where statistics are kept from one time to the next
     runs: int = 0
     progress: Callable[[int, int], None] | None = None
 
@@ -72,13 +94,21 @@ class Study:
         ]  # fmt: skip
         if not missing:
             return
-        fresh = {name: Statistics(name, histogram=histogram) for name in missing}
+        if self.shelf is None:
+            self.statistics.update(self._seen(missing, histogram=histogram))
+        else:
+            self.statistics.update(
+                self.shelf.statistics(missing, histogram, lambda: self._seen(missing, histogram=histogram))
+            )
+
+    def _seen(self, tensors: Collection[str], *, histogram: bool) -> dict[str, Statistics]:
+        found = {name: Statistics(name, histogram=histogram) for name in tensors}
 
         def visit(name: str, array: Array, first: int, count: int) -> None:
-            fresh[name].add(array, first, count)
+            found[name].add(array, first, count)
 
-        self.runs += probe.observe(self.model, missing, self.batches, visit, done=self.progress)
-        self.statistics.update(fresh)
+        self.runs += probe.observe(self.model, [*tensors], self.batches, visit, done=self.progress)
+        return found
 
     def grids(self, placement: Placement, choice: Choice) -> dict[str, Grid]:
         """Choose a grid for every quantized tensor; those that share one get the same object."""
@@ -126,23 +156,34 @@ class Study:
             data = node.inputs[1 - index]
             assert data is not None
             axis = channel_axis(node) if choice.per_channel else None
-            least = _least(grids[str(data.name)], bias, real, axis) if placement.consumer.integer_bias else None
+            on_grid = placement.consumer.integer_bias and node.op_type != "MatMul"
+            least = _least(grids[str(data.name)], bias, real, axis) if on_grid else None
             grid = of_weights(real, axis, bits=choice.weight_bits, least=least)
             found[str(node.name)] = Weights(grid.quantize(real), grid, bias)
         return found
 
-    def quantized(self, choice: Choice) -> ir.Model:
-        """Make the quantized model of a choice, without repair."""
+    def quantized(self, choice: Choice) -> Quantized:
+        """Make the quantized model of a choice."""
         placement = self.placed(choice)
         grids = self.grids(placement, choice)
-        return emit(self.model, placement, grids, self.weights(placement, grids, choice))
+        weights = self.weights(placement, grids, choice)
+        made = emit(self.model, placement, grids, weights)
+        adaptive = choice.rounding == "adaptive"
+        if adaptive or choice.correct_bias != "none":
+            seen = self.model if choice.correct_bias == "analytic" and not adaptive else made
+            cleaned = self.cleaned or self.batches
+            samples = cleaned if adaptive else cleaned.some(SOME)
+            weights = corrected(self.model, placement, weights, samples, seen=seen, adaptive=adaptive)
+            made = emit(self.model, placement, grids, weights)
+        return Quantized(made, placement, grids, weights)
 
 
 def parameters(node: ir.Node, index: int) -> tuple[Array, Array | None]:
     """Return the weights and the bias of a weighted node, float32."""
     held = node.inputs[index]
     assert held is not None and held.const_value is not None
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    home = bias_home(node)
+    bias = home[0].inputs[home[1]] if home is not None and len(home[0].inputs) > home[1] else None
     row = None if bias is None or bias.const_value is None else bias.const_value.numpy().astype(np.float32)
     return held.const_value.numpy().astype(np.float32), row
 

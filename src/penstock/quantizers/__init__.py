@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 class Quantizer(Protocol):
-    """One way to make a quantized model."""
+    """One way to make a quantized model.
+
+    A method that looks at no samples has ``NEEDS_SAMPLES = False``: then there may be none, and they aren't checked.
+    """
 
     def available(self) -> str:
         """Return "" when the method can run here, else why not and what to install."""

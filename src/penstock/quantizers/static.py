@@ -1,6 +1,6 @@
 """Static quantization: integers for activations and weights, on grids that are chosen from calibration samples.
 
-x ≈ scale · (integer − zero point): activations on grids with a zero point, weights on symmetric ones with a scale for
+x ≈ scale · (integer - zero point): activations on grids with a zero point, weights on symmetric ones with a scale for
 each output channel, biases int32 (Jacob et al., arXiv 1712.05877). What is quantized goes by the consumer's table.
 """
 
@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING
 from penstock import calibration, graph
 from penstock.calibration import Batches
 from penstock.errors import InputError
+from penstock.jsonable import to_json
 
 if TYPE_CHECKING:
     import numpy as np
+    import onnx_ir as ir
 
     from penstock.jsonable import Json
+    from penstock.quantization.study import Choice, Quantized, Study
     from penstock.stages.quantize import QuantizeSettings
 
 
@@ -30,21 +33,83 @@ def quantize(
     model: Path, batches: Iterable[Mapping[str, np.ndarray]], settings: QuantizeSettings, into: Path
 ) -> Mapping[str, Json]:
     """Quantize ``model``; see :class:`penstock.quantizers.Quantizer`."""
-    from penstock.quantization import prepare
-    from penstock.quantization.study import Choice, Study
+    from penstock.quantization import account, automatic, notices, qoperator
+    from penstock.quantization.guard import guarded
+    from penstock.quantization.studying import of_settings, studied
 
     samples = batches if isinstance(batches, Batches) else calibration.of_list(batches)
-    wide = settings.activations in ("int16", "uint16")
-    loaded = prepare.prepared(model, opset=21 if wide else prepare.OPSET, exclude=settings.exclude)
-    choice = Choice(
-        settings.consumer, settings.activations, settings.ranges, settings.percentile, settings.per_channel,
-        outputs=settings.quantize_outputs, exclude=settings.exclude,
-    )  # fmt: skip
-    study = Study(loaded, samples)
+    choice = of_settings(settings)
+    study, balanced = studied(model, samples, choice)
     if not study.placed(choice).weights:
-        what = "there is nothing worth quantizing"
-        raise InputError("nothing-to-quantize", what, where=str(model), do="build with --no-quantize")
-    made = study.quantized(choice)
-    graph.tidy(made)
-    graph.save(made, into)
-    return {"method": "static"}
+        raise _nothing(study, choice, model)
+    notices.other_scale(study, samples.golden, notices.first_layers(study))
+    choice, tried = automatic.resolved(study, choice)
+    choice, left = guarded(study, choice) if settings.guard else (choice, [])
+    done = study.quantized(choice)
+    kept = qoperator.convert(done.model) if settings.format == "qoperator" else {}
+    graph.tidy(done.model)
+    graph.save(done.model, into)
+    used = {name: study.statistics[name] for name in done.grids if name in study.statistics}
+    return {
+        "method": "static", "precision": "int8", "format": settings.format.upper(), "consumer": choice.consumer,
+        "activations": choice.dtype, "weights": "int8", "per_channel": choice.per_channel, "ranges": choice.ranges,
+        "equalize": choice.equalize, "correct_bias": choice.correct_bias, "rounding": choice.rounding,
+        "calibration_samples": samples.count, "calibration_runs": study.runs,
+        "outputs_left_in_float": _float_outputs(done), "operators_left_in_float": [*_float_operators(done)],
+        "ranges_tried_db": to_json(tried), "guarded": to_json(left),
+        "balanced": [
+            {"before": one.before, "after": [*one.after], "alpha": one.alpha, "gain_db": one.gain_db}
+            for one in balanced
+        ],
+        **_sensitivity(study, choice, done, settings.sensitivity),
+        "layers": qoperator.told(account.layers(
+            study.model, done.placement, done.grids, done.weights, study.statistics,
+            {one.node: f"alone it makes {one.share:.0%} of the error at the output" for one in left},
+        ), kept),
+        "histograms": account.histograms(used, done.grids),
+        "notes": [*study.notes, *notices.few(samples, used), *notices.raw_pixels(samples)],
+    }  # fmt: skip
+
+
+def _sensitivity(study: Study, choice: Choice, done: Quantized, seconds: float) -> dict[str, Json]:
+    """Measure each layer's effect, where that is asked for."""
+    from penstock.quantization import sensitivity
+
+    if not seconds:
+        return {}
+    ranked, left = sensitivity.layers(study, choice, seconds=seconds)
+    errors = sensitivity.tensors(done.grids, study.statistics)
+    return {"sensitivity": to_json(ranked), "sensitivity_not_reached": [*left], "tensor_errors": to_json(errors)}
+
+
+def _nothing(study: Study, choice: Choice, model: Path) -> InputError:
+    """Say why no layer can be quantized."""
+    from penstock.quantization.placement import WEIGHTED
+
+    reasons = [layer for layer in study.placed(choice).layers if layer.op in WEIGHTED]
+    if not reasons:
+        what = f"there is nothing worth quantizing: no {', '.join(WEIGHTED)}"
+        return InputError("nothing-to-quantize", what, where=str(model), do="build with --no-quantize")
+    first = reasons[0]
+    more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+    what = f"no layer can be quantized: {first.op} {first.node!r}: {first.reason}{more}"
+    do = "--quantize-outputs" if "--quantize-outputs" in first.reason else "try --method dynamic, or build without"
+    return InputError("nothing-to-quantize", what, where=str(model), do=do)
+
+
+def _float_outputs(done: Quantized) -> list[Json]:
+    return [
+        str(value.name) for value in done.model.graph.outputs
+        if _maker(value) != "DequantizeLinear" and not value.is_graph_input()
+    ]  # fmt: skip
+
+
+def _maker(value: ir.Value) -> str:
+    node = value.producer()
+    return node.op_type if node is not None else ""
+
+
+def _float_operators(done: Quantized) -> list[str]:
+    from penstock.quantization.placement import WEIGHTED
+
+    return sorted({layer.op for layer in done.placement.layers if layer.op in WEIGHTED and layer.state == "float"})

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from penstock import apart, registry
+from penstock import apart, calibration, registry
 from penstock.errors import InputError, MissingError
 from penstock.settings import option
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 CONSUMERS = ("ort-cpu", "openvino", "integer-only", "tensorrt")
 ACTIVATIONS = ("uint8", "int8", "uint16", "int16")
+FORMATS = ("qdq", "qoperator")
 ROUNDINGS = ("gptq", "hqq", "rtn")
 ZERO_POINTS = ("none", "integer", "float")
 WEIGHT_FORMATS = ("standard", "matmulnbits")
@@ -34,10 +35,25 @@ class QuantizeSettings:
     method: str = option("static", "quantization method, see `penstock list quantizers`")
     consumer: str = option("ort-cpu", "what will run it: decides which tensors are quantized", choices=CONSUMERS)
     activations: str = option("", "type of activations (default: the consumer's own)", choices=("", *ACTIVATIONS))
-    ranges: str = option("mse", "how ranges are chosen from what calibration saw", choices=RANGES)
+    ranges: str = option("auto", "how ranges are chosen from what calibration saw", choices=("auto", *RANGES))
     percentile: float = option(99.99, "share of the values in per cent that `--ranges percentile` keeps", minimum=50)
+    equalize: bool = option(True, "scale channels against each other where one grid doesn't fit them all")
+    smooth: bool = option(True, "the same through normalizations, for transformers (SmoothQuant)")
+    correct_bias: str = option(
+        "analytic", "take back in the biases what rounding the weights adds", choices=("none", "analytic", "empirical")
+    )
+    guard: bool = option(True, "leave layers in float that by themselves make most of the error at the output")
+    rounding: str = option("nearest", "how weights are rounded", choices=("nearest", "adaptive"))
+    format: str = option(
+        "qdq", "pairs of QuantizeLinear and DequantizeLinear, or operators on integers", choices=FORMATS
+    )
     per_channel: bool = option(True, "one scale per output channel of a weight", flag="--per-channel/--per-tensor")
     quantize_outputs: bool = option(False, "quantize the result of the last layer too, which clips it")
+    force_small: bool = option(False, "with `--method dynamic`: quantize layers that are too small to gain by it too")
+    force_conv: bool = option(False, "with `--method dynamic`: quantize convolutions too, which makes them slower")
+    sensitivity: float = option(
+        0.0, "seconds to measure what quantizing each layer alone does to the output (0: not at all)", minimum=0.0
+    )
     calibration_batch: int = option(32, "samples per calibration batch, where the model's batch is dynamic", minimum=1)
     exclude: tuple[str, ...] = option((), "names of nodes to leave in float")
     # weight-only
@@ -51,6 +67,10 @@ class QuantizeSettings:
     least_weights: int = option(256, "weight-only: matrices of fewer weights stay in float", minimum=0)
     embeddings: bool = option(False, "weight-only: store tables of embeddings too, in 8 bits with a scale for each row")
     int8_activations: bool = option(False, "weight-only: let MatMulNBits round activations to int8, which is faster")
+    half_compute: bool = option(
+        True, "fp16, bf16: compute in 16 bits, not only store the weights so", flag="--half-compute/--half-storage"
+    )
+    half_margin: float = option(2.0, "fp16, bf16: how many times larger values may be than on the samples", minimum=1)
 
 
 def quantize(
@@ -58,12 +78,14 @@ def quantize(
 ) -> Mapping[str, Json]:
     """Write the quantized model to the file ``into``; return facts for the record.
 
-    ``batches`` are calibration feeds of equal size. Raises ``InputError`` for a model that can't be quantized.
+    ``batches`` are calibration feeds, best :class:`penstock.calibration.Batches`, which can be gone through again.
+    Raises ``InputError`` for a model that can't be quantized.
     """
     name = settings.method
     method = cast("Quantizer", registry.load("quantizers", name))
+    batches = batches if isinstance(batches, calibration.Batches) else calibration.of_list(batches)
     if apart.foreign("quantizers", name):
-        return apart.quantize(name, model, batches, settings, into)
+        return apart.quantize(name, model, batches.whole(), settings, into)
     facts = quantize_with(method, model, batches, settings, into)
     if not into.is_file():
         what, do = f"the quantizer {name!r} wrote no model", "tell its authors, or choose another: --method"
@@ -79,4 +101,6 @@ def quantize_with(
     with registry.blamed("quantizers", name):
         if problem := method.available():
             raise MissingError("missing-extra", f"the quantizer {name!r} can't run here", do=problem)
+        if getattr(method, "NEEDS_SAMPLES", True):
+            calibration.check(batches)
         return dict(method.quantize(model, batches, settings, into) or {})

@@ -1,0 +1,69 @@
+"""From settings to a study: the model prepared and balanced, its samples, and where statistics are kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from penstock import graph, store
+from penstock.calibration import Batches
+from penstock.errors import UsageError
+from penstock.quantization import balance, outliers, prepare
+from penstock.quantization.consumers import CONSUMERS
+from penstock.quantization.shelf import Shelf
+from penstock.quantization.study import Choice, Study
+from penstock.store import digest_of
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from penstock.stages.quantize import QuantizeSettings
+
+SOME = 128  # samples that tell how channels stand to each other
+WIDE = ("int16", "uint16")
+WIDE_OPSET = 21  # the first whose QuantizeLinear knows 16 bits
+
+
+def of_settings(settings: QuantizeSettings) -> Choice:
+    """Return what the settings choose. Raises ``UsageError`` for what their consumer can't be served with."""
+    table = CONSUMERS[settings.consumer]
+    if settings.activations and settings.activations not in table.activations:
+        what = f"{table.name} takes activations of {', '.join(table.activations)}, not {settings.activations}"
+        raise UsageError("wrong-consumer", what, where="--activations", do="choose one of them, or another --consumer")
+    if settings.format == "qoperator" and settings.consumer != "ort-cpu":
+        what = f"operators such as QLinearConv are ONNX Runtime's way; {table.name} reads Q/DQ pairs"
+        raise UsageError("wrong-consumer", what, where="--format", do="leave --format out, or use --consumer ort-cpu")
+    if settings.format == "qoperator" and settings.activations in WIDE:
+        what = f"operators such as QLinearConv take 8 bits, not {settings.activations}"
+        raise UsageError("bad-setting", what, where="--format", do="leave --format out, or --activations")
+    return Choice(
+        settings.consumer, settings.activations, settings.ranges, settings.percentile, settings.per_channel,
+        outputs=settings.quantize_outputs, equalize=settings.equalize, smooth=settings.smooth,
+        correct_bias=settings.correct_bias, rounding=settings.rounding, exclude=settings.exclude,
+    )  # fmt: skip
+
+
+def studied(path: Path, samples: Batches, choice: Choice) -> tuple[Study, list[balance.Balanced]]:
+    """Prepare a model, balance it where the choice says so, and return its study. Raises ``InputError``."""
+    found = outliers.find(samples)
+    cleaned = outliers.without(samples, found)
+    opset = WIDE_OPSET if choice.dtype in WIDE else prepare.OPSET
+    model = prepare.prepared(path, opset=opset, exclude=choice.exclude)
+    done = []
+    if choice.equalize or choice.smooth:
+        done = balance.balance(model, cleaned.some(SOME), layers=choice.equalize, normalizations=choice.smooth)
+    wide = choice.ranges in ("minmax", "moving-average")  # they are asked for as they are
+    seen = samples if wide else cleaned
+    shelf = None
+    if seen.cache is not None and seen.description:
+        shelf = Shelf(seen.cache, digest(model), digest_of([dict(seen.description), seen.size]))
+    study = Study(model, seen, shelf=shelf, cleaned=cleaned)
+    study.notes += [] if wide else [one.text for one in found]
+    return study, done
+
+
+def digest(model: ir.Model) -> str:
+    """Return the digest of a model in memory."""
+    with store.scratch() as work:
+        graph.save(model.clone(), work / "model.onnx")
+        return digest_of([store.file_digest(path) for path in sorted(work.iterdir())])

@@ -1,0 +1,211 @@
+"""A search on a real model: makes candidates, scores and times them beside the float model, keeps what it measured."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from penstock import calibration, feeds, graph, machine, registry, store, trial
+from penstock.backends import Loadable
+from penstock.data import DataSettings
+from penstock.deployment import Deployment
+from penstock.errors import InputError, PenstockError, UsageError
+from penstock.jsonable import from_json, to_json
+from penstock.measures import Runnable
+from penstock.progress import SILENT, Progress
+from penstock.stages import bench as bench_stage
+from penstock.stages import evaluate as evaluate_stage
+from penstock.stages import quantize as quantize_stage
+from penstock.stages.bench import BenchSettings, Subject
+from penstock.stages.evaluate import EvaluateSettings
+from penstock.stages.quantize import QuantizeSettings
+from penstock.stages.search import Candidate, Measured, Searched, SearchSettings, climb, plain, unusable
+from penstock.store import Cache, Made, digest_of
+
+if TYPE_CHECKING:
+    from penstock.feeds import Feeds, RoleFeeds
+    from penstock.quantizers import Quantizer
+
+OTHERS = ("dynamic", "fp16", "weight-only")
+MODEL = "model.onnx"
+
+
+def search(
+    model: str | Path,
+    output: str | Path,
+    data: DataSettings,
+    settings: SearchSettings | None = None,
+    *,
+    quantize: QuantizeSettings | None = None,
+    evaluate: EvaluateSettings | None = None,
+    bench: BenchSettings | None = None,
+    seed: int = 0,
+    progress: Progress = SILENT,
+) -> Searched:
+    """Find the fastest quantized model within an accuracy budget and write it to the file ``output``.
+
+    Accuracy is measured on the select split. Nothing is written where none fits: the result's ``chosen`` is empty.
+    Raises ``UsageError`` without labelled data, ``InputError`` for a model that can't be quantized at all.
+    """
+    from penstock import api
+
+    evaluate = evaluate or EvaluateSettings()
+    if not data.data:
+        raise UsageError("no-data", "a search measures accuracy and needs labelled data", do="give it with --data")
+    path = Path(model)
+    roles = api.role_feeds(path, data, seed, classes=not evaluate.metric)
+    if roles.select is None:
+        do = "give labelled data, and --select-samples of 1 or more"
+        raise UsageError("no-labels", f"{data.data} leaves no labelled samples for the select split", do=do)
+    signature = graph.signature(graph.load(path))
+    if not evaluate.metric and not feeds.has_classes(signature):
+        what = f"top-1 means nothing for the output {signature.outputs[0].text()}"
+        raise UsageError("no-metric", what, do="name a measure with --metric module:function")
+    trial.survive(path, [roles.golden.first(1), roles.select.first(evaluate.batch)], str(path))
+    return run(
+        path, Path(output), roles, quantize or QuantizeSettings(), settings or SearchSettings(), evaluate,
+        bench or BenchSettings(), Cache(store.default_cache()), progress,
+    )  # fmt: skip
+
+
+def run(
+    model: Path, output: Path, roles: RoleFeeds, base: QuantizeSettings, settings: SearchSettings,
+    evaluating: EvaluateSettings, timing: BenchSettings, cache: Cache, progress: Progress = SILENT,
+) -> Searched:  # fmt: skip
+    """Search, and write the chosen model to ``output``. Raises ``InputError`` where there is nothing to search in."""
+    assert roles.select is not None
+    progress.begin("search", f"{roles.select.count} samples of the select split, {settings.evaluations} models at most")
+    one = _Search(model, roles, evaluating, timing, cache, settings, progress)
+    methods = [name for name in OTHERS if name in registry.names("quantizers") and _can_run(name)]
+    found = climb(base, settings, methods, one.measure, one.ranking)
+    if found.chosen:
+        made = one.made(next(candidate for candidate in one.tried if candidate.name == found.chosen))
+        for file in sorted(made.rglob("*"), key=lambda path: path.suffix == ".onnx"):
+            if file.is_file():
+                store.copy_file(file, output if file.name == MODEL else output.parent / file.relative_to(made))
+    progress.end(found.chosen or "nothing fits the budget")
+    return found
+
+
+def _can_run(name: str) -> bool:
+    return not cast("Quantizer", registry.load("quantizers", name)).available()
+
+
+@dataclass(slots=True)
+class _Search:
+    model: Path
+    roles: RoleFeeds
+    evaluating: EvaluateSettings
+    timing: BenchSettings
+    cache: Cache
+    settings: SearchSettings
+    progress: Progress
+    tried: list[Candidate] = field(default_factory=list)
+    digest: str = ""
+    plain: evaluate_stage.Evaluation | None = None  # the float model's
+
+    def __post_init__(self) -> None:
+        self.digest = store.file_digest(self.model)
+
+    @property
+    def _select(self) -> Feeds:
+        assert self.roles.select is not None
+        return self.roles.select
+
+    def measure(self, candidate: Candidate, timed: bool) -> Measured:
+        """Make, score and, where asked for, time a candidate; or take over what was measured before."""
+        self.tried.append(candidate)
+        self.progress.step(len(self.tried), self.settings.evaluations, candidate.name)
+        key = self._key("measured", candidate, timed)
+        if not self.settings.fresh and (entry := self.cache.get(key)) is not None:
+            return replace(from_json(Measured, entry.facts["measured"]), reused=True)
+        try:
+            made = self.made(candidate)
+        except InputError as error:
+            return unusable(error, candidate.name)
+        path = made / MODEL
+        try:
+            found = self._figures(candidate, path, timed)
+        except PenstockError as error:
+            told = unusable(InputError(error.id, error.what), candidate.name)
+            return replace(told, settings=plain(candidate.settings))
+        self.cache.put(key, lambda into: Made({"measured": to_json(found)}))
+        return found
+
+    def _figures(self, candidate: Candidate, path: Path, timed: bool) -> Measured:
+        score = self._score(path, candidate.name)
+        if self.plain is None:
+            self.plain = self._score(self.model, "float")
+        gap = evaluate_stage.paired(score, self.plain)
+        latency, span = self._time(path) if timed else (None, None)
+        size = sum(file.stat().st_size for file in path.parent.rglob("*") if file.is_file())
+        return Measured(
+            candidate.name, score.score, -100 * gap.difference, (-100 * gap.high, -100 * gap.low), latency, span, size,
+            "", settings=plain(candidate.settings),
+        )  # fmt: skip
+
+    def made(self, candidate: Candidate) -> Path:
+        """Return the folder of a candidate's model, made or taken from the cache."""
+        key = self._key("made", candidate, False)
+
+        def make(into: Path) -> Made:
+            batches = calibration.of_feeds(
+                self.roles.calibrate, candidate.settings.calibration_batch, golden=self.roles.golden, cache=self.cache
+            )
+            quantize_stage.quantize(self.model, batches, candidate.settings, into / MODEL)
+            return Made({})
+
+        if self.cache.get(key) is None:
+            self.cache.put(key, make)
+        return self.cache.folder(key) / "files"
+
+    def _key(self, what: str, candidate: Candidate, timed: bool) -> str:
+        code = registry.fingerprint("quantizers")
+        home = Path(__file__).parent / "quantization"
+        numerics = [store.file_digest(file) for file in sorted(home.glob("*.py"))]
+        data = [dict(self.roles.calibrate.description), dict(self._select.description)]
+        here = [machine.instruction_set(), os.cpu_count(), machine.describe().get("cpu")]
+        measuring = [self.evaluating, self.timing, timed] if what == "measured" else []
+        return digest_of(["search", what, self.digest, candidate.settings, data, here, code, numerics, measuring])
+
+    def _runnable(self, path: Path, name: str) -> Runnable:
+        loaded = graph.load(path)
+        deployment = Deployment(
+            name, name, store.file_digest(path), graph.precision(loaded), "onnxruntime", threads=self.timing.threads
+        )
+        return Runnable(deployment, Loadable(path), graph.signature(loaded).fixed_batch is None)
+
+    def _score(self, path: Path, name: str) -> evaluate_stage.Evaluation:
+        session = self._runnable(path, name).open()
+        try:
+            return evaluate_stage.evaluate(session, self._select, self.evaluating, SILENT, name)
+        finally:
+            session.close()
+
+    def _time(self, path: Path) -> tuple[float | None, tuple[float, float] | None]:
+        """Time a model beside the float one, in one run."""
+        pair = [self._runnable(self.model, "float"), self._runnable(path, "candidate")]
+        subjects = [Subject(one.deployment, one.model, one.dynamic_batch) for one in pair]
+        asked = replace(self.timing, baseline="float", footprint=False)
+        done = bench_stage.bench(subjects, self.roles.golden.first(1), None, asked)
+        if done.failures:
+            raise InputError("run-failed", f"it can't be timed: {done.failures[0].reason}")
+        ratio = next(one.to_baseline for one in done.timings if one.name == "candidate")
+        return (None, None) if ratio is None else (ratio.ratio, (ratio.low, ratio.high))
+
+    def ranking(self, candidate: Candidate) -> Sequence[str]:
+        """Return the integer layers of a candidate, the one that the output minds most first."""
+        from penstock.quantization import automatic, sensitivity
+        from penstock.quantization.studying import of_settings, studied
+
+        batches = calibration.of_feeds(
+            self.roles.calibrate, candidate.settings.calibration_batch, golden=self.roles.golden, cache=self.cache
+        )
+        choice = of_settings(candidate.settings)
+        study, _ = studied(self.model, batches, choice)
+        choice, _ = automatic.resolved(study, choice)
+        ranked, left = sensitivity.layers(study, choice)
+        return [one.node for one in ranked] + left
