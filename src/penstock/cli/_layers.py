@@ -12,7 +12,8 @@ from penstock.cli import _console
 if TYPE_CHECKING:
     from penstock.jsonable import Json
 
-STATES = {"integer": "integers", "moved": "integers, moved", "absorbed": "left out", "float": "float"}
+STATES = {"integer": "integers", "moved": "integers, moved", "absorbed": "left out", "float": "float",
+          "weights": "float, weights in integers"}  # fmt: skip
 
 
 def show(facts: Mapping[str, Json]) -> None:

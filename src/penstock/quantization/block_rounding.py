@@ -121,9 +121,9 @@ def _told(
     error = float(np.square(real - held.real(), dtype=np.float64).sum())
     signal = float(np.square(real, dtype=np.float64).sum())
     exact = error <= 0 or signal <= 0
-    return {
-        "reason": reason, "weights": str(matrix.weights.name), "shape": [*matrix.shape], "rounding": rounding,
-        "block_size": held.form.size, "bytes": held.nbytes,
-        "weights_sqnr_db": None if exact else round(float(10 * np.log10(signal / error)), 2),
+    return {"reason": reason, "weights": {
+        "name": str(matrix.weights.name), "dtype": f"{'int' if held.form.zero == 'none' else 'uint'}{held.form.bits}",
+        "shape": [*matrix.shape], "scales": held.scale.size, "block_size": held.form.size, "bytes": held.nbytes,
+        "rounding": rounding, "sqnr_db": None if exact else round(float(10 * np.log10(signal / error)), 2),
         "output_sqnr_db": None if output_db is None else round(output_db, 2),
-    }  # fmt: skip
+    }}  # fmt: skip

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from penstock.quantization.blocks import Form
     from penstock.stages.quantize import QuantizeSettings
 
+NEEDS_SAMPLES = False  # GPTQ does, and looks at them itself
 BLOCKS = (0, 16, 32, 64, 128, 256)
 OPSET, OPSET_OF_CHANNELS = 21, 13  # of DequantizeLinear with blocks, or with a scale for each column
 
@@ -49,10 +50,11 @@ def quantize(
         raise InputError("nothing-to-quantize", _nothing(kept), where=str(model), do="build with --no-quantize")
     divides = settings.consumer == "openvino"
     wanted = [(one, block_layers.fitting(form, one, divides=divides, nbits=nbits)) for one in matrices]
-    used: dict[str, Json] = {}
+    seen = 0
     if rounding == "gptq":
         samples = batches if isinstance(batches, Batches) else calibration.of_list(batches)
-        used, done = {"calibration_samples": samples.count}, block_rounding.by_gptq(loaded, wanted, samples)
+        calibration.check(samples)
+        seen, done = samples.count, block_rounding.by_gptq(loaded, wanted, samples)
     else:
         done = block_rounding.to_nearest(wanted, half=rounding == "hqq")
     size, stored, writer = block_layers.bytes_of(matrices), 0, block_emit.Writer(loaded)
@@ -76,7 +78,7 @@ def quantize(
     graph.save(loaded, into)
     return {
         "method": "weight-only", "precision": f"int{form.bits}", "format": settings.weight_format,
-        "rounding": rounding, "zero_points": form.zero, "block_size": form.size, **used,
+        "rounding": rounding, "zero_points": form.zero, "block_size": form.size, "calibration_samples": seen,
         "opset_raised_from": before if loaded.opset_imports.get("") != before else None,
         "clipping_said_as_max": said, "weight_bytes_before": size, "weight_bytes_after": stored,
         "layers": [*sorted(layers, key=lambda one: order.get(str(one["node"]), 0))],
@@ -97,14 +99,19 @@ def asked(settings: QuantizeSettings) -> Form:
                           zero == "float" and not (nbits and bits == 4)),
         "--int8-activations": ("in the standard format that is the deployment's: a build measures both",
                                settings.int8_activations and not nbits),
-        "--consumer": ("it computes on integers alone, and here activations stay in float: --method static",
-                       consumer == "integer-only"),
-        "--weight-format": ("TensorRT runs no MatMulNBits: --weight-format standard", nbits and consumer == "tensorrt"),
     }  # fmt: skip
-    wrong["--zero-points "] = ("TensorRT's weights have none", zero != "none" and consumer == "tensorrt")
     for flag, (what, is_wrong) in wrong.items():
         if is_wrong:
-            raise UsageError("bad-setting", what, where=flag.strip(), do="see docs/weight-only.md")
+            raise UsageError("bad-setting", what, where=flag, do="see docs/weight-only.md")
+    unserved = {
+        "it computes on integers alone, and activations stay in float: --method static": consumer == "integer-only",
+        "TensorRT runs no MatMulNBits: --weight-format standard": nbits and consumer == "tensorrt",
+        "TensorRT's weights have no zero points: --zero-points none": zero != "none" and consumer == "tensorrt",
+    }
+    for why, is_unserved in unserved.items():
+        if is_unserved:
+            what, _, do = f"the method 'weight-only' can't serve {consumer!r}: {why}".rpartition(": ")
+            raise UsageError("wrong-consumer", what, where="--consumer", do=f"choose {do}")
     return Form(bits, size, zero)  # type: ignore[arg-type]  # one of its choices
 
 

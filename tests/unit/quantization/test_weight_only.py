@@ -137,10 +137,11 @@ def test_what_is_told(rounding: str, tiny: ModuleType, tmp_path: Path) -> None:
     made = Made(tmp_path, tiny, block_oracle.product(), weight_rounding=rounding)
     facts = made.facts
     assert (facts["method"], facts["precision"], facts["rounding"]) == ("weight-only", "int4", rounding)
-    assert facts.get("calibration_samples") == (48 if rounding == "gptq" else None)
-    layer = made.layer("product")
-    assert (layer["state"], layer["shape"], layer["rounding"]) == ("weights", [64, 24], rounding)
-    assert layer["weights_sqnr_db"] > 18 and (layer["output_sqnr_db"] is not None) == (rounding == "gptq")
+    assert facts["calibration_samples"] == (48 if rounding == "gptq" else 0)
+    layer, held = made.layer("product"), made.layer("product")["weights"]
+    assert (layer["state"], held["shape"], held["rounding"]) == ("weights", [64, 24], rounding)
+    assert (held["name"], held["dtype"], held["scales"]) == ("w", "int4", 48)
+    assert held["sqnr_db"] > 14 and (held["output_sqnr_db"] is not None) == (rounding == "gptq")
 
 
 def test_gptq_is_the_best_on_what_a_layer_really_reads(tiny: ModuleType, tmp_path: Path) -> None:
@@ -191,7 +192,7 @@ def test_other_gemms_stay_standard(tiny: ModuleType, tmp_path: Path) -> None:
     model, feeds = block_oracle.model([node], weights, {"x": [64, 10]}), {"x": rows(10, 64, seed=3).T.copy()}
     made = Made(tmp_path, tiny, model, feeds=feeds)
     made.check(feeds, 15, tmp_path)
-    assert made.layer("gemm")["rounding"] == "rtn" and "transposed" in made.layer("gemm")["reason"]
+    assert made.layer("gemm")["weights"]["rounding"] == "rtn" and "transposed" in made.layer("gemm")["reason"]
     with pytest.raises(InputError, match="which MatMulNBits"):
         Made(tmp_path, tiny, model, feeds=feeds, weight_format="matmulnbits")
 
@@ -208,8 +209,8 @@ def test_shared_weights_are_stored_once(layout: str, tiny: ModuleType, tmp_path:
     made = Made(tmp_path, tiny, model, weight_format=layout)
     made.check({"x": rows(9, 64, seed=3)}, 12, tmp_path)
     assert len(made.made.graph.initializer) == 2 and made.facts["weight_bytes_before"] == 64 * 64 * 4
-    assert made.layer("one")["output_sqnr_db"] == made.layer("two")["output_sqnr_db"]
-    alone = made.layer("one")["output_sqnr_db"]
+    assert made.layer("one")["weights"]["output_sqnr_db"] == made.layer("two")["weights"]["output_sqnr_db"]
+    alone = made.layer("one")["weights"]["output_sqnr_db"]
     excluded = [node.name for node in made.made.graph.node if node.op_type == "Tanh"]
     assert excluded and alone
 
@@ -371,10 +372,10 @@ def test_bodies(layout: str, tiny: ModuleType, tmp_path: Path) -> None:
     states = {layer["node"]: layer for layer in facts["layers"]}
     names = ("before", "inside", "shared_then", "constant", "shared_else", "outside")
     assert all(states[name]["state"] == "weights" for name in names)
-    assert states["before"]["rounding"] == "gptq" and states["inside"]["rounding"] == "gptq", (
+    assert states["before"]["weights"]["rounding"] == "gptq" and states["inside"]["weights"]["rounding"] == "gptq", (
         "both read what is outside"
     )
-    assert states["outside"]["rounding"] == "rtn" and "body" in states["outside"]["reason"]
+    assert states["outside"]["weights"]["rounding"] == "rtn" and "body" in states["outside"]["reason"]
     kinds = [tensor.data_type for tensor in _tensors(made.graph)]
     assert kinds.count(TensorProto.FLOAT) == 5, "scales alone"
 
@@ -412,7 +413,10 @@ def test_embeddings(layout: str, tiny: ModuleType, tmp_path: Path) -> None:
     assert "--embeddings" in plain.layer("lookup")["reason"] and "Gather" in plain.layer("head")["reason"]
     made = Made(tmp_path, tiny, model, feeds=feeds, weight_format=layout, embeddings=True)
     assert {made.layer(name)["state"] for name in ("lookup", "inner", "head")} == {"weights"}
-    assert made.layer("lookup")["block_size"] == 48 and made.layer("lookup")["bytes"] == 100 * 48 + 400
+    assert (
+        made.layer("lookup")["weights"]["block_size"] == 48
+        and made.layer("lookup")["weights"]["bytes"] == 100 * 48 + 400
+    )
     made.check(feeds, 12, tmp_path)
     rows_got = run(made.path, feeds)[1]
     assert (compare(rows_got, weights["table"][feeds["ids"]], logits=False).sqnr_db or 0) > 40
@@ -463,7 +467,7 @@ def test_openvino_gets_blocks_that_all_inputs_fall_into(
         pytest.skip(f"openvino: {problem}")
     feeds = {"x": rows(48, inputs)}
     made = Made(tmp_path, tiny, block_oracle.product(inputs), feeds=feeds, consumer="openvino", weight_rounding="rtn")
-    assert made.layer("product")["block_size"] == (size or inputs)
+    assert made.layer("product")["weights"]["block_size"] == (size or inputs)
     session = openvino.load(
         Loadable(made.path), Deployment("m", "m", "", "int4", "openvino", options={openvino.DYNAMIC: "0"})
     )
