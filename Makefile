@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := build/peers/.ready
 
-.PHONY: demo test check fix bench bench-optimizers torture docs clean
+.PHONY: demo test check fix bench bench-optimizers bench-quantization torture docs clean
 
 demo: $(READY)  ## set up, then run the whole job on CIFAR-10 if it is at hand, else on the embedded digits
 	$(BIN)/python scripts/demo.py
@@ -25,6 +25,9 @@ bench-optimizers: $(READY) $(PEERS)  ## hold the graph optimizer against its pee
 	$(BIN)/python benchmarks/raw_exports.py --page docs/performance.md
 	$(BIN)/python benchmarks/large_models.py --page docs/performance.md
 	$(BIN)/python benchmarks/optimizers.py --page docs/performance.md
+
+bench-quantization: $(READY) $(PEERS)  ## hold the quantizer against its peers: noise, accuracy, latency, costs
+	$(BIN)/python benchmarks/quantization.py --page docs/performance.md
 
 torture: $(READY)  ## interrupt builds 300 times by chance and after each write, and compare what comes out
 	$(BIN)/python scripts/torture.py --kills 300

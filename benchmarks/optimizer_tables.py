@@ -120,15 +120,15 @@ def _wrong(models: Rows, tools: Sequence[str]) -> str:
     for name, row in models.items():
         for tool in tools:
             if tool in row.results and (problem := row.results[tool].problem):
-                rows.append([name, tool, _told(problem)])
+                rows.append([name, tool, cell_text(problem)])
         if row.idempotent is False:
             rows.append([name, OWN, "optimizing twice gives other bytes"])
         if OWN in row.results and (note := row.results[OWN].note):
-            rows.append([name, "–", _told(f"not or not wholly compared: {note}")])
+            rows.append([name, "–", cell_text(f"not or not wholly compared: {note}")])
     return table("Failures", rows) if len(rows) > 1 else ""
 
 
-def _told(text: str) -> str:
+def cell_text(text: str) -> str:
     """Cut a message to a cell, without the folders of this machine."""
     return re.sub(r"(?<![\w.])/(?:[^\s/]+/)+", "", text).replace("|", "/").replace("\n", " ")[:160]
 

@@ -70,16 +70,19 @@ def optimized(raw: Path, folder: Path, peers: Path) -> dict[str, Path]:
     return found
 
 
-def time_side_by_side(models: Mapping[str, Path], seconds: float) -> dict[str, list[float]]:
+def time_side_by_side(
+    models: Mapping[str, Path], seconds: float, backend: str = "onnxruntime"
+) -> dict[str, list[float]]:
     """Time models on the same input in interleaved rounds; return each round's median in ns."""
-    backend = cast(Backend, registry.load("backends", "onnxruntime"))
+    loader = cast(Backend, registry.load("backends", backend))
     runs = {}
+    first = graph.signature(graph.load(next(iter(models.values()))))
     for name, path in models.items():
         try:
-            session = backend.load(Loadable(path), Deployment(name, "", "", "fp32", "onnxruntime", threads=1))
+            session = loader.load(Loadable(path), Deployment(name, "", "", "fp32", backend, threads=1))
         except InputError:
             continue
-        feeds = inputs.seeded(graph.signature(graph.load(models["clean"])), batch=1, seed=0)
+        feeds = inputs.seeded(first, batch=1, seed=0)
         names = [spec.name for spec in graph.signature(graph.load(path)).inputs]
         given = dict(zip(names, feeds.values(), strict=True))
         runs[name] = lambda session=session, given=given: session.run(given)

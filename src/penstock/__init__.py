@@ -15,12 +15,14 @@ if _TYPE_CHECKING:
     from penstock.errors import GateError, InputError, MissingError, PenstockError, StoreError, UsageError
     from penstock.pipeline import BuildResult
     from penstock.record import Record
+    from penstock.searching import search
     from penstock.stages.bench import BenchSettings
     from penstock.stages.convert import ConvertSettings
     from penstock.stages.evaluate import EvaluateSettings
     from penstock.stages.export import ExportSettings
     from penstock.stages.optimize import OptimizeSettings
     from penstock.stages.quantize import QuantizeSettings
+    from penstock.stages.search import SearchSettings
     from penstock.stages.select import SelectSettings
     from penstock.stages.verify import VerifySettings
     from penstock.variant import Variant

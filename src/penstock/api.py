@@ -25,10 +25,10 @@ from penstock import (
     store,
     trial,
 )
-from penstock.backends import Backend, Loadable, Session
+from penstock.backends import Backend, Loadable, Session, ways
 from penstock.build_settings import BuildSettings
 from penstock.data import DataSettings
-from penstock.deployment import Deployment
+from penstock.deployment import Deployment, named
 from penstock.errors import InputError, MissingError, UsageError
 from penstock.feeds import RoleFeeds
 from penstock.frontends import Exported, Source
@@ -238,7 +238,7 @@ def verify(
     """
     path = Path(model)
     signature = graph.signature(graph.load(path))
-    runnable = _runnable(path, backend, 1, "model", options=options)
+    runnable = _runnables(path, backend, 1, "model", options=options)[0]
     if (Path(against) / "golden.json").is_file():
         gold = golden.read(Path(against))
     else:
@@ -280,10 +280,11 @@ def _golden(against: str, weights: str, roles: RoleFeeds, signature: Signature) 
         session.close()
 
 
-def _runnable(
+def _runnables(
     path: Path, backend: str, threads: int, name: str, *, io_binding: bool = False,
     options: Mapping[str, str] | None = None,
-) -> Runnable:  # fmt: skip
+) -> list[Runnable]:  # fmt: skip
+    """Return a model on a backend, the plain way first; with ``options`` there is that way alone."""
     chosen = cast(Backend, registry.load("backends", backend))
     if problem := chosen.available():
         raise MissingError("backend-missing", f"the backend {backend!r} can't run here", do=problem)
@@ -291,11 +292,19 @@ def _runnable(
         do = "name onnxruntime, openvino or reference"
         raise UsageError("wrong-backend", f"the backend {backend!r} runs no .onnx files", do=do)
     loaded = graph.load(path)
-    deployment = Deployment(
-        f"{name}@{backend}", name, store.file_digest(path), graph.precision(loaded), backend,
-        threads=threads, io_binding=io_binding, role=chosen.ROLE, options=options or {},
-    )  # fmt: skip
-    return Runnable(deployment, _loadable(path), graph.signature(loaded).fixed_batch is None)
+    with registry.blamed("backends", backend):
+        found = ways(chosen, loaded)
+    digest, precision, model = store.file_digest(path), graph.precision(loaded), _loadable(path)
+    return [
+        Runnable(
+            Deployment(
+                named(name, backend, way), name, digest, precision, backend, threads=threads, io_binding=io_binding,
+                role=chosen.ROLE, options=given,
+            ),
+            model, graph.signature(loaded).fixed_batch is None,
+        )
+        for way, given in ({"": {**found.get("", {}), **options}} if options else found).items()
+    ]  # fmt: skip
 
 
 def _named(models: Sequence[str | Path]) -> Iterator[tuple[str, Path]]:
@@ -311,12 +320,12 @@ def _named(models: Sequence[str | Path]) -> Iterator[tuple[str, Path]]:
 
 def runnables(models: Sequence[str | Path], backends: Sequence[str], settings: BenchSettings) -> list[Runnable]:
     """Cross models with backends. Raises ``InputError``, ``MissingError`` or ``UsageError``."""
-    made = [
-        _runnable(path, backend, settings.threads, name, io_binding=settings.io_binding)
+    return [
+        runnable
         for name, path in _named(models)
         for backend in backends
+        for runnable in _runnables(path, backend, settings.threads, name, io_binding=settings.io_binding)
     ]
-    return made
 
 
 def _loadable(path: Path) -> Loadable:

@@ -76,7 +76,7 @@ def size(batch: Batch) -> int:
 
 
 def check(batches: Iterable[Batch]) -> None:
-    """Raise ``InputError`` for no samples at all, or one that holds NaN or infinity, with its number and the input."""
+    """Raise ``InputError`` for a sample that holds NaN or infinity, with its number and the input."""
     import numpy as np
 
     start = 0
@@ -90,5 +90,3 @@ def check(batches: Iterable[Batch]) -> None:
             what = f"calibration sample {start + row} has {kind} in its input {name!r} ({int(rows[row].sum())} values)"
             raise InputError("not-finite", what, do="take the sample out of the data")
         start += size(batch)
-    if not start:
-        raise InputError("no-samples", "there are no calibration samples", do="give data with --data")

@@ -13,6 +13,11 @@ from penstock.variant import Precision
 Role = Literal["candidate", "baseline", "oracle"]
 
 
+def named(variant: str, backend: str, way: str = "") -> str:
+    """Return the name of a variant on a backend: ``int4@onnxruntime``, or ``int4@onnxruntime+int8-activations``."""
+    return f"{variant}@{backend}{'+' if way else ''}{way}"
+
+
 @dataclass(frozen=True, slots=True)
 class Deployment:
     """A variant on a backend and a device, with options, a precision hint and a number of threads.
@@ -21,7 +26,7 @@ class Deployment:
     reference evaluator) are there to compare with.
     """
 
-    name: str  # "int8@openvino"
+    name: str  # "int8@openvino", see ``named``
     variant: str  # the variant's name
     digest: str  # the variant's digest
     precision: Precision

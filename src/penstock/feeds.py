@@ -111,27 +111,15 @@ def from_data(dataset: Dataset, signature: Signature, settings: DataSettings, se
     import numpy as np
 
     train, evaluate = dataset.train, dataset.evaluate
-    count = len(train)
-    golden, calibrate, select = settings.golden, settings.calibrate, settings.select
-    # a small set gives each role its share; without a test set of its own, evaluate needs one too
-    share = 4 if evaluate is None else 2
-    golden, calibrate, select = min(golden, count // 8), min(calibrate, count // share), min(select, count // 4)
-    if golden < 1 or calibrate < 1:
-        do = "give at least 8 samples"
-        raise InputError("too-few-samples", f"{dataset.name} has {count} samples for training roles", do=do)
-    dealt = roles.deal(train.labels, count, seed=seed, golden=golden, calibrate=calibrate, select=select)
-    if evaluate is None:
-        order = roles.dealing_order(train.labels, count, seed=seed)
-        rest = np.sort(order[golden + calibrate + select :])
-        evaluate = train.take(rest)
-    else:
-        rest = np.arange(len(evaluate))
+    dealt, left = _dealt(dataset, settings, seed)
+    rest = np.arange(len(evaluate)) if evaluate is not None else left
+    evaluate = evaluate if evaluate is not None else train.take(rest)
 
     def make(split: Split, role: str, index: np.ndarray) -> Feeds:
-        names = _names(split, signature, dataset.name)
+        called = names(split, signature, dataset.name)
 
         def rows(start: int, stop: int) -> dict[str, np.ndarray]:
-            made = {names[key]: dataset.preprocessing.apply(array[start:stop]) for key, array in split.arrays.items()}
+            made = {called[key]: dataset.preprocessing.apply(array[start:stop]) for key, array in split.arrays.items()}
             return {spec.name: made[spec.name] for spec in signature.inputs}
 
         _check_fit(rows(0, 1), signature, dataset.name)
@@ -153,7 +141,36 @@ def from_data(dataset: Dataset, signature: Signature, settings: DataSettings, se
     )
 
 
-def _names(split: Split, signature: Signature, dataset: str) -> dict[str, str]:
+def _dealt(dataset: Dataset, settings: DataSettings, seed: int) -> tuple[roles.Roles, np.ndarray]:
+    """Deal the training samples into roles; return them, and the rows that are left over, ascending."""
+    import numpy as np
+
+    train = dataset.train
+    count = len(train)
+    golden, calibrate, select = settings.golden, settings.calibrate, settings.select
+    # a small set gives each role its share; without a test set of its own, evaluate needs one too
+    share = 4 if dataset.evaluate is None else 2
+    golden, calibrate, select = min(golden, count // 8), min(calibrate, count // share), min(select, count // 4)
+    if golden < 1 or calibrate < 1:
+        do = "give at least 8 samples"
+        raise InputError("too-few-samples", f"{dataset.name} has {count} samples for training roles", do=do)
+    dealt = roles.deal(train.labels, count, seed=seed, golden=golden, calibrate=calibrate, select=select)
+    return dealt, np.setdiff1d(np.arange(count), np.concatenate([dealt.golden, dealt.calibrate, dealt.select]))
+
+
+def training_rows(dataset: Dataset, settings: DataSettings, seed: int) -> np.ndarray:
+    """Return the rows of the training samples that may be trained on, ascending: those of no role that judges.
+
+    These are the calibration samples and what is left over, which is the evaluate role's where the data set has no test
+    set of its own.
+    """
+    import numpy as np
+
+    dealt, left = _dealt(dataset, settings, seed)
+    return np.sort(np.concatenate([dealt.calibrate, left] if dataset.evaluate is not None else [dealt.calibrate]))
+
+
+def names(split: Split, signature: Signature, dataset: str) -> dict[str, str]:
     """Map the data set's array names to the model's inputs."""
     wanted = [spec.name for spec in signature.inputs]
     if len(split.arrays) == 1 and len(wanted) == 1:

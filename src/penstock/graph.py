@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 SMALL_BYTES = 256  # of a tensor that is always inside
+NBITS = "MatMulNBits"  # ONNX Runtime's product with weights in blocks of few bits
 KEPT_DOMAIN = "penstock.modules"  # of functions that the user asked to keep; no pass inlines them
 
 
@@ -161,17 +162,43 @@ def dtype_name(value: ir.Value) -> str:
 
 
 def precision(model: ir.Model) -> Precision:
-    """Tell what a model is made of: int8 where it has quantized operators, else by the type of its weights."""
+    """Tell what a model is made of: int8 or int4 where it has quantized operators, else the type of most weights."""
     import onnx_ir as ir
 
     quantized = {
         "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "QuantizeLinear", "DequantizeLinear",
         "DynamicQuantizeLinear", "DynamicQuantizeLSTM", "QGemm", "MatMulIntegerToFloat",
     }  # fmt: skip
-    if any(node.op_type in quantized for node in all_nodes(model)):
-        return "int8"
-    kinds = {value.dtype for value in model.graph.initializers.values()} & {ir.DataType.FLOAT, ir.DataType.FLOAT16}
-    return "fp16" if kinds == {ir.DataType.FLOAT16} else "fp32"
+    nodes = all_nodes(model)
+    if any(node.op_type == NBITS and node.attributes.get_int("bits", 4) == 4 for node in nodes):
+        return "int4"
+    if any(node.op_type in quantized or node.op_type == NBITS for node in nodes):
+        fours = {ir.DataType.INT4, ir.DataType.UINT4}
+        return "int4" if any(v.dtype in fours for g in model.graphs() for v in g.initializers.values()) else "int8"
+    held = dict.fromkeys((ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16), 0)
+    for scope in model.graphs():
+        for value in scope.initializers.values():
+            if value.dtype in held and value.const_value is not None:
+                held[value.dtype] += value.const_value.size
+    names: dict[ir.DataType, Precision] = {ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
+    return names.get(max(held, key=lambda kind: held[kind]), "fp32")
+
+
+def weight_only(model: ir.Model, *, nbits: bool) -> bool:
+    """Tell whether products of float activations read weights that are stored as integers.
+
+    ``nbits``: MatMulNBits counts too, which says itself how it is to be computed.
+    """
+    for node in all_nodes(model):
+        if nbits and node.op_type == NBITS:
+            return True
+        if node.op_type in ("MatMul", "Gemm") and len(node.inputs) > 1:
+            data, weights = (value.producer() if value is not None else None for value in node.inputs[:2])
+            stored = weights.inputs[0] if weights is not None and weights.op_type == "DequantizeLinear" else None
+            whole = data is not None and data.op_type == "DequantizeLinear"
+            if stored is not None and stored.const_value is not None and not whole:
+                return True
+    return False
 
 
 def tidy(model: ir.Model) -> None:

@@ -106,6 +106,14 @@ def _kind(found: object) -> str:
     return f"a {type(found).__name__}"
 
 
+def asked_of(deployment: Deployment) -> dict[str, Json]:
+    """Return what was asked of a deployment, to stand beside what it says of itself."""
+    return {
+        "device": deployment.device, "precision": deployment.precision, "precision_hint": deployment.precision_hint,
+        "threads": deployment.threads, **({"options": dict(deployment.options)} if deployment.options else {}),
+    }  # fmt: skip
+
+
 def measured_json(value: object) -> dict[str, Json]:
     """Return a dataclass as the ``measured`` part of a record."""
     found = to_json(value)
@@ -122,11 +130,7 @@ def verify_all(
         deployment = runnable.deployment
         progress.step(done, len(runnables), deployment.name)
         seconds = settings.oracle_seconds if deployment.role == "oracle" else None
-        asked = {
-            "device": deployment.device,
-            "precision_hint": deployment.precision_hint,
-            "threads": deployment.threads,
-        }
+        asked: dict[str, Json] = {"asked": asked_of(deployment)}
         try:
             if runnable.is_of_a_third_party:
                 rehearse(runnable.model, deployment, golden.feeds)
@@ -141,7 +145,7 @@ def verify_all(
             session.close()
         measured = measured_json(found) | {"actual": to_json(actual)}
         measured.pop("inputs")  # it stands in the record itself
-        append(Record("verify", deployment.name, golden.description, {"asked": to_json(asked)}, measured))
+        append(Record("verify", deployment.name, golden.description, asked, measured))
         append(Verdict("verify", deployment.name, found.outcome))
         if found.outcome.passed:
             passed.append(runnable)
@@ -220,5 +224,6 @@ def bench_all(
             measured |= {"samples_ns_blob": blob, "samples_shape": list(timing.samples_ns.shape)}
         else:
             measured = {"failure": failures.get(name, "it was not measured")}
-        append(Record("bench", name, feeds.description, {}, measured))
+        asked: dict[str, Json] = {"asked": asked_of(runnable.deployment)}
+        append(Record("bench", name, feeds.description, asked, measured))
     return result

@@ -292,7 +292,7 @@ class Build:
             done = replace(done, facts={**done.facts, "histograms_blob": seen})
         self.notes += [f"quantize: {note}" for note in cast("list[str]", done.facts.get("notes", []))]
         variant = self._adopt(done, "quantize")
-        self.progress.end(f"int8: {variant.size_bytes / 1e6:.2f} MB{_cached(done)}")
+        self.progress.end(f"{variant.name}: {variant.size_bytes / 1e6:.2f} MB{_cached(done)}")
 
     def _golden(self, exported: Transformed, data: RoleFeeds) -> golden.Golden:
         """Run the source itself over the golden inputs: its own framework, or the runtime with all rewrites off."""

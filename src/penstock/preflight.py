@@ -14,7 +14,7 @@ from penstock.frontends import Source
 from penstock.quantizers import Quantizer
 from penstock.stages import export
 
-VARIANTS = ("source", "fp32", "fp16", "slim", "int8")  # whose deployments a baseline may name
+VARIANTS = ("source", "fp32", "fp16", "slim", "int8", "int4")  # whose deployments a baseline may name
 
 
 def check(settings: BuildSettings) -> None:
@@ -121,7 +121,7 @@ def _baseline(settings: BuildSettings) -> None:
     asked = settings.bench.baseline
     if not asked:
         return
-    variant, at, backend = asked.partition("@")
+    variant, at, backend = asked.partition("+")[0].partition("@")
     if not at or variant not in VARIANTS:
         do = f"name a deployment, such as fp32@onnxruntime; variants are {', '.join(VARIANTS)}"
         raise UsageError("unknown-baseline", f"{asked!r} is no deployment", where="[bench] baseline", do=do)

@@ -198,7 +198,7 @@ class _Search:
 
     def ranking(self, candidate: Candidate) -> Sequence[str]:
         """Return the integer layers of a candidate, the one that the output minds most first."""
-        from penstock.quantization import sensitivity
+        from penstock.quantization import automatic, sensitivity
         from penstock.quantization.studying import of_settings, studied
 
         batches = calibration.of_feeds(
@@ -206,5 +206,6 @@ class _Search:
         )
         choice = of_settings(candidate.settings)
         study, _ = studied(self.model, batches, choice)
+        choice, _ = automatic.resolved(study, choice)
         ranked, left = sensitivity.layers(study, choice)
         return [one.node for one in ranked] + left

@@ -29,12 +29,13 @@ SECTIONS: dict[str, str] = {
     "export": "penstock.stages.export:ExportSettings",
     "optimize": "penstock.stages.optimize:OptimizeSettings",
     "quantize": "penstock.stages.quantize:QuantizeSettings",
-    "search": "penstock.stages.search:SearchSettings",
     "verify": "penstock.stages.verify:VerifySettings",
     "evaluate": "penstock.stages.evaluate:EvaluateSettings",
     "bench": "penstock.stages.bench:BenchSettings",
     "select": "penstock.stages.select:SelectSettings",
 }
+# sections of commands that a build has no part of
+OWN: dict[str, str] = {"search": "penstock.stages.search:SearchSettings"}
 
 
 def option(default: T, help: str, *, choices: tuple[str, ...] = (), flag: str = "", minimum: float | None = None) -> T:
@@ -62,7 +63,7 @@ class Field:
 
 def section_class(section: str) -> type:
     """Import the dataclass of a section."""
-    module, _, name = SECTIONS[section].partition(":")
+    module, _, name = {**SECTIONS, **OWN}[section].partition(":")
     return cast(type, getattr(importlib.import_module(module), name))
 
 
@@ -114,9 +115,9 @@ def read_file(path: Path) -> dict[str, Any]:
         table = table.get("tool", {}).get("penstock", {})
     top = {"source", "weights", "seed", "backends", "tools", "inputs", "libraries", "input", "example"}
     for section, value in table.items():
-        if section not in SECTIONS and section not in top:
+        if section not in SECTIONS and section not in OWN and section not in top:
             raise unknown("section or key", section, [*SECTIONS, *sorted(top)], str(path))
-        if section in SECTIONS:
+        if section in SECTIONS or section in OWN:
             if not isinstance(value, dict):
                 raise UsageError("bad-setting", f"[{section}] is a table of settings", where=str(path))
             known = [field.name for field in fields(section)]

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from penstock import (
     blame,
@@ -230,7 +230,8 @@ def quantize_variant(
     assert isinstance(plain, dict)
     shown = {**plain, "calibration": dict(feeds.description)}
     model = replace(entry, files=tuple(file for file in entry.files if file.path != HISTOGRAMS))
-    variant = _variant("int8", model, "int8", (parent.variant.digest,), "quantize", shown, tools)
+    precision = cast("Precision", entry.facts.get("precision", "int8"))
+    variant = _variant(precision, model, precision, (parent.variant.digest,), "quantize", shown, tools)
     return Transformed(variant, cache.folder(key) / "files", entry.facts, entry.measured, {}, cached)
 
 

@@ -35,7 +35,7 @@ def quantized(
     source = tiny.save(model, tmp_path / "in" / "m.onnx")
     before = source.read_bytes()
     (tmp_path / "out").mkdir(exist_ok=True)
-    facts = quantize(source, batches(rows), QuantizeSettings(**settings), tmp_path / "out" / "q.onnx")  # type: ignore[arg-type]
+    facts = quantize(source, batches(rows), QuantizeSettings(method="ort", **settings), tmp_path / "out" / "q.onnx")  # type: ignore[arg-type]
     assert source.read_bytes() == before
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["q.onnx"]
     made = onnx.load(tmp_path / "out" / "q.onnx")
@@ -127,26 +127,26 @@ def test_the_same_input_gives_the_same_bytes(tiny: ModuleType, tmp_path: Path) -
 def test_external_data_goes_in(tiny: ModuleType, tmp_path: Path) -> None:
     want = tiny.oracle(tiny.mlp(), {"x": ROWS})[0]
     source = tiny.with_external(tiny.mlp(), tmp_path / "in" / "m.onnx")
-    quantize(source, batches(ROWS), QuantizeSettings(), tmp_path / "q.onnx")
+    quantize(source, batches(ROWS), QuantizeSettings(method="ort"), tmp_path / "q.onnx")
     assert (compare(run(tmp_path / "q.onnx", ROWS), want, logits=False).sqnr_db or 0) > 20
 
 
 def test_a_quantized_model_is_refused(tiny: ModuleType, tmp_path: Path) -> None:
     quantized(tiny, tmp_path, tiny.mlp(), ROWS)
     with pytest.raises(InputError) as caught:
-        quantize(tmp_path / "out" / "q.onnx", batches(ROWS), QuantizeSettings(), tmp_path / "again.onnx")
+        quantize(tmp_path / "out" / "q.onnx", batches(ROWS), QuantizeSettings(method="ort"), tmp_path / "again.onnx")
     assert caught.value.id == "already-quantized" and not (tmp_path / "again.onnx").exists()
 
 
 def test_nothing_to_quantize(tiny: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
-        quantize(tiny.save(tiny.several(), tmp_path / "m.onnx"), [], QuantizeSettings(), tmp_path / "q.onnx")
+        quantize(tiny.save(tiny.several(), tmp_path / "m.onnx"), [], QuantizeSettings(method="ort"), tmp_path / "q.onnx")
     assert caught.value.id == "nothing-to-quantize"
 
 
 def test_no_calibration_samples_is_an_input_error(tiny: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
-        quantize(tiny.save(tiny.mlp(), tmp_path / "m.onnx"), [], QuantizeSettings(), tmp_path / "q.onnx")
+        quantize(tiny.save(tiny.mlp(), tmp_path / "m.onnx"), [], QuantizeSettings(method="ort"), tmp_path / "q.onnx")
     assert caught.value.id == "cannot-quantize" and not (tmp_path / "q.onnx").exists()
 
 

@@ -13,6 +13,10 @@ from penstock.variant import Format
 
 if TYPE_CHECKING:
     import numpy as np
+    import onnx_ir as ir
+
+
+HALVES = ("fp16", "bf16")  # precisions that a runtime may compute in, or only store
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,16 @@ class Loadable:
     libraries: tuple[str, ...] = ()  # of custom operators, as the user named them
 
 
+def ways(backend: object, model: ir.Model) -> Mapping[str, Mapping[str, str]]:
+    """Return how a backend can compute a model: options by a name, the plain way's empty.
+
+    There are several where a runtime would round what the model has in float: an exact one, which is the plain way, and
+    the runtime's own. A backend that has such a choice offers a function ``ways(model)``.
+    """
+    found = getattr(backend, "ways", None)
+    return found(model) if found is not None else {"": {}}
+
+
 class Session(Protocol):
     """A loaded deployment."""
 
@@ -35,7 +49,10 @@ class Session(Protocol):
         """Run one batch; return the outputs in the order of the model's signature."""
 
     def actual(self) -> Mapping[str, Json]:
-        """Tell what really runs: device, precision, threads, and which provider got how many nodes."""
+        """Tell what really runs: device, precision, threads, and which provider got how many nodes.
+
+        Of a 16-bit variant, ``computes_in`` tells how many layers ran in which type, as the runtime itself says.
+        """
 
     def close(self) -> None:
         """Release what the session holds."""
@@ -55,3 +72,15 @@ class Backend(Protocol):
 
     def load(self, model: Loadable, deployment: Deployment) -> Session:
         """Load a deployment. Raises ``InputError`` when the runtime refuses the model: never falls back in silence."""
+
+
+def only_stored(precision: str, actual: Mapping[str, Json]) -> str:
+    """Say how much of a 16-bit variant the runtime computes in another type; "" where it says nothing of it."""
+    counted = actual.get("computes_in")
+    if precision not in HALVES or not isinstance(counted, dict):
+        return ""
+    layers = {name: count for name, count in counted.items() if isinstance(count, int)}
+    others = ", ".join(f"{count} in {name}" for name, count in layers.items() if name != precision)
+    if not layers.get(precision):
+        return f"the runtime only stores {precision}: of its layers it computes {others}" if others else ""
+    return f"of its layers the runtime computes {layers[precision]} in {precision}, {others}" if others else ""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from penstock.backends import Loadable
+from penstock import graph, store
+from penstock.backends import HALVES, Loadable
 from penstock.deployment import Deployment, Role
 from penstock.errors import InputError, MissingError
 from penstock.graph import first_line
@@ -15,11 +17,16 @@ from penstock.variant import Format
 
 if TYPE_CHECKING:
     import numpy as np
+    import onnx_ir as ir
 
 ROLE: Role = "candidate"
 FORMATS: tuple[Format, ...] = ("onnx",)
 LOADS_LIBRARIES = True
+# how exactly a product is computed that this runtime makes of DequantizeLinear and MatMul: "1" in float32, "4" (its own
+# choice, where nothing is asked for) with activations rounded to int8; "2" and "3", half floats, are "1" on this CPU
+ACCURACY = "qdq_matmulnbits_accuracy_level"
 _LEVELS = ("disabled", "basic", "extended", "all")
+_FLOATS = {"bfloat16": "bf16", "float16": "fp16", "float": "fp32", "double": "fp64"}  # as a profile names them
 
 
 def available() -> str:
@@ -38,6 +45,13 @@ def facts() -> Mapping[str, Json]:
     return {"version": onnxruntime.__version__, "providers_in_build": onnxruntime.get_available_providers()}
 
 
+def ways(model: ir.Model) -> Mapping[str, Mapping[str, str]]:
+    """Return two ways where weights alone are integers: activations in float, and as this runtime would have it."""
+    if not graph.weight_only(model, nbits=False):
+        return {"": {}}
+    return {"": {ACCURACY: "1"}, "int8-activations": {ACCURACY: "4"}}
+
+
 def _imported() -> Any:
     """Return the module. Raises ``MissingError`` where it doesn't import."""
     if problem := available():
@@ -48,7 +62,10 @@ def _imported() -> Any:
 
 
 def load(model: Loadable, deployment: Deployment) -> OrtSession:
-    """Create a session. The option ``optimization`` is the session's level: disabled, basic, extended or all."""
+    """Create a session. The option ``optimization`` is the session's level: disabled, basic, extended or all.
+
+    The option ``qdq_matmulnbits_accuracy_level``, 0 to 4, is for weights in blocks; see :func:`ways`.
+    """
     ort = _imported()
 
     if deployment.device != "cpu":
@@ -70,6 +87,10 @@ def load(model: Loadable, deployment: Deployment) -> OrtSession:
     }[level]
     if deployment.options.get("spinning") == "off":
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if (accuracy := deployment.options.get(ACCURACY)) is not None:
+        if accuracy not in ("0", "1", "2", "3", "4"):
+            raise InputError("bad-option", f"{ACCURACY} is 0 to 4, not {accuracy!r}")
+        options.add_session_config_entry(f"session.{ACCURACY}", accuracy)
     for library in model.libraries:
         try:
             options.register_custom_ops_library(library)
@@ -78,6 +99,11 @@ def load(model: Loadable, deployment: Deployment) -> OrtSession:
             do = "give one that was built for this ONNX Runtime and this machine"
             raise InputError("bad-library", what, where=library, do=do) from error
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+
+    def profiled(prefix: Path) -> Any:
+        options.enable_profiling, options.profile_file_prefix = True, str(prefix)
+        return ort.InferenceSession(str(model.path), options, providers=["CPUExecutionProvider"])
+
     try:
         session = ort.InferenceSession(str(model.path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the runtime raises many types, all about this model
@@ -85,21 +111,24 @@ def load(model: Loadable, deployment: Deployment) -> OrtSession:
             "runtime-refuses", f"ONNX Runtime can't load the model: {first_line(error)}", where=str(model.path),
             do="look for the operator or the opset that it names; `penstock inspect` lists both",
         ) from error  # fmt: skip
-    return OrtSession(session, deployment)
+    return OrtSession(session, deployment, profiled)
 
 
 class OrtSession:
     """A loaded ONNX Runtime session."""
 
-    def __init__(self, session: Any, deployment: Deployment) -> None:
+    def __init__(self, session: Any, deployment: Deployment, profiled: Callable[[Path], Any]) -> None:
         self._session = session
         self._deployment = deployment
+        self._profiled = profiled  # makes a second session, which writes down what it runs
+        self._last: Mapping[str, np.ndarray] | None = None
         self._inputs = [value.name for value in session.get_inputs()]
         self._outputs = [value.name for value in session.get_outputs()]
         self._bound: tuple[Mapping[str, np.ndarray], Any] | None = None
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Run one batch."""
+        self._last = feeds
         if self._deployment.io_binding:
             return self._run_bound(feeds)
         try:
@@ -132,18 +161,48 @@ class OrtSession:
         for part in self._session.get_provider_graph_assignment_info():
             count = placed.get(part.ep_name, 0)
             placed[part.ep_name] = (count if isinstance(count, int) else 0) + len(part.get_nodes())
-        return {
+        level = self._deployment.options.get(ACCURACY)
+        told: dict[str, Json] = {} if level is None else {ACCURACY: int(level)}
+        told |= {
             "device": "cpu",
             "nodes_by_provider": placed,
             "threads": self._deployment.threads,
             "io_binding": self._deployment.io_binding,
             "optimization": self._deployment.options.get("optimization", "all"),
         }
+        return told | self._computes_in()
+
+    def _computes_in(self) -> dict[str, Json]:
+        """Tell of 16-bit variants how many kernels ran in which type, and how many Casts, from a profile of one run.
+
+        Where it has no kernel for a type, the runtime puts Casts around one in float32, and only stores 16 bits.
+        """
+        if self._deployment.precision not in HALVES or self._last is None:
+            return {}
+        with store.scratch() as work:
+            session = self._profiled(work / "profile")
+            session.run(self._outputs, dict(self._last))
+            events = json.loads(Path(session.end_profiling()).read_text())
+        kinds = [_kind(event) for event in events if str(event.get("name", "")).endswith("_kernel_time")]
+        counted: dict[str, Json] = {name: kinds.count(name) for name in sorted({*_FLOATS.values()} & {*kinds})}
+        return {"computes_in": counted, "casts": kinds.count("Cast")}
 
     def close(self) -> None:
         """Drop the session."""
-        self._bound = None
+        self._bound = self._last = None
         self._session = None
+
+
+def _kind(event: Mapping[str, Any]) -> str:
+    """Return the type that a kernel of a profile computes in: the narrowest float it reads, else makes; "" for none."""
+    told = event.get("args", {})
+    if told.get("op_name") == "Cast":
+        return "Cast"
+    for part in ("input_type_shape", "output_type_shape"):
+        types = {name for entry in told.get(part, ()) for name in entry}
+        if found := next((short for name, short in _FLOATS.items() if name in types), ""):
+            return found
+    return ""
 
 
 def fuse_offline(model: Path, into: Path) -> None:

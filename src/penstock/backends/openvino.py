@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import importlib.util
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from penstock import graph, worker
-from penstock.backends import Loadable
+from penstock.backends import HALVES, Loadable
 from penstock.deployment import Deployment, Role
 from penstock.errors import InputError, missing_extra
 from penstock.graph import first_line
@@ -18,6 +19,7 @@ from penstock.variant import Format
 
 if TYPE_CHECKING:
     import numpy as np
+    import onnx_ir as ir
 
 # importing OpenVINO reports to its makers over the network when this package is there; without it, it takes a stub
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None is how Python marks what is not there
@@ -25,9 +27,15 @@ sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # 
 ROLE: Role = "candidate"
 FORMATS: tuple[Format, ...] = ("onnx",)
 IMPORT_SECONDS = 60.0
+DYNAMIC = "dynamic_quantization_group_size"  # inputs that share a scale where activations are rounded; "0": none are
 NO_RULE = "-- No conversion rule found for operations:"  # how its report on operators puts it
 RULE_FAILED = "-- Conversion is failed for:"
 DEFAULT_HINT = "f32"  # its own default on CPUs with bf16 units is bf16, which changes the results
+AS_WRITTEN = "dynamic"  # of 16-bit variants: f16 would take what was left in fp32 for its range to 16 bits too
+_TOLD = ("layerType", "runtimePrecision")
+_NAMES = {"bf16": "bf16", "f16": "fp16", "f32": "fp32", "f64": "fp64", "i8": "int8", "u8": "int8"}
+# layers of a compiled model that compute nothing
+_IDLE = frozenset({"Const", "Input", "Output", "Parameter", "Reorder", "Result"})
 
 
 def available() -> str:
@@ -75,6 +83,16 @@ def facts() -> Mapping[str, Json]:
     return {"version": openvino.__version__.split("-")[0], "devices": list(core.available_devices)}
 
 
+def ways(model: ir.Model) -> Mapping[str, Mapping[str, str]]:
+    """Return two ways where weights alone are integers: activations in float, and as this runtime would have it.
+
+    Its own way is to round activations to int8, in groups of 32, whatever precision is hinted.
+    """
+    if not graph.weight_only(model, nbits=True):
+        return {"": {}}
+    return {"": {DYNAMIC: "0"}, "int8-activations": {DYNAMIC: "32"}}
+
+
 def load(model: Loadable, deployment: Deployment) -> OpenVinoSession:
     """Compile the model for the CPU with the precision hint and the number of threads asked for."""
     try:
@@ -83,13 +101,18 @@ def load(model: Loadable, deployment: Deployment) -> OpenVinoSession:
     except ImportError as error:
         raise missing_extra("openvino", "openvino", f"the deployment {deployment.name}") from error
     core = openvino.Core()
+    hint = AS_WRITTEN if deployment.precision in HALVES else DEFAULT_HINT
     config = {
-        properties.hint.inference_precision(): deployment.precision_hint or DEFAULT_HINT,
+        properties.hint.inference_precision(): deployment.precision_hint or hint,
         properties.inference_num_threads(): deployment.threads,
         properties.hint.performance_mode(): "LATENCY",
         properties.num_streams(): 1,
         properties.hint.enable_cpu_pinning(): False,
     }
+    if (group := deployment.options.get(DYNAMIC)) is not None:
+        if not group.isdecimal():
+            raise InputError("bad-option", f"{DYNAMIC} is a whole number, not {group!r}")
+        config[properties.hint.dynamic_quantization_group_size()] = int(group)
     inlined = False
     try:
         try:
@@ -183,13 +206,29 @@ class OpenVinoSession:
     def actual(self) -> Mapping[str, Json]:
         """Return what the compiled model says of itself: device, precision, threads."""
         get = self._compiled.get_property
-        functions = {"functions": "inlined: this runtime reads none"} if self._inlined else {}
-        return functions | {
+        told: dict[str, Json] = {"functions": "inlined: this runtime reads none"} if self._inlined else {}
+        if DYNAMIC in self._deployment.options:
+            told[DYNAMIC] = int(get(DYNAMIC.upper()))
+        told |= {
             "device": ",".join(get("EXECUTION_DEVICES")),
             "precision": str(get("INFERENCE_PRECISION_HINT")).replace("<Type: '", "").replace("'>", ""),
             "threads": int(get("INFERENCE_NUM_THREADS")),
             "integers": "64-bit integers are computed in 32 bits",
         }
+        return told | self._computes_in()
+
+    def _computes_in(self) -> dict[str, Json]:
+        """Tell how many layers of the compiled model compute in which type, and how many convert between types."""
+        layers: Counter[str] = Counter()
+        for layer in self._compiled.get_runtime_model().get_ops():
+            told = layer.get_rt_info()
+            kind, precision = (told[key].astype(str) if key in told else "" for key in _TOLD)
+            if kind == "Convert":
+                layers["Convert"] += 1
+            elif kind not in _IDLE:
+                layers[_NAMES.get(precision, "")] += 1
+        counted: dict[str, Json] = {name: layers[name] for name in sorted({*_NAMES.values()} & layers.keys())}
+        return {"computes_in": counted, "casts": layers["Convert"]}
 
     def close(self) -> None:
         """Drop the request and the compiled model."""

@@ -33,6 +33,7 @@ COMMANDS = {
     "convert": "Say a model in another opset, newer or older.",
     "quantize": "Make an int8 model with calibration data.",
     "search": "Find the fastest quantized model within an accuracy budget.",
+    "qat": "Train a module on the grids of its int8 model.",
     "verify": "Hold a model's outputs against its source.",
     "evaluate": "Measure accuracy on labelled data.",
     "bench": "Time models side by side.",

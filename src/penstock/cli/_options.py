@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -34,10 +35,23 @@ def sections(*names: str, short: Mapping[str, str] | None = None) -> Callable[[F
     return decorate
 
 
+def of_class(name: str, place: str) -> Callable[[F], F]:
+    """Add the options of settings that aren't a section of the file: the class at ``place``, as ``module:class``."""
+
+    def decorate(function: F) -> F:
+        module, _, cls = place.partition(":")
+        for field in reversed(settings.fields(name, getattr(importlib.import_module(module), cls))):
+            function = _option(field, None)(function)
+        return function
+
+    return decorate
+
+
 def _option(field: Field, short: str | None) -> Callable[[F], F]:
     target = f"{field.section}__{field.name}"
     shown = _default(field)
-    text = f"[{field.section}] {field.help}" + (f" (default: {shown})" if shown else "")
+    where = f"[{field.section}] " if field.section in settings.SECTIONS else ""
+    text = f"{where}{field.help}" + (f" (default: {shown})" if shown else "")
     if field.kind is bool:
         flag = field.flag if "/" in field.flag else f"{field.flag}/--no-{field.flag[2:]}"
         return click.option(flag, target, default=None, help=text)

@@ -71,6 +71,11 @@ def command(
     console.print(table)
     cpus = f"pinned to CPU {', '.join(map(str, found.pinned_cpus))}" if found.pinned_cpus else "not pinned"
     console.print(f"{found.rounds} rounds, {asked.threads} thread{'s' if asked.threads > 1 else ''}, {cpus}")
+    for t in found.timings:
+        counted = t.actual.get("computes_in")
+        if isinstance(counted, dict) and not {"fp16", "bf16"}.isdisjoint(counted):
+            layers = ", ".join(f"{count} layers in {name}" for name, count in counted.items())
+            console.print(f"{t.name} computes {layers}, with {t.actual.get('casts', 0)} Casts", markup=False)
     for failure in found.failures:
         console.print(f"not measured: {failure.name}: {failure.reason}", markup=False)
     for reason in found.noise:

@@ -78,6 +78,12 @@ def layers(
     return ranked(found), []
 
 
+def whole(study: Study, choice: Choice, samples: Batches, wanted: list[Array]) -> float:
+    """Return the signal to noise at the output in dB with all layers quantized, without repair."""
+    plain = replace(choice, correct_bias="none", rounding="nearest")
+    return effect("", "", outputs(study.quantized(plain).model, samples), wanted, samples.count).sqnr_db
+
+
 def ranked(found: list[LayerEffect]) -> list[LayerEffect]:
     """Sort by the error at the output, the largest first."""
     return sorted(found, key=lambda one: (one.sqnr_db, one.node))

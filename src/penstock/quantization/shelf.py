@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from penstock import machine, store
+from penstock.golden import pack
 from penstock.quantization.histogram import Histogram
 from penstock.quantization.statistics import Statistics
 from penstock.store import Cache, Made, digest_of
@@ -75,9 +76,7 @@ def packed(held: dict[str, Statistics]) -> bytes:
         arrays[f"{number}_met"], arrays[f"{number}_counts"] = met, counts.reshape(-1)[met]
         arrays[f"{number}_width"] = np.array(counts.shape[1])
     arrays["told"] = np.frombuffer(json.dumps(told).encode(), np.uint8)
-    file = io.BytesIO()
-    np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # numpy's stub has a flag of another type among the names
-    return file.getvalue()
+    return pack(arrays)
 
 
 def unpacked(data: bytes) -> dict[str, Statistics]:

@@ -33,7 +33,7 @@ def quantize(
     model: Path, batches: Iterable[Mapping[str, np.ndarray]], settings: QuantizeSettings, into: Path
 ) -> Mapping[str, Json]:
     """Quantize ``model``; see :class:`penstock.quantizers.Quantizer`."""
-    from penstock.quantization import account, notices, qoperator
+    from penstock.quantization import account, automatic, notices, qoperator
     from penstock.quantization.guard import guarded
     from penstock.quantization.studying import of_settings, studied
 
@@ -43,6 +43,7 @@ def quantize(
     if not study.placed(choice).weights:
         raise _nothing(study, choice, model)
     notices.other_scale(study, samples.golden, notices.first_layers(study))
+    choice, tried = automatic.resolved(study, choice)
     choice, left = guarded(study, choice) if settings.guard else (choice, [])
     done = study.quantized(choice)
     kept = qoperator.convert(done.model) if settings.format == "qoperator" else {}
@@ -55,7 +56,7 @@ def quantize(
         "equalize": choice.equalize, "correct_bias": choice.correct_bias, "rounding": choice.rounding,
         "calibration_samples": samples.count, "calibration_runs": study.runs,
         "outputs_left_in_float": _float_outputs(done), "operators_left_in_float": [*_float_operators(done)],
-        "guarded": to_json(left),
+        "ranges_tried_db": to_json(tried), "guarded": to_json(left),
         "balanced": [
             {"before": one.before, "after": [*one.after], "alpha": one.alpha, "gain_db": one.gain_db}
             for one in balanced

@@ -20,7 +20,7 @@ from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from penstock import machine, registry
-from penstock.backends import Backend, Loadable, Session
+from penstock.backends import Backend, Loadable, Session, only_stored
 from penstock.deployment import Deployment
 from penstock.errors import MissingError, UsageError
 from penstock.jsonable import Json
@@ -288,6 +288,8 @@ def _cautions(timings: Sequence[Timing], subjects: Sequence[Subject]) -> tuple[s
     """Return what else makes a comparison unfair."""
     found = [f"{t.name}: its latency was not steady after {t.warmup_calls} calls" for t in timings if not t.steady]
     found += [f"{t.name}: {t.stray_threads} of its threads left the pinned CPUs" for t in timings if t.stray_threads]
+    precisions = {subject.deployment.name: subject.deployment.precision for subject in subjects}
+    found += [f"{t.name}: {told}" for t in timings if (told := only_stored(precisions[t.name], t.actual))]
     if len(threads := sorted({subject.deployment.threads for subject in subjects})) > 1:
         found.append(f"the deployments use different numbers of threads: {', '.join(map(str, threads))}")
     return tuple(found)

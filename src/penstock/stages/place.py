@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
-from penstock import registry
-from penstock.backends import Backend, Loadable
+from penstock import deployment, graph, registry
+from penstock.backends import Backend, Loadable, ways
 from penstock.deployment import Deployment
 from penstock.errors import MissingError, UsageError
 from penstock.measures import Runnable
@@ -32,10 +32,12 @@ def place(
             vain = backend.ROLE == "oracle" and variant.precision not in ("fp32", "fp16")
             if vain or variant.format not in backend.FORMATS or not _runs_here(backend):
                 continue
-            plain = Deployment(
-                f"{variant.name}@{name}", variant.name, variant.digest, variant.precision, name, role=backend.ROLE
-            )
-            made.append(Runnable(configured(plain, settings), model, variant.signature.fixed_batch is None))
+            for way, options in _ways(name, backend, variant, model).items():
+                plain = Deployment(
+                    deployment.named(variant.name, name, way), variant.name, variant.digest, variant.precision, name,
+                    role=backend.ROLE, options=options,
+                )  # fmt: skip
+                made.append(Runnable(configured(plain, settings), model, variant.signature.fixed_batch is None))
     if not any(runnable.deployment.role == "candidate" for runnable in made):
         do = "name another with --backends; `penstock list backends` shows which can run here"
         raise UsageError("no-candidate", "none of the backends can deploy this model", do=do)
@@ -50,6 +52,14 @@ def reference(variants: Sequence[tuple[Variant, Loadable]]) -> tuple[Runnable, s
     options = {"optimization": "disabled"}
     plain = Deployment("source", variant.name, variant.digest, variant.precision, "onnxruntime", options=options)
     return Runnable(plain, model, True), "ONNX Runtime with its optimizations off"
+
+
+def _ways(name: str, backend: Backend, variant: Variant, model: Loadable) -> Mapping[str, Mapping[str, str]]:
+    """Return the ways in which a backend can compute a variant."""
+    if model.path is None or variant.precision not in ("int4", "int8", "mixed"):
+        return {"": {}}
+    with registry.blamed("backends", name):
+        return ways(backend, graph.load(model.path, weights=False))
 
 
 def _runs_here(backend: Backend) -> bool:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 CONSUMERS = ("ort-cpu", "openvino", "integer-only", "tensorrt")
 ACTIVATIONS = ("uint8", "int8", "uint16", "int16")
 FORMATS = ("qdq", "qoperator")
+ROUNDINGS = ("gptq", "hqq", "rtn")
+ZERO_POINTS = ("none", "integer", "float")
+WEIGHT_FORMATS = ("standard", "matmulnbits")
 RANGES = ("minmax", "moving-average", "percentile", "entropy", "mse")
 
 
@@ -32,7 +35,7 @@ class QuantizeSettings:
     method: str = option("static", "quantization method, see `penstock list quantizers`")
     consumer: str = option("ort-cpu", "what will run it: decides which tensors are quantized", choices=CONSUMERS)
     activations: str = option("", "type of activations (default: the consumer's own)", choices=("", *ACTIVATIONS))
-    ranges: str = option("mse", "how ranges are chosen from what calibration saw", choices=RANGES)
+    ranges: str = option("auto", "how ranges are chosen from what calibration saw", choices=("auto", *RANGES))
     percentile: float = option(99.99, "share of the values in per cent that `--ranges percentile` keeps", minimum=50)
     equalize: bool = option(True, "scale channels against each other where one grid doesn't fit them all")
     smooth: bool = option(True, "the same through normalizations, for transformers (SmoothQuant)")
@@ -53,6 +56,21 @@ class QuantizeSettings:
     )
     calibration_batch: int = option(32, "samples per calibration batch, where the model's batch is dynamic", minimum=1)
     exclude: tuple[str, ...] = option((), "names of nodes to leave in float")
+    # weight-only
+    weight_bits: int = option(4, "weight-only: bits of a weight, 4 or 8", minimum=4)
+    block_size: int = option(32, "weight-only: inputs that share a scale, a power of two from 16; 0: all", minimum=0)
+    weight_rounding: str = option("gptq", "weight-only: how weights are rounded", choices=ROUNDINGS)
+    zero_points: str = option("none", "weight-only: what stands for zero beside a scale", choices=ZERO_POINTS)
+    weight_format: str = option(
+        "standard", "weight-only: ONNX's DequantizeLinear, or ONNX Runtime's MatMulNBits", choices=WEIGHT_FORMATS
+    )
+    least_weights: int = option(256, "weight-only: matrices of fewer weights stay in float", minimum=0)
+    embeddings: bool = option(False, "weight-only: store tables of embeddings too, in 8 bits with a scale for each row")
+    int8_activations: bool = option(False, "weight-only: let MatMulNBits round activations to int8, which is faster")
+    half_compute: bool = option(
+        True, "fp16, bf16: compute in 16 bits, not only store the weights so", flag="--half-compute/--half-storage"
+    )
+    half_margin: float = option(2.0, "fp16, bf16: how many times larger values may be than on the samples", minimum=1)
 
 
 def quantize(

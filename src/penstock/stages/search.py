@@ -101,7 +101,7 @@ def _static(base: QuantizeSettings) -> Iterator[Candidate]:
     yield Candidate("static, bias corrected on samples", replace(plain, correct_bias="empirical"))
     yield Candidate("static, adaptive rounding", replace(plain, rounding="adaptive"))
     yield Candidate("static, minmax, adaptive rounding", replace(plain, ranges="minmax", rounding="adaptive"))
-    for ranges in ("minmax", "entropy", "percentile", "moving-average"):
+    for ranges in ("minmax", "mse", "entropy", "percentile", "moving-average"):
         yield Candidate(f"static, {ranges}", replace(plain, ranges=ranges))
     yield Candidate("static, not balanced", replace(plain, equalize=False, smooth=False))
 

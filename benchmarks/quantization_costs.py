@@ -1,0 +1,122 @@
+"""What calibrating costs: CPU time against that of the forward passes alone, and memory for few and many samples."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import quantization_data as data
+import quantization_nets as nets
+from quantization_tools import Tools, session, tools
+from quantizer_tool import OWN, Stream
+
+from penstock import graph
+
+SAMPLES, FEW, ROUNDS = 512, 32, 3
+STREAMED = (500, 50_000)
+LIMIT_BYTES = 4 << 30  # a peer that wants more than this doesn't get it
+RANGES = ("minmax", "moving-average", "percentile", "entropy", "mse")
+WATCHED = ("penstock minmax", "penstock, with repair", "ort-minmax", "ort-percentile")  # NNCF would take half an hour
+Part = tuple[list[list[str]], str, Mapping[str, Any]]
+
+
+def cost(names: Sequence[str], peers: Path) -> Part:
+    """Measure CPU seconds for 512 samples and for 32, on one core; the difference to that of the forward passes."""
+    case = data.net_case("cifar10")
+    rows = [["method", f"{SAMPLES} samples (CPU s)", f"{FEW} samples", "a sample more to its forward pass",
+             "all to the forward passes"]]  # fmt: skip
+    facts: dict[str, Any] = {}
+    with one_core(), tools(names, peers) as running:
+        seconds: dict[str, list[tuple[float, float]]] = {}
+        forward: list[tuple[float, float]] = []
+        for _ in range(ROUNDS):
+            forward.append((_forward(case.model, SAMPLES), _forward(case.model, FEW)))
+            for label, tool, extra in _methods(names):
+                taken = tuple(_seconds(running, case, tool, count, extra) for count in (SAMPLES, FEW))
+                seconds.setdefault(label, []).append((taken[0], taken[1]))
+    passes = statistics.median(many for many, _ in forward)
+    more = statistics.median(many - few for many, few in forward)
+    facts["forward_seconds"] = forward
+    for label, taken in seconds.items():
+        many, few = (statistics.median(one) for one in zip(*taken, strict=True))
+        facts[label] = taken
+        cells = ["!"] * 4 if many != many else [f"{many:.2f}", f"{few:.2f}", f"{(many - few) / more:.1f}×",
+                                               f"{many / passes:.1f}×"]  # fmt: skip
+        rows.append([label, *cells])
+    told = (
+        f"The reference net, one core, medians of {ROUNDS} rounds taken in turns; the float model's {SAMPLES} forward "
+        f"passes in batches of 32 take {passes:.2f} s. All: from loading the model to writing the quantized one."
+    )
+    return rows, told, facts
+
+
+def _methods(names: Sequence[str]) -> list[tuple[str, str, dict[str, Any]]]:
+    """Return Penstock's ways to choose ranges, and the peers as they are."""
+    plain = {"equalize": False, "smooth": False, "correct_bias": "none"}
+    own = [(f"penstock {ranges}", "penstock", {"settings": plain | {"ranges": ranges}}) for ranges in RANGES]
+    own.append(("penstock, with repair", "penstock", {}))
+    return (own if "penstock" in names else []) + [(name, name, {}) for name in names if name != "penstock"]
+
+
+def _seconds(running: Tools, case: data.Case, tool: str, count: int, extra: Mapping[str, Any]) -> float:
+    """Return the CPU seconds, NaN where it failed."""
+    answer = running.quantize(case, tool, stream=_stream(case.model, count), **extra)[1]
+    return float(answer.get("seconds", "nan"))
+
+
+def _stream(model: Path, count: int) -> list[Any]:
+    return [str(nets.data_folder()), count, graph.signature(graph.load(model)).inputs[0].name]
+
+
+def _forward(model: Path, count: int) -> float:
+    """Return the CPU seconds of the forward passes, the making of the samples left out."""
+    loaded, feeds = session(model), list(Stream(*_stream(model, count)))
+    loaded.run(None, feeds[0])
+    began = time.process_time()
+    for one in feeds:
+        loaded.run(None, one)
+    return time.process_time() - began
+
+
+def memory(names: Sequence[str], peers: Path) -> Part:
+    """Measure the most memory that a process of its own had, for 500 samples and for 50,000."""
+    case = data.net_case("cifar10")
+    rows = [["method", *(f"{count:,} samples (peak MB)" for count in STREAMED)]]
+    facts: dict[str, Any] = {}
+    for label, tool, extra in _methods(names):
+        if label not in WATCHED:
+            continue
+        peaks = [_peak(case, tool, count, peers, extra) for count in STREAMED]
+        facts[label] = peaks
+        rows.append([label, *peaks])
+    told = (
+        f"Resident memory of a process of its own, the runtime in it, on images read from disk batch by batch; "
+        f"a process that wanted more than {LIMIT_BYTES >> 30} GiB was refused it."
+    )
+    return rows, told, facts
+
+
+def _peak(case: data.Case, tool: str, count: int, peers: Path, extra: Mapping[str, Any]) -> str:
+    with tools([tool], peers) as running:
+        limit = {} if tool in OWN else {"limit_bytes": LIMIT_BYTES}
+        answer = running.quantize(case, tool, stream=_stream(case.model, count), **limit, **extra)[1]
+    if "peak_bytes" in answer:
+        return f"{answer['peak_bytes'] / 1e6:.0f}"
+    refused = "Memory" in answer["error"] or "alloc" in answer["error"] or "crashed" in answer["error"]
+    return "refused" if refused else f"! {answer['error'][:60]}"
+
+
+@contextmanager
+def one_core() -> Iterator[None]:
+    """Let this process, and those that it begins, run on one core: then a runtime makes one thread and none spins."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(before)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)

@@ -1,0 +1,165 @@
+"""What quantized models are worth in use: accuracy on the whole test set, latency in two runtimes, and every model."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Mapping
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import quantization_data as data
+import quantization_nets as nets
+from optimizer_tables import cell_text
+from quantization_tools import MADE, decibels, run, session, tools
+from raw_exports import time_side_by_side
+
+from penstock import api, calibration, intervals
+from penstock.data import DataSettings
+from penstock.errors import PenstockError
+from penstock.stages import quantize as stage
+from penstock.stages.quantize import QuantizeSettings
+from penstock.timing.figures import ratio
+
+PLAIN = {"equalize": False, "smooth": False, "correct_bias": "none"}
+WAYS: dict[str, dict[str, Any]] = {  # of Penstock; those that a version doesn't have are left out
+    "fp16": {"method": "fp16"},
+    "bf16": {"method": "bf16"},
+    "dynamic": {"method": "dynamic"},
+    "static": {"method": "static", **PLAIN},
+    "static and repair": {"method": "static"},
+    "static, QOperator": {"method": "static", "format": "qoperator"},
+    "static, rounding learned": {"method": "static", "rounding": "adaptive"},
+    "static, uint16 activations": {"method": "static", "activations": "uint16"},
+}
+PEERS = ("ort-minmax", "ort-percentile", "nncf")
+LEAST_DB = 20.0  # what verify asks of a quantized model
+BACKENDS = ("onnxruntime", "openvino")
+Part = tuple[list[list[str]], str, Mapping[str, Any]]
+
+
+def variants(peers: Path) -> dict[str, Path]:
+    """Make the reference net in every way there is; the float model first, then Penstock's, then peers'."""
+    case = data.net_case("cifar10")
+    found = {"fp32": case.model}
+    for name, settings in WAYS.items():
+        path = MADE / f"cifar10-{name.replace(', ', '-').replace(' ', '-')}.onnx"
+        try:
+            api.quantize(case.model, path, QuantizeSettings(**settings), data=real())
+        except (TypeError, PenstockError) as error:  # no such setting, no such method
+            print(f"{name} is left out: {str(error).splitlines()[0]}", file=sys.stderr)
+            continue
+        found[name] = path
+    if trained := trained_with_grids():
+        found["QAT"] = trained
+    with tools(PEERS, peers) as running:
+        for tool in PEERS:
+            path, answer = running.quantize(case, tool)
+            if "error" not in answer:
+                found[tool] = path
+    return found
+
+
+def trained_with_grids() -> Path | None:
+    """Return the net after quantization-aware training by its defaults, which is kept; ``None`` without that."""
+    path = nets.BUILD / "cifar10-qat.onnx"
+    if not path.exists():
+        try:
+            from penstock import qat
+        except ImportError:
+            return None
+        qat.run("zoo:cifar10", path, real(), threads=1)
+    return path
+
+
+def real() -> DataSettings:
+    """Return the whole of CIFAR-10, of which 512 training images calibrate."""
+    return DataSettings(data=str(nets.data_folder()))
+
+
+def accuracy(peers: Path) -> Part:
+    """Read the test set once for each variant, in ONNX Runtime; pair the answers with the float model's."""
+    pixels, labels = nets.pixels("test")
+    made = variants(peers)
+    right = {}
+    for name, path in made.items():
+        loaded = session(path)
+        answers = [next(iter(run(loaded, {"x": nets.normalised(pixels[at : at + 500])}).values())).argmax(1)
+                   for at in range(0, len(pixels), 500)]  # fmt: skip
+        right[name] = np.concatenate(answers) == labels
+    rows = [["variant", "right", "less than fp32 (points, 95 %)", "bytes", "fp32's bytes to it"]]
+    facts: dict[str, Any] = {}
+    whole = made["fp32"].stat().st_size
+    for name, hits in right.items():
+        drop, low, high = (100 * one for one in intervals.paired_difference(right["fp32"], hits))
+        size = made[name].stat().st_size
+        facts[name] = {"right": int(hits.sum()), "of": len(hits), "drop_points": [drop, low, high], "bytes": size}
+        told = "" if name == "fp32" else f"{drop:+.2f} ({low:+.2f} to {high:+.2f})"
+        rows.append([name, f"{hits.mean():.2%}", told, f"{size:,}", f"{whole / size:.2f}"])
+    note = (
+        f"CIFAR-10's {len(labels):,} test images, read once for each variant, in ONNX Runtime; the interval is Tango's "
+        "for paired answers. Calibrated on 512 training images."
+    )
+    return rows, note, facts
+
+
+def latency(peers: Path, seconds: float) -> Part:
+    """Time the variants of the reference net in both runtimes, batch 1, one thread, in interleaved rounds."""
+    made = variants(peers)
+    timed = {backend: time_side_by_side(made, seconds, backend) for backend in BACKENDS}
+    rows = [["variant", *BACKENDS]]
+    facts: dict[str, Any] = {}
+    for name in made:
+        cells = []
+        for backend, rounds in timed.items():
+            if name not in rounds:
+                cells.append("!")
+            elif name == "fp32":
+                cells.append(f"{statistics.median(rounds[name]) / 1e6:.3f} ms")
+            else:
+                one = ratio(rounds[name], rounds["fp32"], 0)
+                cells.append(one.text())
+                facts.setdefault(name, {})[backend] = [one.ratio, one.low, one.high, one.rounds]
+        rows.append([name, *cells])
+    count = len(next(iter(timed["onnxruntime"].values())))
+    return rows, f"Batch 1, one thread, {count} interleaved rounds or more; ratios with 95 % intervals.", facts
+
+
+def models(chosen: str) -> Part:
+    """Quantize every float model of the shared folder as it is, and verify what comes out against it."""
+    rows = [["model", "what came of it", "worst output (dB)", "bytes to fp32's"]]
+    facts: dict[str, Any] = {}
+    for name, case in data.cases().items():
+        if name not in nets.NETS and fnmatch(name, chosen):
+            facts[name] = _one(case)
+            rows.append([name, facts[name]["told"], facts[name].get("db", ""), facts[name].get("size", "")])
+            print(*rows[-1], sep=" | ", file=sys.stderr, flush=True)
+    states = [one["state"] for one in facts.values()]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    return rows, f"{len(states)} models: {counts}.", facts
+
+
+def _one(case: data.Case) -> dict[str, str]:
+    out = MADE / f"{case.name}-shared.onnx"
+    try:
+        if case.by_hand:
+            stage.quantize(case.model, calibration.of_list(case.calibration()), QuantizeSettings(), out)
+            reference = [run(session(case.model), feeds) for feeds in case.evaluation()]
+            levels = decibels(reference, (run(session(out), feeds) for feeds in case.evaluation())).values()
+            passed = min(levels) >= LEAST_DB
+            told = "verified" if passed else f"not verified: SQNR {min(levels):.1f} dB"
+        else:
+            api.quantize(case.model, out, QuantizeSettings(), data=case.settings, seed=data.SEED)
+            checked = api.verify(out, str(case.model), data=case.settings, seed=data.SEED)
+            levels = [one.sqnr_db for one in checked.outputs.values() if one.sqnr_db is not None]
+            passed = checked.outcome.passed
+            told = "verified" if passed else f"not verified: {checked.outcome.reason}"
+    except PenstockError as error:
+        return {"state": "refused", "told": f"refused ({error.id}): {cell_text(error.what)}"}
+    except Exception as error:  # what the benchmark looks for
+        return {"state": "crashed", "told": cell_text(f"crashed: {type(error).__name__}: {error}")}
+    size = f"{out.stat().st_size / case.model.stat().st_size:.2f}"
+    db = f"{min(levels):.1f}" if levels else ""
+    return {"state": "verified" if passed else "not verified", "told": told, "db": db, "size": size}

@@ -1,0 +1,31 @@
+"""Automatic ranges: the way to choose them that is best at the model's own output, measured on some samples.
+
+No way is best for all models: clipping hurts where averages follow, wide ranges where small values matter. What was
+seen of the tensors serves all ways, so trying one costs a run over some samples and no calibration.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from penstock.quantization import sensitivity
+
+if TYPE_CHECKING:
+    from penstock.quantization.study import Choice, Study
+
+AUTO = "auto"
+WAYS = ("mse", "minmax", "entropy")
+SAMPLES = 32
+MARGIN_DB = 1.0  # by which another way than the first has to be better: less may be these samples alone
+
+
+def resolved(study: Study, choice: Choice) -> tuple[Choice, dict[str, float]]:
+    """Return the choice with the best way in place of ``auto``, and the signal to noise in dB that each way gave."""
+    if choice.ranges != AUTO:
+        return choice, {}
+    samples = (study.cleaned or study.batches).some(SAMPLES)
+    want = sensitivity.outputs(study.model, samples)
+    found = {way: sensitivity.whole(study, replace(choice, ranges=way), samples, want) for way in WAYS}
+    best = max(WAYS, key=lambda way: found[way] + (MARGIN_DB if way == WAYS[0] else 0.0))
+    return replace(choice, ranges=best), found

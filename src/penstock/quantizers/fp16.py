@@ -1,0 +1,34 @@
+"""fp16: weights and arithmetic in half floats, which reach 65504; what leaves that range stays in fp32, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from penstock import calibration, graph
+from penstock.calibration import Batches
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from penstock.jsonable import Json
+    from penstock.stages.quantize import QuantizeSettings
+
+
+def available() -> str:
+    """Return "": it needs nothing but ONNX Runtime, which is always there."""
+    return ""
+
+
+def quantize(
+    model: Path, batches: Iterable[Mapping[str, np.ndarray]], settings: QuantizeSettings, into: Path
+) -> Mapping[str, Json]:
+    """Convert ``model``; see :class:`penstock.quantizers.Quantizer`."""
+    from penstock.quantization.half.convert import convert
+    from penstock.quantization.half.types import FP16
+
+    samples = batches if isinstance(batches, Batches) else calibration.of_list(batches)
+    made = convert(model, samples, FP16, settings)
+    graph.save(made.model, into)
+    return made.facts
