@@ -23,7 +23,7 @@ from penstock.stages import quantize as stage
 from penstock.stages.quantize import QuantizeSettings
 from penstock.timing.figures import ratio
 
-PLAIN = {"equalize": False, "smooth": False, "correct_bias": "none"}
+PLAIN = {"equalize": False, "smooth": False, "correct_bias": "none", "guard": False}
 WAYS: dict[str, dict[str, Any]] = {  # of Penstock; those that a version doesn't have are left out
     "fp16": {"method": "fp16"},
     "bf16": {"method": "bf16"},
