@@ -180,7 +180,7 @@ class Build:
             do = f"built are: {', '.join(names)}"
             raise UsageError("unknown-baseline", f"{asked!r} is not built", where="[bench] baseline", do=do)
 
-    def _adopt(self, done: Transformed, step: str) -> Variant:
+    def _adopt(self, done: Transformed, step: str, stage: str = "") -> Variant:
         """Take a transform's result into the build folder and the ledger, with its inspection."""
         variant = done.variant
         self.transformed[step] = done.cached
@@ -188,7 +188,7 @@ class Build:
 
         def run(append: Append) -> None:
             append(variant)
-            append(Record(step, variant.name, {}, done.facts, done.measured))
+            append(Record(stage or step, variant.name, {}, done.facts, done.measured))
             found = to_json(inspect(home / variant.main))
             append(Record("inspect", variant.name, {}, cast("dict[str, Json]", found)))
 
@@ -278,20 +278,28 @@ class Build:
     def _quantize(self, parent: Transformed, data: RoleFeeds) -> None:
         if not self.settings.quantize.quantize:
             return
-        self.progress.begin("quantize", f"{data.calibrate.count} calibration samples")
-        done = transforms.quantize_variant(parent, data.calibrate, self.settings.quantize, self.cache, data.golden)
+        first = self.settings.quantize.method
+        self._quantize_by(first, parent, data, "quantize", "")
+        for method in dict.fromkeys(self.settings.quantize.also_methods):
+            if method != first:
+                self._quantize_by(method, parent, data, f"quantize by {method}", method)
+
+    def _quantize_by(self, method: str, parent: Transformed, data: RoleFeeds, step: str, suffix: str) -> None:
+        self.progress.begin(step, f"{data.calibrate.count} calibration samples")
+        settings = replace(self.settings.quantize, method=method, also_methods=())
+        done = transforms.quantize_variant(parent, data.calibrate, settings, self.cache, data.golden, suffix)
         if isinstance(done, InputError):
-            reason = done.what
-            skipped = Record("quantize", "int8", dict(data.calibrate.description), {"skipped": reason})
-            self.journal.step("quantize", skipped, lambda append: append(skipped))
-            self.notes.append(f"no int8 variant: {reason}")
+            reason, name = done.what, suffix or "int8"
+            skipped = Record("quantize", name, dict(data.calibrate.description), {"skipped": reason})
+            self.journal.step(step, skipped, lambda append: append(skipped))
+            self.notes.append(f"no {name} variant: {reason}")
             self.progress.end(f"skipped: {reason}")
             return
         if (done.folder / transforms.HISTOGRAMS).is_file():
             seen = self.folder.blob((done.folder / transforms.HISTOGRAMS).read_bytes())
             done = replace(done, facts={**done.facts, "histograms_blob": seen})
-        self.notes += [f"quantize: {note}" for note in cast("list[str]", done.facts.get("notes", []))]
-        variant = self._adopt(done, "quantize")
+        self.notes += [f"{step}: {note}" for note in cast("list[str]", done.facts.get("notes", []))]
+        variant = self._adopt(done, step, "quantize")
         self.progress.end(f"{variant.name}: {variant.size_bytes / 1e6:.2f} MB{_cached(done)}")
 
     def _golden(self, exported: Transformed, data: RoleFeeds) -> golden.Golden:

@@ -14,7 +14,7 @@ from penstock.frontends import Source
 from penstock.quantizers import Quantizer
 from penstock.stages import export
 
-VARIANTS = ("source", "fp32", "fp16", "slim", "int8", "int4")  # whose deployments a baseline may name
+VARIANTS = ("source", "fp32", "fp16", "bf16", "slim", "int8", "int4")  # whose deployments a baseline may name
 
 
 def check(settings: BuildSettings) -> None:
@@ -98,10 +98,10 @@ def _quantizer(settings: BuildSettings) -> None:
             do = "leave one of --exclude and --no-quantize out"
             raise UsageError("bad-setting", "nodes are left in float, and nothing is quantized", where="exclude", do=do)
         return
-    name = settings.quantize.method
-    method = cast(Quantizer, registry.load("quantizers", name))
-    if problem := _available(method):
-        raise MissingError("missing-extra", f"the quantizer {name!r} can't run here", do=problem)
+    for name in (settings.quantize.method, *settings.quantize.also_methods):
+        method = cast(Quantizer, registry.load("quantizers", name))
+        if problem := _available(method):
+            raise MissingError("missing-extra", f"the quantizer {name!r} can't run here", do=problem)
 
 
 def _backends(settings: BuildSettings) -> None:
@@ -122,7 +122,8 @@ def _baseline(settings: BuildSettings) -> None:
     if not asked:
         return
     variant, at, backend = asked.partition("+")[0].partition("@")
-    if not at or variant not in VARIANTS:
+    known = variant in VARIANTS or variant.partition("-")[2] in settings.quantize.also_methods
+    if not at or not known:
         do = f"name a deployment, such as fp32@onnxruntime; variants are {', '.join(VARIANTS)}"
         raise UsageError("unknown-baseline", f"{asked!r} is no deployment", where="[bench] baseline", do=do)
     registry.load("backends", backend)

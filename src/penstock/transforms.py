@@ -201,7 +201,12 @@ def optimize_variant(parent: Transformed, settings: optimize.OptimizeSettings, c
 
 
 def quantize_variant(
-    parent: Transformed, feeds: Feeds, settings: quantize.QuantizeSettings, cache: Cache, golden: Feeds | None = None
+    parent: Transformed,
+    feeds: Feeds,
+    settings: quantize.QuantizeSettings,
+    cache: Cache,
+    golden: Feeds | None = None,
+    suffix: str = "",
 ) -> Transformed | InputError:
     """Quantize with the calibration feeds; a model that can't be quantized gives the reason back."""
     tools = versions("onnx", "onnx-ir", "onnxruntime")
@@ -231,7 +236,8 @@ def quantize_variant(
     shown = {**plain, "calibration": dict(feeds.description)}
     model = replace(entry, files=tuple(file for file in entry.files if file.path != HISTOGRAMS))
     precision = cast("Precision", entry.facts.get("precision", "int8"))
-    variant = _variant(precision, model, precision, (parent.variant.digest,), "quantize", shown, tools)
+    name = precision if suffix in ("", precision) else f"{precision}-{suffix}"
+    variant = _variant(name, model, precision, (parent.variant.digest,), "quantize", shown, tools)
     return Transformed(variant, cache.folder(key) / "files", entry.facts, entry.measured, {}, cached)
 
 

@@ -34,6 +34,7 @@ class QuantizeSettings:
 
     quantize: bool = option(True, "make quantized variants", flag="--quantize/--no-quantize")
     method: str = option("static", "quantization method, see `penstock list quantizers`")
+    also_methods: tuple[str, ...] = option((), "further methods, of each of which a build makes a variant")
     consumer: str = option("ort-cpu", "what will run it: decides which tensors are quantized", choices=CONSUMERS)
     activations: str = option("", "type of activations (default: the consumer's own)", choices=("", *ACTIVATIONS))
     ranges: str = option("auto", "how ranges are chosen from what calibration saw", choices=("auto", *RANGES))
