@@ -66,6 +66,7 @@ class Attempt:
         if not chosen and not made.half_bytes:
             counted = Counter(reason.text for reason in found.found.values()).most_common(3)
             told = "; ".join(f"{text} ({count} node{'s' * (count > 1)})" for text, count in counted)
+            told = told or "Casts would cost more than it gains"
             what = f"nothing of the model can be in {found.half.name}, and it has no large weights to store so: {told}"
             raise InputError("nothing-to-quantize", what, where=str(self.path), do="build with --no-quantize")
         graph.tidy(made.model)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from penstock import store
+from penstock import graph, store
 from penstock.calibration import Batch, Batches, size
 from penstock.errors import InputError, UsageError
 from penstock.jsonable import Json, to_json
@@ -16,7 +16,7 @@ from penstock.quantization.half import chains, operators, placing, rounding, see
 from penstock.quantization.half.attempt import Attempt
 from penstock.quantization.half.binding import ONE_TYPE, bound, is_float32
 from penstock.quantization.half.reasons import Reason, Reasons
-from penstock.quantization.half.types import Half
+from penstock.quantization.half.types import HALVES, Half
 from penstock.rewriting.knowledge import Knowledge
 from penstock.rewriting.walk import graphs_of
 
@@ -80,14 +80,22 @@ def convert(
 
 
 def _loaded(path: Path, half: Half, exclude: Collection[str]) -> ir.Model:
-    """Get a model ready, at an opset whose operators take the type where it can be said in one."""
+    """Get a model ready, at an opset whose operators take the type where it can be said in one.
+
+    In a later opset there is more to fuse, as of a HardSwish, which runtimes then compute in one go.
+    """
     try:
         model = prepare.prepared(path, opset=half.opset, exclude=exclude)
+        model = prepare.folded(model)
+        prepare.named(model)
     except InputError as error:
-        if error.id != "cannot-raise-opset" or half.opset <= prepare.OPSET:
+        if error.id != "cannot-raise-opset":
             raise
         model = prepare.prepared(path, exclude=exclude)  # fewer operators take it there; these stay in fp32
     _type(model)
+    if (precision := graph.precision(model)) in HALVES:
+        what = f"most of the model's weights are in {precision} already"
+        raise InputError("already-quantized", what, where=str(path), do="start from the float32 model")
     values = [*probe.values(model).values(), *(v for one in graphs_of(model) for v in one.initializers.values())]
     if not any(is_float32(value) for value in values):
         types = {value.dtype for value in values if value.dtype is not None}

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 VIEWS = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"})  # move no data
 CALL = 400  # what a node costs besides its data, in bytes that could be moved meanwhile
-BESIDE = "it lies among nodes that stay in fp32, and Casts around it would cost more than it gains"
+ASKED = 1000  # times a gain, so that it outweighs Casts
+BESIDE = "in 16 bits the Casts around it would cost more than it gains"
 LAST = "it comes after the last layer with weights, and in fp32 it is more exact for no more Casts"
 
 
@@ -43,9 +44,11 @@ def place(
         return SOURCE if nodes[name].op_type in COMPUTING else name
 
     last = tail(model)
+    # a model without heavy nodes is in 16 bits because that was asked for, whatever Casts at its border cost
+    weight = 1 if any(node.op_type in COMPUTING for node in model.graph) else ASKED
     for name, node in nodes.items():
         if side(node) == name:
-            network.edge(SOURCE, name, 0 if name in last else _gain(node, bindings[name], seen))
+            network.edge(SOURCE, name, 0 if name in last else weight * _gain(node, bindings[name], seen))
     for name, node in nodes.items():
         for index, value in enumerate(node.outputs):
             if is_float32(value):

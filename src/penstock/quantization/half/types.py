@@ -25,7 +25,7 @@ class Half:
     least: float  # above 0; it has one bit of precision
     exact: int  # whole numbers up to this one are exact, and adding 1 to it has no effect
     least_db: float  # of a result when what it is computed from is rounded; below, a node is too delicate
-    opset: int  # the first in which the operators of common networks take it
+    opset: int  # the first in which common networks have operators that suit it
 
     @property
     def dtype(self) -> ir.DataType:
@@ -50,6 +50,6 @@ class Half:
         return back
 
 
-FP16 = Half("fp16", "FLOAT16", 65504.0, 2.0**-14, 2.0**-24, 2048, 40.0, 13)
+FP16 = Half("fp16", "FLOAT16", 65504.0, 2.0**-14, 2.0**-24, 2048, 40.0, 14)
 BF16 = Half("bf16", "BFLOAT16", float.fromhex("0x1.fep127"), 2.0**-126, 2.0**-133, 256, 22.0, 22)
 HALVES: dict[str, Half] = {half.name: half for half in (FP16, BF16)}
