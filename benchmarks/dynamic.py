@@ -103,31 +103,33 @@ def words(rng: np.random.Generator) -> Feeds:
 BY_HAND = {"silero-vad-if": sound, "tiny-gpt2-genai": words}  # inputs that depend on each other
 
 
-def samples(path: Path, name: str, folder: Path, most: int) -> list[Feeds]:
-    """Return feeds of one sample each."""
+def samples(path: Path, name: str, folder: Path, most: int, part: str = "test") -> list[Feeds]:
+    """Return feeds of one sample each, of the part that a model is evaluated or calibrated on."""
     if name in BY_HAND:
-        rng = np.random.default_rng(0)
+        rng = np.random.default_rng(part == "test")
         return [BY_HAND[name](rng) for _ in range(most)]
     signature = graph.signature(graph.load(path))
     held = folder / f"{name}.npz"
     if not held.is_file() and path.parent == folder:
         held = folder / "images.npz"
     if not held.is_file():
-        feeds = api.role_feeds(path, DataSettings(), 0).calibrate
-        return [rows for _, (_, rows) in zip(range(most), feeds.batches(1), strict=False)]
+        roles = api.role_feeds(path, DataSettings(), int(part == "test"))
+        return [rows for _, (_, rows) in zip(range(most), roles.calibrate.batches(1), strict=False)]
     arrays = np.load(held)
     names = [spec.name for spec in signature.inputs]
-    lone = f"{'x' if 'x_test' in arrays else names[0]}_test"
-    found = {name: arrays[f"{name}_test"] if f"{name}_test" in arrays else arrays[lone] for name in names}
+    lone = f"{'x' if f'x_{part}' in arrays else names[0]}_{part}"
+    found = {name: arrays[f"{name}_{part}" if f"{name}_{part}" in arrays else lone] for name in names}
     count = min(most, *(len(array) for array in found.values()))
     return [{name: array[n : n + 1] for name, array in found.items()} for n in range(count)]
 
 
-def session(path: Path):
+def session(path: Path, *, optimized: bool = True):
     """Open a model on one thread."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
+    if not optimized:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -185,6 +187,14 @@ def row(name: str, path: Path, folder: Path, most: int, seconds: float) -> dict[
     return cells
 
 
+def write(page: Path | None, mark: str, table: str) -> None:
+    """Put a table between its marks in a page."""
+    if page is not None:
+        head, begin, rest = page.read_text().partition(f"<!-- {mark} -->\n")
+        _, end, tail = rest.partition("<!-- end -->")
+        page.write_text(f"{head}{begin}{table}\n{end}{tail}")
+
+
 def main() -> int:
     """Measure, print, and write into a page where one is named; exit code 1 where a peer is more accurate."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -218,11 +228,7 @@ def main() -> int:
             worse.append(name)
     table = "\n".join(lines)
     print(table)
-    if asked.page:
-        text = asked.page.read_text()
-        head, _, rest = text.partition("<!-- dynamic -->\n")
-        _, mark, tail = rest.partition("<!-- end -->")
-        asked.page.write_text(f"{head}<!-- dynamic -->\n{table}\n{mark}{tail}")
+    write(asked.page, "dynamic", table)
     if worse:
         print(f"less accurate by 1 dB or more than the best of ONNX Runtime's: {', '.join(worse)}", file=sys.stderr)
     return 1 if worse else 0

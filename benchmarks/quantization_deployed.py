@@ -16,14 +16,14 @@ from optimizer_tables import cell_text
 from quantization_tools import MADE, decibels, run, session, tools
 from raw_exports import time_side_by_side
 
-from penstock import api, calibration, intervals
+from penstock import api, calibration, intervals, precheck
 from penstock.data import DataSettings
 from penstock.errors import PenstockError
 from penstock.stages import quantize as stage
 from penstock.stages.quantize import QuantizeSettings
 from penstock.timing.figures import ratio
 
-PLAIN = {"equalize": False, "smooth": False, "correct_bias": "none"}
+PLAIN = {"equalize": False, "smooth": False, "correct_bias": "none", "guard": False}
 WAYS: dict[str, dict[str, Any]] = {  # of Penstock; those that a version doesn't have are left out
     "fp16": {"method": "fp16"},
     "bf16": {"method": "bf16"},
@@ -160,6 +160,11 @@ def _one(case: data.Case) -> dict[str, str]:
         return {"state": "refused", "told": f"refused ({error.id}): {cell_text(error.what)}"}
     except Exception as error:  # what the benchmark looks for
         return {"state": "crashed", "told": cell_text(f"crashed: {type(error).__name__}: {error}")}
-    size = f"{out.stat().st_size / case.model.stat().st_size:.2f}"
+    size = f"{size_bytes(out) / size_bytes(case.model):.2f}"
     db = f"{min(levels):.1f}" if levels else ""
     return {"state": "verified" if passed else "not verified", "told": told, "db": db, "size": size}
+
+
+def size_bytes(model: Path) -> int:
+    """Return the bytes of a model and of the weights in files beside it."""
+    return sum(file.stat().st_size for file in (model, *precheck.files_beside(model)))

@@ -181,6 +181,7 @@ def _all_values(tool: Any) -> Any:
 
 OWN: dict[str, Callable[[], Quantizer]] = {
     "penstock": lambda: penstock(method="static"),
+    "penstock-qoperator": lambda: penstock(method="static", format="qoperator"),
     "penstock-ort": lambda: penstock(method="ort"),
 }
 PEERS: dict[str, Callable[[], Quantizer]] = {
@@ -206,6 +207,7 @@ def main() -> None:
     for line in sys.stdin:
         asked = json.loads(line)
         Path(asked["out"]).unlink(missing_ok=True)
+        os.chdir(Path(asked["out"]).parent)  # ONNX Runtime's preparation leaves files where it is run
         if "limit_bytes" in asked:
             resource.setrlimit(resource.RLIMIT_DATA, (asked["limit_bytes"], asked["limit_bytes"]))
         began = time.process_time()

@@ -213,3 +213,17 @@ def test_an_integer_stays_below_its_bound() -> None:
     made = feeds.from_seed(ids, {"ids": 7}, SETTINGS, 0).golden
     values = made.rows(0, made.count)["ids"]
     assert values.dtype == np.int64 and values.min() == 0 and values.max() == 6
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+@pytest.mark.parametrize("labelled", [True, False])
+def test_no_row_that_judges_is_trained_on(labelled: bool, seed: int) -> None:
+    test = Split({"": np.full((6, 2), 99, np.float32)}, np.zeros(6, np.int64) if labelled else None)
+    for own, count in ((replace(dataset(labelled=labelled), evaluate=test), 28), (dataset(labelled=labelled), 8)):
+        got = feeds.from_data(own, signature(), SETTINGS, seed=seed)
+        rows = feeds.training_rows(own, SETTINGS, seed).tolist()
+        judging = {row for feed in (got.golden, got.select, got.evaluate) if feed is not None for row in indices(feed)}
+        assert rows == sorted(set(rows)) and len(rows) >= count and not judging & set(rows)
+        assert set(indices(got.calibrate)) <= set(rows)
+        if labelled:
+            assert len(rows) == count, "without a test set of its own, all else is the evaluate role's"

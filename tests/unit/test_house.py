@@ -73,6 +73,8 @@ print(json.dumps(failed))
         "from penstock.cli import run; run(['--help'])",
         "from penstock.cli import run; run(['--version'])",
         "from penstock.cli import run; run(['bild'])",
+        "from penstock.cli import run; run(['qat', '--help'])",
+        "from penstock import qat; qat.__all__, dir(qat)",
     ],
 )
 def test_nothing_heavy_is_imported_before_it_is_used(code: str) -> None:
@@ -188,7 +190,8 @@ WRITES = {"write_text", "write_bytes", "mkdir", "touch", "unlink", "rename", "rm
 # where a name of the list means something else, or a library has to write into a scratch folder of the store's
 ALLOWED = {
     "api.py": {"mkdir"},  # a folder inside a scratch folder
-    "zoo/_training.py": {"save"},  # into memory; the store writes the bytes
+    "qat/checkpoints.py": {"save"},  # into memory; the store writes the bytes
+    "zoo/_training.py": {"save"},  # likewise
 }  # fmt: skip
 
 
@@ -238,7 +241,7 @@ def test_no_file_imports_a_runtime_that_is_not_its_own() -> None:
     allowed = {
         "onnxruntime": ("backends/", "quantizers/"),
         "openvino": ("backends/",),
-        "torch": ("backends/", "frontends/", "zoo/"),
+        "torch": ("backends/", "frontends/", "qat/", "zoo/"),  # qat/ trains, which is torch's work
     }
     wrong = []
     for path in FILES:

@@ -140,7 +140,9 @@ def test_a_quantized_model_is_refused(tiny: ModuleType, tmp_path: Path) -> None:
 
 def test_nothing_to_quantize(tiny: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
-        quantize(tiny.save(tiny.several(), tmp_path / "m.onnx"), [], QuantizeSettings(method="ort"), tmp_path / "q.onnx")
+        quantize(
+            tiny.save(tiny.several(), tmp_path / "m.onnx"), [], QuantizeSettings(method="ort"), tmp_path / "q.onnx"
+        )
     assert caught.value.id == "nothing-to-quantize"
 
 

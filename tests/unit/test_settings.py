@@ -59,7 +59,7 @@ def test_an_infinite_time_is_refused(value: object) -> None:
 
 
 def test_the_choices_are_told() -> None:
-    with pytest.raises(UsageError, match="one of .*uint8, int8, uint16, int16, not 'uint4'"):
+    with pytest.raises(UsageError, match=r"one of .*uint8, int8, uint16, int16, not 'uint4'"):
         quantize(flags={"activations": "uint4"})
 
 

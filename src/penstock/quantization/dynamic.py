@@ -10,14 +10,15 @@
 5. Bodies of If, Loop and Scan are looked into; a tensor from outside is quantized where it is made, if that is done
    there anyway.
 
-Weights are signed and symmetric, with a scale for each column: x86 with VNNI and ONNX Runtime's fused kernels are
-fastest with these.
+Weights are signed, with a scale for each column: ONNX Runtime's fused kernels are fastest with these on x86 with VNNI.
+How they are rounded stands in :mod:`penstock.quantization.dynamic_weights`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -105,8 +106,9 @@ class _Dynamic:
 
     def _product(self, node: ir.Node) -> None:
         data, matrix, graph = fit.need(node.inputs[0]), fit.need(node.inputs[1]), fit.place_of(node)
-        how = f"matrix {fit.turned(node)} {fit.alpha(node)}"
-        whole, scale, zero = self._weights(matrix, how, weights.matrix, fit.matrix(node))
+        even = fit.positive(data)
+        how = f"matrix {fit.turned(node)} {fit.alpha(node)} {even}"
+        whole, scale, zero = self._weights(matrix, how, partial(weights.matrix, even=even), fit.matrix(node))
         integers, own_scale, own_zero = self._input(data, graph)
         before = self._before(node)
         name = str(node.outputs[0].name)
@@ -118,7 +120,7 @@ class _Dynamic:
             row = bias if not isinstance(bias, np.ndarray) else self.writer.hold(graph, f"{name}_bias", bias)
             result = before("Add", [result, row], f"{name}_biased", ["FLOAT"], shape=shape)[0]
         take_over(node.outputs[0], result)
-        graph.remove([node], safe=True)
+        self._leave(node, product[0])
         self._bias_last(result)
 
     def _scaled(
@@ -161,7 +163,7 @@ class _Dynamic:
     def _attention(self, node: ir.Node) -> None:
         graph = fit.place_of(node)
         data, matrix, bias = (fit.need(value) for value in node.inputs[:3])
-        whole, scale, zero = self._weights(matrix, "matrix False 1.0", weights.matrix)
+        whole, scale, zero = self._weights(matrix, "matrix False 1.0 False", weights.matrix)
         integers, own_scale, own_zero = self._input(data, graph)
         mask, past = ([*node.inputs, None, None][index] for index in (3, 4))
         made = self.writer.node(
@@ -188,7 +190,7 @@ class _Dynamic:
             )
             result = before("Add", [result, row], f"{name}_biased", ["FLOAT"], shape=shape)[0]
         take_over(node.outputs[0], result)
-        graph.remove([node], safe=True)
+        self._leave(node, product[0])
 
     # -- parts ---------------------------------------------------------------------------------------------------------
 
@@ -209,7 +211,15 @@ class _Dynamic:
                 take_over(old, new)
             else:
                 new.name = ""
-        graph.remove([node], safe=True)
+        self._leave(node, made.outputs[0])
+
+    def _leave(self, node: ir.Node, result: ir.Value) -> None:
+        """Take a node out; the one that computes in its place gets its name."""
+        made = result.producer()
+        assert made is not None
+        fit.place_of(node).remove([node], safe=True)
+        made.name, node.name = node.name or made.name, None
+        made.metadata_props.update(node.metadata_props)
 
     def _input(self, data: ir.Value, graph: ir.Graph) -> tuple[ir.Value, ...]:
         """Return the integers, the scale and the zero point that a tensor has at run time."""

@@ -19,6 +19,14 @@ LEAST_SIDE = 32  # of a matrix of weights: below, quantizing the input costs as 
 LEAST_WEIGHTS = 4096  # likewise
 LEAST_RECURRENT = 1 << 15  # weights of an LSTM, which quantizes its state at every step
 MOST_TERMS = (2**31 - 1) // (255 * 127)  # of a sum of products that int32 surely holds
+MOST_STEPS = 16  # upwards, to the operator that decides which sign numbers have
+_POSITIVE = frozenset(
+    {"Abs", "Exp", "Gelu", "HardSigmoid", "HardSwish", "Mish", "Relu", "Sigmoid", "Softmax", "Softplus"}
+)
+_KEEPING = frozenset({
+    "AveragePool", "Expand", "Flatten", "Gather", "GlobalAveragePool", "GlobalMaxPool", "MaxPool", "ReduceMax",
+    "ReduceMean", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze",
+})  # fmt: skip
 _CONV = "ONNX Runtime computes convolutions slower on integers that are made at run time"
 _PLAIN_ATTENTION = frozenset({"num_heads", "unidirectional", "mask_filter_value", "scale", "do_rotary"})
 
@@ -210,6 +218,22 @@ def bias(node: ir.Node) -> Array | ir.Value | None:
     columns = shape(need(node.inputs[1]))[0 if turned(node) else 1]
     row: Array = array.reshape(-1) if array.ndim < 2 or array.shape[0] == 1 else array
     return np.broadcast_to(row, (columns,)) if row.ndim == 1 else row
+
+
+def positive(value: ir.Value) -> bool:
+    """Whether a tensor's numbers are mostly positive, by the operator that makes them."""
+    from penstock.quantization.emit import bounds
+
+    for _ in range(MOST_STEPS):
+        maker = value.producer()
+        if maker is None or maker.domain != "" or not maker.inputs or maker.inputs[0] is None:
+            return False
+        if maker.op_type in _POSITIVE or (maker.op_type == "Clip" and bounds(maker)[0] >= 0):
+            return True
+        if maker.op_type not in _KEEPING:
+            return False
+        value = maker.inputs[0]
+    return False
 
 
 def shape(value: ir.Value) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from penstock.quantization import probe
 from penstock.quantization.grid import SPANS, Grid
+from penstock.quantization.keep_float import LOWEST, keep_float
 from penstock.quantization.placement import Placement
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class _Emitting:
         self.nodes = {str(node.name): node for node in model.graph}
         self.values = {**model.graph.initializers, **probe.values(model)}
         self.taken = set(self.values) | {str(v.name) for n in model.graph.all_nodes() for v in n.outputs}
+        self.lowest: ir.Value | None = None
         self.parameters: dict[int, tuple[ir.Value, ir.Value]] = {}
 
     def run(self, weights: Mapping[str, Weights]) -> ir.Model:
@@ -53,10 +55,17 @@ class _Emitting:
             self._pair(tensor, readers)
         for name, held in weights.items():
             self._weigh(self.nodes[name], held)
+        if self.placement.consumer.name == "ort-cpu":
+            keep_float(self.graph, self.placement, self._lowest)
         used = {value for node in self.graph.all_nodes() for value in node.inputs} | set(self.graph.outputs)
         for name in [name for name, value in self.graph.initializers.items() if value not in used]:
             del self.graph.initializers[name]
         return self.model
+
+    def _lowest(self) -> ir.Value:
+        if self.lowest is None:
+            self.lowest = self._initializer("lowest_float", np.array(LOWEST, np.float32))
+        return self.lowest
 
     def _absorb(self, node: ir.Node, tensor: str) -> None:
         """Leave a Relu or Clip out where the grid behind it clips as it does."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from penstock import graph, store
 from penstock.calibration import Batches
 from penstock.errors import UsageError
-from penstock.quantization import balance, outliers, prepare
+from penstock.quantization import balance, outliers, prepare, saturation
 from penstock.quantization.consumers import CONSUMERS
 from penstock.quantization.shelf import Shelf
 from penstock.quantization.study import Choice, Study
@@ -36,8 +36,10 @@ def of_settings(settings: QuantizeSettings) -> Choice:
     if settings.format == "qoperator" and settings.activations in WIDE:
         what = f"operators such as QLinearConv take 8 bits, not {settings.activations}"
         raise UsageError("bad-setting", what, where="--format", do="leave --format out, or --activations")
+    narrow = settings.consumer in ("ort-cpu", "openvino") and saturation.lacks_vnni(settings.target_cpu)
     return Choice(
         settings.consumer, settings.activations, settings.ranges, settings.percentile, settings.per_channel,
+        weight_bits=saturation.SAFE_BITS if narrow else 8,
         outputs=settings.quantize_outputs, equalize=settings.equalize, smooth=settings.smooth,
         correct_bias=settings.correct_bias, rounding=settings.rounding, exclude=settings.exclude,
     )  # fmt: skip

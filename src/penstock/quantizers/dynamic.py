@@ -52,7 +52,7 @@ def quantize(
     done = [layer for layer in layers if layer.state == "integer"]
     if not done:
         flags = [flag for flag in ("--force-small", "--force-conv") if any(flag in layer.reason for layer in layers)]
-        do = " or ".join(["build with --no-quantize", *flags])
+        do = "build with --no-quantize" + (f", or use {' and '.join(flags)}" if flags else "")
         raise InputError("nothing-to-quantize", _nothing(layers), where=str(model), do=do)
     left = sorted({layer.op for layer in layers if layer.state == "float"})
     graph.tidy(made)

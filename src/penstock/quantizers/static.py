@@ -7,6 +7,7 @@ each output channel, biases int32 (Jacob et al., arXiv 1712.05877). What is quan
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,7 @@ def quantize(
     model: Path, batches: Iterable[Mapping[str, np.ndarray]], settings: QuantizeSettings, into: Path
 ) -> Mapping[str, Json]:
     """Quantize ``model``; see :class:`penstock.quantizers.Quantizer`."""
-    from penstock.quantization import account, automatic, notices, qoperator
+    from penstock.quantization import account, automatic, notices, qoperator, saturation
     from penstock.quantization.guard import guarded
     from penstock.quantization.studying import of_settings, studied
 
@@ -49,6 +50,12 @@ def quantize(
     kept = qoperator.convert(done.model) if settings.format == "qoperator" else {}
     graph.tidy(done.model)
     graph.save(done.model, into)
+    hazard: list[str] = []
+    clipping: list[saturation.Saturation] = []
+    if choice.weight_bits == saturation.SAFE_BITS:
+        full = study.quantized(replace(choice, weight_bits=8, correct_bias="none", rounding="nearest"))
+        clipping = saturation.measure(study, full, samples)
+        hazard = [saturation.note(clipping, settings.target_cpu)]
     used = {name: study.statistics[name] for name in done.grids if name in study.statistics}
     return {
         "method": "static", "precision": "int8", "format": settings.format.upper(), "consumer": choice.consumer,
@@ -67,7 +74,8 @@ def quantize(
             {one.node: f"alone it makes {one.share:.0%} of the error at the output" for one in left},
         ), kept),
         "histograms": account.histograms(used, done.grids),
-        "notes": [*study.notes, *notices.few(samples, used), *notices.raw_pixels(samples)],
+        "target_cpu": settings.target_cpu, "weight_bits": choice.weight_bits, "saturation": to_json(clipping),
+        "notes": [*study.notes, *hazard, *notices.few(samples, used), *notices.raw_pixels(samples)],
     }  # fmt: skip
 
 

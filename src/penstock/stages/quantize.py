@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 CONSUMERS = ("ort-cpu", "openvino", "integer-only", "tensorrt")
 ACTIVATIONS = ("uint8", "int8", "uint16", "int16")
+TARGET_CPUS = ("host", "vnni", "avx512", "avx2")
 FORMATS = ("qdq", "qoperator")
 ROUNDINGS = ("gptq", "hqq", "rtn")
 ZERO_POINTS = ("none", "integer", "float")
@@ -54,6 +55,7 @@ class QuantizeSettings:
     sensitivity: float = option(
         0.0, "seconds to measure what quantizing each layer alone does to the output (0: not at all)", minimum=0.0
     )
+    target_cpu: str = option("host", "CPU that will run it: without VNNI weights keep to 7 bits", choices=TARGET_CPUS)
     calibration_batch: int = option(32, "samples per calibration batch, where the model's batch is dynamic", minimum=1)
     exclude: tuple[str, ...] = option((), "names of nodes to leave in float")
     # weight-only

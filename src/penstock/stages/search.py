@@ -15,14 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from penstock.errors import InputError
+from penstock.jsonable import Json
 from penstock.settings import option
 from penstock.stages.quantize import QuantizeSettings
-
-if TYPE_CHECKING:
-    from penstock.jsonable import Json
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from penstock.errors import InputError, UsageError
 from penstock.metrics import compare
-from penstock.quantization.dynamic_weights import of_columns
+from penstock.quantization.dynamic_weights import balanced, of_columns
 from penstock.stages.quantize import QuantizeSettings, quantize
 
 RNG = np.random.default_rng(0)
@@ -123,6 +123,7 @@ def test_a_matmul(rank: int, per_channel: bool, tiny: ModuleType, tmp_path: Path
     for level in (LEVELS.ORT_DISABLE_ALL, LEVELS.ORT_ENABLE_ALL):
         np.testing.assert_allclose(run(got, {"x": x}, level)[0], want, rtol=1e-4, atol=1e-4)
     assert 35 < sqnr(want, tiny.oracle(model, {"x": x})[0]) < 60
+    assert [node.name for node in got.graph.node if node.op_type == "MatMulInteger"] == ["m"], "it keeps its name"
     assert held_in(got)["w_scale"].shape == ((40,) if per_channel else ())
     assert (facts["precision"], facts["calibration_samples"]) == ("int8", 0)
 
@@ -217,6 +218,36 @@ def test_one_outlier_does_not_coarsen_a_column() -> None:
     grid = of_columns(real)
     plain = np.square(np.rint(real * 255 / (1 - real.min())) * (1 - real.min()) / 255 - real).sum()
     assert np.square(grid.fake(real) - real).sum() <= plain
+
+
+def test_errors_of_a_column_even_out_where_inputs_are_positive(tmp_path: Path) -> None:
+    real = floats(200, 7)
+    grid = of_columns(real)
+    plain, even = grid.quantize(real), balanced(real, grid)
+    errors = [(grid.dequantize(whole) - real) / grid.scale for whole in (plain, even)]
+    assert np.abs(errors[0].sum(axis=0)).max() > 1 and np.abs(errors[1].sum(axis=0)).max() <= 0.5 + 1e-3
+    assert np.abs(errors[1]).max() < 1 and np.square(errors[1]).sum() < 1.3 * np.square(errors[0]).sum()
+    x = np.abs(floats(50, 200))
+    off = [np.square(x @ (error * grid.scale)).sum() for error in errors]
+    assert off[1] < off[0] / 1.5
+
+
+@pytest.mark.parametrize(
+    ("op", "bounds", "even"),
+    [("Relu", (), True), ("Clip", (0.0, 6.0), True), ("Clip", (-1.0, 1.0), False), ("Tanh", (), False)],
+)
+def test_which_inputs_count_as_positive(op: str, bounds: tuple, even: bool, tmp_path: Path) -> None:
+    held = {f"bound{i}": np.array(one, np.float32) for i, one in enumerate(bounds)}
+    nodes = [
+        helper.make_node(op, ["x", *held], ["r"]),
+        helper.make_node("Transpose", ["r"], ["t"], perm=[1, 0]),
+        helper.make_node("MatMul", ["t", "w"], ["y"]),
+    ]
+    real = floats(48, 40)
+    got, _ = made(build(nodes, {"x": [48, 5]}, ["y"], held | {"w": real}), tmp_path)
+    kept = held_in(got)
+    error = (kept["w_quantized"].astype(np.float32) - kept["w_zero_point"]) - real / kept["w_scale"]
+    assert bool(np.abs(error.sum(axis=0)).max() <= 0.5 + 1e-3) is even
 
 
 # -- what stays in float
@@ -350,7 +381,9 @@ def test_an_lstm(directions: int, bias: bool, per_channel: bool, tiny: ModuleTyp
             np.testing.assert_allclose(a, b, atol=2e-2)
     for a, b in zip(run(got, feeds), run(model, feeds), strict=True):
         assert sqnr(a, b) > 30
-    assert [(layer["op"], layer["state"]) for layer in facts["layers"]] == [("LSTM", "integer")]
+    (layer,) = facts["layers"]
+    assert (layer["op"], layer["state"]) == ("LSTM", "integer") and layer["node"] == got.graph.node[0].name
+    assert layer["weights"]["scales"] == 2 * held["w_scale"].size and 30 < layer["weights"]["sqnr_db"] < 60
 
 
 def test_an_lstm_without_bias_gets_one(tmp_path: Path) -> None:
@@ -514,7 +547,17 @@ def test_an_old_opset_is_raised_no_further_than_needed(tmp_path: Path) -> None:
 
 @pytest.mark.shared
 @pytest.mark.parametrize(
-    "name", ["byte-bidi-lstm", "dtln-model1", "silero-vad-if", "magika-v3-3", "tiny-gpt2-genai", "bert-tf-qa"]
+    "name",
+    [
+        "byte-bidi-lstm",
+        "dtln-model1",
+        "silero-vad-if",
+        "magika-v3-3",
+        "tiny-gpt2-genai",
+        "bert-tf-qa",
+        "ort-scan",
+        "gtcrn-simple",
+    ],
 )
 def test_real_models_load(name: str, tmp_path: Path) -> None:
     import os

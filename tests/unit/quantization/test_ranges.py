@@ -1,0 +1,140 @@
+"""Ranges: histograms without limits, the ways to choose, and what an outlier does to each."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from penstock.calibration import of_list
+from penstock.errors import InputError
+from penstock.quantization import outliers, ranges
+from penstock.quantization.grid import of_range
+from penstock.quantization.histogram import Histogram
+from penstock.quantization.shelf import packed, unpacked
+from penstock.quantization.statistics import Statistics
+
+RNG = np.random.default_rng(1)
+
+
+def seen(parts: Iterator[np.ndarray] | list[np.ndarray]) -> Statistics:
+    one, start = Statistics("t", histogram=True), 0
+    for part in parts:
+        one.add(part, start, len(part))
+        start += len(part)
+    return one
+
+
+def test_a_histogram_counts_every_value_within_a_thousandth() -> None:
+    values = np.concatenate([RNG.normal(0, 3, 40_000), RNG.lognormal(0, 4, 40_000), np.zeros(7)]).astype(np.float32)
+    one = Histogram()
+    for part in np.array_split(values, 13):
+        one.add(part, float(np.abs(values).max()))
+    met, counts = one.bins()
+    assert counts.sum() == len(values) == one.count and one.zeros == 7
+    kept, told = np.sort(np.abs(values)), np.sort(np.abs(np.repeat(met, counts)))
+    fine = kept > kept[-1] * 2**-22  # what is smaller than 2⁻²⁴ of the largest is 0
+    assert fine.sum() > 15_000 and np.allclose(told[fine], kept[fine], rtol=1e-3)
+    assert ((values < 0) & (np.abs(values) > kept[-1] * 2**-22)).sum() == pytest.approx(
+        counts[met < -float(kept[-1]) * 2**-22].sum(), abs=20
+    )
+
+
+def test_a_late_outlier_costs_no_resolution() -> None:
+    values = RNG.normal(size=20_000).astype(np.float32)
+    one, two = Histogram(), Histogram()
+    one.add(values, 5.0)
+    two.add(values, 5.0)
+    two.add(np.array([5000.0], np.float32), 5000.0)
+    met, counts = one.bins()
+    met_too, counts_too = two.bins()
+    large = np.abs(met) > 1e-3
+    same = (np.abs(met_too) > 1e-3) & (met_too < 4000)
+    np.testing.assert_array_equal(met[large], met_too[same])
+    np.testing.assert_array_equal(counts[large], counts_too[same])
+
+
+def test_memory_is_independent_of_the_samples() -> None:
+    few, many = seen([RNG.normal(size=(32, 64)).astype(np.float32)] * 2), Statistics("t", histogram=True)
+    for start in range(400):
+        many.add(RNG.normal(size=(32, 64)).astype(np.float32), 32 * start, 32)
+    sizes = [one.histogram.state()[2].nbytes for one in (few, many)]
+    assert max(sizes) <= 2 * 25 * 1024 * 8 and len(many.samples) <= 4096
+
+
+@pytest.mark.parametrize("method", ranges.METHODS)
+def test_a_range_lies_within_what_was_seen_and_holds_zero(method: str) -> None:
+    for values in (RNG.normal(3, 1, (64, 50)), RNG.normal(-3, 1, (64, 50)), np.abs(RNG.normal(size=(64, 50)))):
+        one = seen([values.astype(np.float32)])
+        low, high = ranges.of(method, one, ranges.Wanted())
+        assert min(one.low, 0) <= low <= 0 <= high <= max(one.high, 0)
+
+
+def test_the_squared_error_is_the_least_there_is() -> None:
+    values = RNG.laplace(size=(100, 300)).astype(np.float32)
+    one = seen([values])
+    low, high = ranges.of("mse", one, ranges.Wanted(15))
+
+    def error(a: float, b: float) -> float:
+        step = (b - a) / 15
+        inside = np.clip(values, a, b)
+        fake = np.rint((inside - a) / step) * step + a
+        out = (values < a) | (values > b)
+        return float(np.square(fake - inside).sum() + ranges.CLIPPING * np.square(values - inside)[out].sum())
+
+    best = min(error(low * f, high * f) for f in np.linspace(0.5, 1.6, 45) if -low * f < 12 and high * f < 12)
+    assert error(low, high) <= best * 1.05
+
+
+def test_entropy_differs_from_minmax_and_survives_an_outlier() -> None:
+    values = np.abs(RNG.laplace(size=(128, 200))).astype(np.float32)
+    clean = ranges.of("entropy", seen([values]), ranges.Wanted())
+    assert clean[1] < ranges.of("minmax", seen([values]), ranges.Wanted())[1]
+    spoilt = values.copy()
+    spoilt[5, 5] = 1000.0
+    assert ranges.of("minmax", seen([spoilt]), ranges.Wanted())[1] == 1000
+    assert ranges.of("entropy", seen([spoilt]), ranges.Wanted())[1] == pytest.approx(clean[1], rel=0.2)
+    assert ranges.of("mse", seen([spoilt]), ranges.Wanted())[1] < 20
+
+
+def test_a_moving_average_follows_the_batches() -> None:
+    one = seen([np.full((4, 2), 1.0, np.float32), np.full((4, 2), 3.0, np.float32)])
+    assert ranges.of("moving-average", one, ranges.Wanted())[1] == pytest.approx(1.2)
+
+
+def test_what_was_seen_comes_back_as_it_was() -> None:
+    one = seen([RNG.normal(size=(8, 30)).astype(np.float32), np.zeros((3, 30), np.float32)])
+    back = unpacked(packed({"t": one}))["t"]
+    for method in ranges.METHODS:
+        assert ranges.of(method, back, ranges.Wanted()) == ranges.of(method, one, ranges.Wanted())
+    assert back.samples == one.samples and back.instability() == one.instability()
+
+
+@pytest.mark.parametrize(("value", "kind"), [(np.nan, "NaN"), (np.inf, "infinity")])
+def test_a_sample_that_makes_a_tensor_infinite_is_named(value: float, kind: str) -> None:
+    array = np.ones((4, 3), np.float32)
+    array[2, 1] = value
+    one = Statistics("conv1", histogram=True)
+    with pytest.raises(InputError, match=f"sample 34 makes the tensor 'conv1' {kind}"):
+        one.add(array, 32, 4)
+
+
+def test_a_sample_that_stands_out_is_replaced_by_its_neighbour() -> None:
+    images = RNG.uniform(-1, 1, (70, 3, 4)).astype(np.float32)
+    images[41, 0, 0] = 900
+    batches = of_list([{"x": images[start : start + 16]} for start in range(0, 70, 16)])
+    found = outliers.find(batches)
+    assert [(one.sample, one.name) for one in found] == [(41, "x")] and "900" in found[0].text
+    cleaned = np.concatenate([batch["x"] for batch in outliers.without(batches, found)])
+    assert len(cleaned) == 70 and np.abs(cleaned).max() <= 1
+    np.testing.assert_array_equal(np.delete(cleaned, 41, 0), np.delete(images, 41, 0))
+
+
+def test_loud_and_quiet_samples_do_not_stand_out() -> None:
+    sounds = RNG.normal(size=(64, 50)).astype(np.float32) * RNG.uniform(0.5, 1.5, (64, 1)).astype(np.float32)
+    assert outliers.find(of_list([{"x": sounds}])) == []
+
+
+def test_a_range_makes_the_grid_that_holds_it() -> None:
+    one = seen([np.linspace(-0.4, 2.1, 640).reshape(64, 10).astype(np.float32)])
+    grid = of_range(*ranges.of("minmax", one, ranges.Wanted()), "uint8")
+    assert grid.bottom == pytest.approx(-0.4, abs=0.01) and grid.top == pytest.approx(2.1, abs=0.01)

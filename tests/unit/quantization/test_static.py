@@ -1,0 +1,337 @@
+"""Static quantization: what each consumer gets, what ONNX Runtime makes of it, and what repair is worth."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from penstock import calibration, store
+from penstock.errors import InputError, UsageError
+from penstock.metrics import compare
+from penstock.quantization import balance, prepare
+from penstock.quantization.rounding import rounded
+from penstock.quantization.study import Choice
+from penstock.quantization.studying import studied
+from penstock.stages.quantize import QuantizeSettings, quantize
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.normal(size=(96, 3, 16, 16)).astype(np.float32)
+
+
+def residual(*, spread: float = 1.0, seed: int = 0) -> onnx.ModelProto:
+    """x (N, 3, 16, 16) → two Convs with Relu, a residual block, a pooling, a Gemm → y (N, 5).
+
+    ``spread``: channels of the second Conv differ by that factor, which the next layer's weights take back.
+    """
+    rng = np.random.default_rng(seed)
+    he = lambda *shape: (rng.normal(size=shape) * np.sqrt(2 / np.prod(shape[1:]))).astype(np.float32)  # noqa: E731
+    held = {
+        "w1": he(8, 3, 3, 3),
+        "w2": he(16, 8, 3, 3),
+        "w3": he(16, 16, 3, 3),
+        "w4": he(16, 16, 3, 3),
+        "fc": he(5, 16),
+    }
+    held |= {
+        f"b{i}": (rng.normal(size=n) / 10).astype(np.float32) for i, n in ((1, 8), (2, 16), (3, 16), (4, 16), (5, 5))
+    }
+    factors = np.exp2(np.linspace(0, np.log2(spread), 8)).astype(np.float32)
+    held["w1"], held["b1"] = held["w1"] * factors.reshape(-1, 1, 1, 1), held["b1"] * factors
+    held["w2"] = held["w2"] / factors.reshape(1, -1, 1, 1)
+    pads = {"pads": [1, 1, 1, 1]}
+    nodes = [
+        helper.make_node("Conv", ["x", "w1", "b1"], ["c1"], "conv1", **pads),
+        helper.make_node("Relu", ["c1"], ["r1"], "relu1"),
+        helper.make_node("Conv", ["r1", "w2", "b2"], ["c2"], "conv2", **pads),
+        helper.make_node("Relu", ["c2"], ["r2"], "relu2"),
+        helper.make_node("MaxPool", ["r2"], ["p"], "maxpool", kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node("Conv", ["p", "w3", "b3"], ["c3"], "conv3", **pads),
+        helper.make_node("Relu", ["c3"], ["r3"], "relu3"),
+        helper.make_node("Conv", ["r3", "w4", "b4"], ["c4"], "conv4", **pads),
+        helper.make_node("Add", ["p", "c4"], ["a"], "add"),
+        helper.make_node("Relu", ["a"], ["ra"], "relu4"),
+        helper.make_node("GlobalAveragePool", ["ra"], ["g"], "pool"),
+        helper.make_node("Flatten", ["g"], ["f"], "flatten"),
+        helper.make_node("Gemm", ["f", "fc", "b5"], ["y"], "gemm", transB=1),
+    ]
+    graph = helper.make_graph(
+        nodes, "residual", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 16, 16])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 5])],
+        [numpy_helper.from_array(array, name) for name, array in held.items()],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def batches(images: np.ndarray = IMAGES, size: int = 20) -> calibration.Batches:
+    return calibration.of_list([{"x": images[start : start + size]} for start in range(0, len(images), size)])
+
+
+def made(tiny: ModuleType, folder: Path, model: onnx.ModelProto, **settings: object) -> tuple[Path, dict]:
+    source = tiny.save(model, folder / "m.onnx")
+    given = settings.pop("images", IMAGES)
+    facts = quantize(source, batches(given), QuantizeSettings(**settings), folder / "q.onnx")  # type: ignore[arg-type]
+    onnx.checker.check_model(onnx.load(folder / "q.onnx"), full_check=True)
+    return folder / "q.onnx", dict(facts)
+
+
+def run(path: Path, images: np.ndarray, level: str = "all") -> np.ndarray:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    if level == "disabled":
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]).run(None, {"x": images})[0]
+
+
+def sqnr(path: Path, model: onnx.ModelProto, tiny: ModuleType, images: np.ndarray = IMAGES) -> float:
+    found = compare(run(path, images), tiny.oracle(model, {"x": images})[0], logits=False).sqnr_db
+    assert found is not None
+    return found
+
+
+def fused(path: Path, folder: Path) -> list[str]:
+    """Return the operators that ONNX Runtime executes."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(folder / "fused.onnx")
+    options.log_severity_level = 4
+    onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return [node.op_type for node in onnx.load(folder / "fused.onnx").graph.node]
+
+
+def test_onnxruntime_computes_on_integers_alone(tiny: ModuleType, tmp_path: Path) -> None:
+    path, facts = made(tiny, tmp_path, residual())
+    operators = fused(path, tmp_path)
+    assert not {"Conv", "Gemm", "Relu", "Add", "FusedConv", "DequantizeLinear"} & {*operators}, operators
+    assert operators.count("QLinearConv") == 4 and "QGemm" in operators and "QLinearAdd" in operators
+    assert operators.count("QuantizeLinear") == 1, "the input alone is quantized while it runs"
+    assert sqnr(path, residual(), tiny) > 30
+    assert facts["outputs_left_in_float"] == ["y"] and facts["operators_left_in_float"] == []
+
+
+@pytest.mark.parametrize("consumer", ["openvino", "integer-only", "tensorrt"])
+def test_other_consumers_get_what_they_read(consumer: str, tiny: ModuleType, tmp_path: Path) -> None:
+    path, _ = made(tiny, tmp_path, residual(), consumer=consumer, quantize_outputs=consumer == "integer-only")
+    model = onnx.load(path)
+    held = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    zeros = [held[node.input[2]] for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    dtypes = {zero.dtype.name for zero in zeros}
+    assert dtypes == {"openvino": {"uint8"}, "integer-only": {"int8"}, "tensorrt": {"int8"}}[consumer]
+    operators = [node.op_type for node in model.graph.node]
+    if consumer == "tensorrt":
+        assert not any(zero.any() for zero in zeros), "symmetric" and operators.count("Relu") == 4
+    if consumer == "integer-only":
+        made_by = {out: node.op_type for node in model.graph.node for out in node.output}
+        for node in model.graph.node:
+            if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+                assert all(made_by.get(name) == "DequantizeLinear" for name in node.input if name not in held)
+    assert sqnr(path, residual(), tiny) > 25
+
+
+def test_int16_activations_leave_the_error_of_the_weights_alone(tiny: ModuleType, tmp_path: Path) -> None:
+    narrow, _ = made(tiny, tmp_path, residual())
+    narrow_db = sqnr(narrow, residual(), tiny)
+    wide, _ = made(tiny, tmp_path, residual(), activations="int16")
+    assert sqnr(wide, residual(), tiny) > narrow_db + 2
+    assert onnx.load(wide).opset_import[0].version >= 21
+
+
+def test_a_relu_is_left_out_where_the_grid_clips_as_it_does(tiny: ModuleType, tmp_path: Path) -> None:
+    path, facts = made(tiny, tmp_path, residual())
+    assert "Relu" not in [node.op_type for node in onnx.load(path).graph.node]
+    states = {layer["node"]: layer["state"] for layer in facts["layers"]}
+    assert states["relu1"] == "absorbed" and states["conv1"] == "integer" and states["maxpool"] == "moved"
+
+
+def test_what_is_left_in_float_has_a_reason(tiny: ModuleType, tmp_path: Path) -> None:
+    path, facts = made(tiny, tmp_path, residual(), exclude=("conv3",))
+    told = {layer["node"]: (layer["state"], layer["reason"]) for layer in facts["layers"]}
+    assert told["conv3"] == ("float", "it was excluded") and facts["operators_left_in_float"] == ["Conv"]
+    assert all(reason for state, reason in told.values() if state in ("float", "absorbed"))
+    operators = fused(path, tmp_path)
+    assert operators.count("QLinearConv") == 3 and "Conv" in operators, "the runtime would round its weights in silence"
+
+
+def test_ranges_and_clipping_are_told(tiny: ModuleType, tmp_path: Path) -> None:
+    _, facts = made(tiny, tmp_path, residual(), ranges="percentile", percentile=95.0, guard=False)
+    conv = next(layer for layer in facts["layers"] if layer["node"] == "conv2")
+    assert conv["reads"], facts["layers"]
+    assert 0.02 < conv["reads"][0]["clipped"] < 0.08 and conv["reads"][0]["high"] < conv["reads"][0]["seen_high"]
+    assert conv["weights"]["scales"] == 16 and 30 < conv["weights"]["sqnr_db"] < 60
+    seen = facts["histograms"]["r1"]
+    assert sum(seen["counts"]) == 96 * 8 * 16 * 16 and seen["grid_high"] == pytest.approx(conv["reads"][0]["high"])
+
+
+def test_channels_of_other_scales_are_balanced(tiny: ModuleType, tmp_path: Path) -> None:
+    model = residual(spread=256.0)
+    plain, _ = made(tiny, tmp_path, model, equalize=False, guard=False)
+    plain_db = sqnr(plain, model, tiny)
+    done, facts = made(tiny, tmp_path, model, guard=False)
+    assert [one["before"] for one in facts["balanced"]] == ["conv1"]
+    assert sqnr(done, model, tiny) > max(plain_db + 8, 30)
+
+
+def test_balancing_changes_nothing_in_float(tiny: ModuleType, tmp_path: Path) -> None:
+    model = prepare.prepared(tiny.save(residual(spread=100.0), tmp_path / "m.onnx"))
+    assert balance.balance(model, batches(), layers=True, normalizations=True)
+    from penstock import graph
+
+    graph.save(model, tmp_path / "balanced.onnx")
+    np.testing.assert_allclose(
+        run(tmp_path / "balanced.onnx", IMAGES),
+        tiny.oracle(residual(spread=100.0), {"x": IMAGES})[0],
+        rtol=1e-4,
+        atol=1e-4,
+    )
+
+
+def test_rounding_by_what_a_layer_reads_is_better_than_to_the_nearest() -> None:
+    mixed = RNG.normal(size=(4000, 24)) @ RNG.normal(size=(24, 24))
+    real, square = RNG.normal(size=(8, 24)), mixed.T @ mixed / 4000
+    steps = np.abs(real).max(axis=1) / 7
+    nearest = np.clip(np.rint(real / steps[:, None]), -7, 7)
+
+    def error(whole: np.ndarray) -> float:
+        gap = whole * steps[:, None] - real
+        return float(np.einsum("ok,kl,ol->", gap, square, gap))
+
+    found = rounded(real, steps, square, 7)
+    assert np.array_equal(found, np.rint(found)) and np.abs(found).max() <= 7
+    assert error(found) < 0.5 * error(nearest)
+    moved = found.copy()
+    for row, column in [(0, 0), (3, 7), (7, 23)]:  # no single step is better
+        for step in (-1, 1):
+            moved[row, column] = np.clip(found[row, column] + step, -7, 7)
+            assert error(moved) >= error(found) - 0.02 * error(found)
+            moved[row, column] = found[row, column]
+
+
+@pytest.mark.parametrize(
+    "repair", [{"rounding": "adaptive"}, {"correct_bias": "empirical"}, {"correct_bias": "analytic"}]
+)
+def test_repair_does_not_harm(repair: dict, tiny: ModuleType, tmp_path: Path) -> None:
+    model = residual(seed=3)
+    plain, _ = made(tiny, tmp_path, model, correct_bias="none", ranges="mse")
+    plain_db = sqnr(plain, model, tiny)
+    done, _ = made(tiny, tmp_path, model, **{"correct_bias": "none", "ranges": "mse", **repair})
+    assert sqnr(done, model, tiny) > plain_db - 0.3
+
+
+def test_an_outlier_costs_less_than_a_decibel(tiny: ModuleType, tmp_path: Path) -> None:
+    clean, _ = made(tiny, tmp_path, residual())
+    clean_db = sqnr(clean, residual(), tiny)
+    spoilt = IMAGES.copy()
+    spoilt[17, 1, 3, 3] = 400.0
+    done, facts = made(tiny, tmp_path, residual(), images=spoilt)
+    assert sqnr(done, residual(), tiny) > clean_db - 1
+    assert any("sample 17 stands out" in note for note in facts["notes"])
+    wide, _ = made(tiny, tmp_path, residual(), images=spoilt, ranges="minmax")
+    assert sqnr(wide, residual(), tiny) < clean_db - 10
+
+
+def test_few_samples_are_told_with_how_stable_they_are(tiny: ModuleType, tmp_path: Path) -> None:
+    _, few = made(tiny, tmp_path, residual(), images=IMAGES[:5])
+    assert any(note.startswith("only 5 calibration samples: leaving out one") for note in few["notes"])
+    _, enough = made(tiny, tmp_path, residual())
+    assert not any("only" in note for note in enough["notes"])
+
+
+def test_raw_pixels_are_noticed(tiny: ModuleType, tmp_path: Path) -> None:
+    pixels = RNG.integers(0, 256, (40, 3, 16, 16)).astype(np.float32)
+    _, facts = made(tiny, tmp_path, residual(), images=pixels)
+    assert any("raw pixels" in note for note in facts["notes"])
+
+
+def test_samples_of_another_scale_than_the_golden_set_are_refused(tiny: ModuleType, tmp_path: Path) -> None:
+    source = tiny.save(residual(), tmp_path / "m.onnx")
+    given = dataclasses.replace(batches(IMAGES * 255), golden=batches(IMAGES[:8]))
+    with pytest.raises(InputError, match="of another scale than the golden set") as caught:
+        quantize(source, given, QuantizeSettings(), tmp_path / "q.onnx")
+    assert caught.value.id == "other-scale" and not (tmp_path / "q.onnx").exists()
+    quantize(
+        source, dataclasses.replace(batches(), golden=batches(IMAGES[:8])), QuantizeSettings(), tmp_path / "q.onnx"
+    )
+
+
+@pytest.mark.parametrize(("value", "kind"), [(np.nan, "NaN"), (-np.inf, "infinity")])
+def test_a_sample_that_is_not_finite_is_named(value: float, kind: str, tiny: ModuleType, tmp_path: Path) -> None:
+    spoilt = IMAGES.copy()
+    spoilt[33, 2, 0, 0] = value
+    with pytest.raises(InputError, match=f"calibration sample 33 has {kind} in its input 'x'"):
+        made(tiny, tmp_path, residual(), images=spoilt)
+
+
+def test_no_samples(tiny: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no calibration samples") as caught:
+        made(tiny, tmp_path, residual(), images=IMAGES[:0])
+    assert caught.value.id == "no-samples"
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"consumer": "tensorrt", "activations": "uint8"}, "tensorrt takes activations of int8, not uint8"),
+        ({"consumer": "openvino", "format": "qoperator"}, "openvino reads Q/DQ pairs"),
+        ({"exclude": ("conv9",)}, "no node named 'conv9'"),
+    ],
+)
+def test_what_a_consumer_does_not_take(settings: dict, told: str, tiny: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=told):
+        made(tiny, tmp_path, residual(), **settings)
+
+
+def test_a_quantized_model_is_refused(tiny: ModuleType, tmp_path: Path) -> None:
+    path, _ = made(tiny, tmp_path, residual())
+    with pytest.raises(InputError, match="quantized already"):
+        quantize(path, batches(), QuantizeSettings(), tmp_path / "again.onnx")
+
+
+def test_nothing_to_quantize(tiny: ModuleType, tmp_path: Path) -> None:
+    source = tiny.save(tiny.several(), tmp_path / "m.onnx")
+    with pytest.raises(InputError, match="nothing worth quantizing"):
+        quantize(source, [], QuantizeSettings(), tmp_path / "q.onnx")
+
+
+def test_another_way_to_choose_ranges_costs_no_run(tiny: ModuleType, tmp_path: Path) -> None:
+    source = tiny.save(residual(), tmp_path / "m.onnx")
+    cache = store.Cache(tmp_path / "cache")
+    kept = dataclasses.replace(batches(), cache=cache, description={"kind": "made up"})
+    runs = []
+    for ranges in ("mse", "entropy", "percentile"):
+        choice = Choice(ranges=ranges)
+        study, _ = studied(source, kept, choice)
+        study.quantized(choice)
+        runs.append(study.runs)
+    assert runs == [1, 0, 0]
+
+
+def test_the_result_is_the_same_each_time(tiny: ModuleType, tmp_path: Path) -> None:
+    one, _ = made(tiny, tmp_path, residual())
+    first = one.read_bytes()
+    again, _ = made(tiny, tmp_path, residual())
+    assert first == again.read_bytes()
+
+
+def test_sensitivity_ranks_the_layer_that_was_spoilt(tiny: ModuleType, tmp_path: Path) -> None:
+    model = residual()
+    held = {tensor.name: tensor for tensor in model.graph.initializer}
+    weights = numpy_helper.to_array(held["w3"]).copy()
+    weights[:, 0, 0, 0] *= 60  # one large weight in each row leaves few steps for the others
+    held["w3"].CopyFrom(numpy_helper.from_array(weights, "w3"))
+    _, facts = made(tiny, tmp_path, model, sensitivity=60.0, guard=False)
+    ranked: list[Mapping] = facts["sensitivity"]
+    assert ranked[0]["node"] == "conv3" and {one["node"] for one in ranked} == {
+        "conv1",
+        "conv2",
+        "conv3",
+        "conv4",
+        "gemm",
+    }
+    assert [one["sqnr_db"] for one in ranked] == sorted(one["sqnr_db"] for one in ranked)
+    assert all(0 < one["cosine"] <= 1 and one["top1_agreement"] <= 1 for one in ranked)
