@@ -16,6 +16,7 @@ import contextlib
 import io
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -273,7 +274,7 @@ def measure(case: Case, size: int, work: Path) -> Iterator[Row]:
             seconds = time.process_time() - began
             exact, fast = (sqnr(run(path, case.evaluate, level), want) for level in ("1", "4"))
         except Exception as error:  # a peer may raise anything
-            reason = " ".join(str(error).split())[:60] or type(error).__name__
+            reason = re.sub(r"/\S*", "…", " ".join(str(error).split()))[:70] or type(error).__name__
             yield Row(who, f"{what} ({reason})", bits, np.nan, 0, np.nan, np.nan, np.nan, np.nan)
             continue
         of_weight, weights_db = weights(path, original)
@@ -332,8 +333,17 @@ def table(case: Case, found: list[Row]) -> str:
                 f"| {row.who} {row.what} | {row.bits} | {row.of_weight:.3f} | {row.file_bytes:,}"
                 f" | {row.weights_db:.1f} | {row.exact_db:.1f} | {fast} | {row.seconds:.1f} |"
             )
-    failed = "; ".join(f"{row.who} {row.bits} bits {row.what}" for row in found if not row.file_bytes)
-    return "\n".join([*lines, *(["", f"No result: {failed}."] if failed else [])])
+    return "\n".join([*lines, *_failed([row for row in found if not row.file_bytes])])
+
+
+def _failed(rows: list[Row]) -> list[str]:
+    """List who gives no result, by what he says."""
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        what, _, reason = row.what.partition(" (")
+        reasons.setdefault(reason.rstrip(")"), []).append(f"{row.who} {what}, {row.bits} bits")
+    told = [f"- no result: {'; '.join(names)}: `{reason}`" for reason, names in reasons.items()]
+    return ["", *told] if told else []
 
 
 def main() -> int:
