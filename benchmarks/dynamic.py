@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import random
 import sys
 import tempfile
 import time
@@ -32,7 +33,7 @@ ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("PENSTOCK_SHARED", ROOT.parent / "shared")) / "models"
 LUCK_DB = 1.0  # by which models differ whose weights are rounded otherwise, but no better
 LARGER = 2.0  # times our file: what left that much in float isn't held against it
-SESSIONS = 5  # of each model: two differ by several per cent, by where their memory lies
+SESSIONS = 6  # of each model: two differ by several per cent
 Feeds = Mapping[str, np.ndarray]
 Make = Callable[[Path, Path], None]
 
@@ -153,7 +154,8 @@ def sqnr(got: list[list[np.ndarray]], want: list[list[np.ndarray]]) -> float:
 
 def ratios_of(files: Mapping[str, Path], feeds: list[Feeds], seconds: float) -> dict[str, float]:
     """Return the medians of the models' times to the float model's; every model takes its turn in every round."""
-    opened = {tool: session(file) for tool, file in files.items()}
+    order = random.sample(sorted(files), len(files))  # the sessions that are made first are slower
+    opened = {tool: session(files[tool]) for tool in order}
     times: dict[str, list[float]] = {tool: [] for tool in opened}
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times["fp32"]) < 10:
