@@ -61,7 +61,9 @@ class Prepared:
             if not np.isfinite(array).all():
                 what = f"the trained weights {name!r} aren't finite: the training diverged"
                 raise InputError("training-diverged", what, do="prepare again, and train at a lower learning rate")
-            made.graph.initializers[name].const_value = ir.tensor(array, name=name)
+            held = made.graph.initializers[name]
+            if held.const_value is None or not np.array_equal(held.const_value.numpy(), array):
+                held.const_value = ir.tensor(array, name=name)
         return made
 
 
