@@ -77,6 +77,8 @@ def calibration(batches: Iterable[Any], signature: Signature) -> Batches:
     def again() -> Iterator[dict[str, np.ndarray]]:
         return (arrays(parts(batch, names)[0], signature) for batch in held)
 
+    if not any(size(batch) for batch in again()):
+        raise InputError("no-samples", "there are no calibration samples", do="give batches of the module's inputs")
     check(again())
     sizes = [size(batch) for batch in again()]
     return Batches(again, again, sum(sizes), size=max(sizes))

@@ -61,7 +61,7 @@ def quantize(
         "method": "static", "precision": "int8", "format": settings.format.upper(), "consumer": choice.consumer,
         "activations": choice.dtype, "weights": "int8", "per_channel": choice.per_channel, "ranges": choice.ranges,
         "equalize": choice.equalize, "correct_bias": choice.correct_bias, "rounding": choice.rounding,
-        "calibration_samples": samples.count, "calibration_runs": study.runs,
+        "calibration_samples": samples.count, "calibration_batch": samples.size,
         "outputs_left_in_float": _float_outputs(done), "operators_left_in_float": [*_float_operators(done)],
         "ranges_tried_db": to_json(tried), "guarded": to_json(left),
         "balanced": [
