@@ -19,7 +19,7 @@ from penstock.frontends._torch_source import Loaded
 from penstock.qat import batches
 from penstock.qat.network import Network, Rounding
 from penstock.qat.settings import QatSettings
-from penstock.quantization import notices
+from penstock.quantization import automatic, notices
 from penstock.quantization import prepare as float_model
 from penstock.quantization.placement import WEIGHTED, Placement
 from penstock.quantization.study import Choice
@@ -119,6 +119,7 @@ def prepare_model(
         reasons = {layer.reason for layer in placement.layers if layer.reason and layer.op in WEIGHTED}
         what = "there is nothing worth quantizing" + (f": {'; '.join(sorted(reasons))}" if reasons else "")
         raise InputError("nothing-to-quantize", what, where=str(path), do="leave the model in float")
+    choice, _ = automatic.resolved(study, choice)
     grids = study.grids(placement, choice)
     rounding = Rounding(placement, grids, study.weights(placement, grids, choice), settings.scales == "learned")
     known = frozenset(named)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from penstock.errors import UsageError
 from penstock.settings import option
-from penstock.stages.quantize import ACTIVATIONS, CONSUMERS, RANGES, QuantizeSettings
+from penstock.stages.quantize import ACTIVATIONS, CONSUMERS, RANGES, TARGET_CPUS, QuantizeSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,12 +15,13 @@ class QatSettings:
 
     consumer: str = option("ort-cpu", "what will run it: decides which tensors are quantized", choices=CONSUMERS)
     activations: str = option("", "type of activations (default: the consumer's own)", choices=("", *ACTIVATIONS))
-    ranges: str = option("mse", "how the ranges that training begins with are chosen", choices=RANGES)
+    ranges: str = option("auto", "how the ranges that training begins with are chosen", choices=("auto", *RANGES))
     percentile: float = option(99.99, "share of the values in per cent that `--ranges percentile` keeps", minimum=50)
     equalize: bool = option(True, "scale channels against each other before, where one grid doesn't fit them all")
     smooth: bool = option(True, "the same through normalizations, for transformers (SmoothQuant)")
     per_channel: bool = option(True, "one scale per output channel of a weight", flag="--per-channel/--per-tensor")
     quantize_outputs: bool = option(False, "quantize the result of the last layer too, which clips it")
+    target_cpu: str = option("host", "CPU that will run it: without VNNI weights keep to 7 bits", choices=TARGET_CPUS)
     exclude: tuple[str, ...] = option((), "names of nodes to leave in float")
     scales: str = option("learned", "whether the scales are trained with the weights", choices=("learned", "fixed"))
 
@@ -32,7 +33,8 @@ class QatSettings:
         return QuantizeSettings(
             method="static", consumer=self.consumer, activations=self.activations, ranges=self.ranges,
             percentile=self.percentile, equalize=self.equalize, smooth=self.smooth, correct_bias="none", guard=False,
-            per_channel=self.per_channel, quantize_outputs=self.quantize_outputs, exclude=self.exclude,
+            per_channel=self.per_channel, quantize_outputs=self.quantize_outputs,
+            target_cpu=self.target_cpu, exclude=self.exclude,
         )  # fmt: skip
 
 

@@ -138,7 +138,7 @@ def test_before_training_the_file_is_the_static_quantizers(kind: str, consumer: 
 
 @pytest.mark.parametrize("changed", [
     {"exclude": ("project",)}, {"per_channel": False}, {"quantize_outputs": True}, {"ranges": "minmax"},
-    {"activations": "int8"}, {"activations": "int16"}, {"equalize": False, "smooth": False},
+    {"activations": "int8"}, {"activations": "int16"}, {"equalize": False, "smooth": False}, {"target_cpu": "avx2"},
     {"exclude": ("stem", "head"), "ranges": "entropy"},
 ], ids=str)  # fmt: skip
 def test_settings_mean_what_they_mean_to_the_static_quantizer(changed: dict, tmp_path: Path) -> None:
@@ -249,6 +249,18 @@ def test_it_is_a_module_like_any_other(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="called with"):
         module(z=rows)
     np.testing.assert_array_equal(prepared.module.arrays()["w1"], module.weights.w1.detach().numpy())
+
+
+def test_weights_that_a_file_holds_as_numbers_stay_so(tmp_path: Path) -> None:
+    model = onnx.load(residual(tmp_path / "m.onnx"))
+    for tensor in model.graph.initializer:
+        array = numpy_helper.to_array(tensor)
+        tensor.CopyFrom(helper.make_tensor(tensor.name, tensor.data_type, array.shape, array.reshape(-1).tolist()))
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    settings = QatSettings(exclude=("head",))
+    convert(prepare_model(tmp_path / "m.onnx", batches(IMAGES), settings), tmp_path / "trained.onnx")
+    quantize(tmp_path / "m.onnx", batches(IMAGES), settings.static(), tmp_path / "static.onnx")
+    assert (tmp_path / "trained.onnx").read_bytes() == (tmp_path / "static.onnx").read_bytes()
 
 
 def test_shared_weights_are_one_parameter_with_two_grids(tmp_path: Path) -> None:
