@@ -31,15 +31,15 @@ class Activations(nn.Module):
         first, zero = float(grid.scale), int(grid.zero)
         self.scale = nn.Parameter(torch.tensor(first), requires_grad=learned)
         self.register_buffer("first_zero", torch.tensor(float(zero)))
-        self.levels = float(grid.high - grid.low)
-        self.unit = self.levels / first if first > SMALLEST else 0.0  # steps for each unit of shift
+        unit = (grid.high - grid.low) / first if first > SMALLEST else 0.0
+        self.register_buffer("unit", torch.tensor(unit))  # steps for each unit of shift
         self.ends_at_zero = zero == grid.low
-        fixed = zero in (grid.low, grid.high) or 2 * zero == grid.low + grid.high or not self.unit
+        fixed = zero in (grid.low, grid.high) or 2 * zero == grid.low + grid.high or not unit
         self.shift = nn.Parameter(torch.zeros(()), requires_grad=learned and not fixed)
 
     def effective(self) -> tuple[Tensor, Tensor]:
         """Return the scale and the zero point before it is rounded, both of shape ``()``."""
-        zero = (cast(Tensor, self.first_zero) + self.shift * self.unit).clamp(self.low, self.high)
+        zero = (cast(Tensor, self.first_zero) + self.shift * cast(Tensor, self.unit)).clamp(self.low, self.high)
         return self.scale.abs().clamp_min(SMALLEST), zero
 
     def forward(self, x: Tensor) -> Tensor:

@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import nn
 
+from penstock import graph
 from penstock.data import Preprocessing, Split
 from penstock.errors import InputError, UsageError
-from penstock.qat import Fitted, Prepared, QatSettings, Recipe, agreement, convert, fit, prepare
+from penstock.qat import Fitted, Prepared, QatSettings, Recipe, agreement, convert, fit, prepare, prepare_model
 from penstock.qat.rows import Rows, distorted, need_images
 
 pytestmark = pytest.mark.torch
@@ -23,6 +24,8 @@ CLASSES = 4
 
 class Net(nn.Module):
     """Two convolutions with BatchNorm, one of them depthwise, a residual, dropout and a linear layer."""
+
+    file: Path  # where it was exported to, which takes longer than all else here
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,7 +68,7 @@ def batches(
 
 
 @pytest.fixture(scope="module")
-def net() -> nn.Module:
+def net(tmp_path_factory: pytest.TempPathFactory) -> Net:
     """Return the net, trained for a moment."""
     torch.manual_seed(0)
     made = Net()
@@ -75,13 +78,15 @@ def net() -> nn.Module:
             optimizer.zero_grad()
             nn.functional.cross_entropy(made(x), y).backward()
             optimizer.step()
-    return made.eval()
+    made.file = tmp_path_factory.mktemp("net") / "net.onnx"
+    graph.save(prepare(made.eval(), torch.from_numpy(TRAIN[:4]), batches(labels=None)).model, made.file)
+    return made
 
 
-def coarse(net: nn.Module) -> Prepared:
+def coarse(net: Net) -> Prepared:
     """Prepare with one scale for all channels and ranges that are far too narrow: there is something to mend."""
     settings = QatSettings(per_channel=False, ranges="percentile", percentile=80)
-    return prepare(net, torch.from_numpy(TRAIN[:4]), batches(labels=None), settings)
+    return prepare_model(net.file, batches(labels=None), settings)
 
 
 RECIPE = Recipe(epochs=3)
@@ -91,7 +96,7 @@ def fitted(prepared: Prepared, recipe: Recipe = RECIPE, **more: Any) -> Fitted:
     return fit(prepared, batches(), recipe, select=batches(TEST, TEST_LABELS), **more)
 
 
-def test_training_brings_the_rounded_network_nearer_to_the_float_one(net: nn.Module, tmp_path: Path) -> None:
+def test_training_brings_the_rounded_network_nearer_to_the_float_one(net: Net, tmp_path: Path) -> None:
     prepared = coarse(net)
     done = fitted(prepared)
     before, best = done.epochs[0], done.epochs[done.chosen]
@@ -118,7 +123,7 @@ def test_training_brings_the_rounded_network_nearer_to_the_float_one(net: nn.Mod
     assert not np.allclose(trained, net(torch.from_numpy(TEST)).detach().numpy(), atol=1e-3), "the weights were trained"
 
 
-def test_the_users_own_loop_does_as_well(net: nn.Module) -> None:
+def test_the_users_own_loop_does_as_well(net: Net) -> None:
     prepared = coarse(net)
     optimizer = torch.optim.SGD(prepared.module.parameters(), lr=0.02, momentum=0.9)
     losses = []
@@ -133,7 +138,7 @@ def test_the_users_own_loop_does_as_well(net: nn.Module) -> None:
     assert np.mean(losses[-8:]) < 0.8 * np.mean(losses[:8])
 
 
-def test_the_same_seed_gives_the_same_file(net: nn.Module, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_file(net: Net, tmp_path: Path) -> None:
     for name in ("one", "two"):
         prepared = coarse(net)
         fitted(prepared)
@@ -141,7 +146,7 @@ def test_the_same_seed_gives_the_same_file(net: nn.Module, tmp_path: Path) -> No
     assert (tmp_path / "one.onnx").read_bytes() == (tmp_path / "two.onnx").read_bytes()
 
 
-def test_the_users_random_numbers_are_left_alone(net: nn.Module) -> None:
+def test_the_users_random_numbers_are_left_alone(net: Net) -> None:
     prepared = coarse(net)
     torch.manual_seed(5)
     wanted = torch.rand(3)
@@ -173,7 +178,7 @@ class Stopping:
             yield batch
 
 
-def test_a_stopped_run_goes_on_as_if_it_hadnt(net: nn.Module, tmp_path: Path) -> None:
+def test_a_stopped_run_goes_on_as_if_it_hadnt(net: Net, tmp_path: Path) -> None:
     select = batches(TEST, TEST_LABELS)
     whole = coarse(net)
     want = fit(whole, Stopping(None), RECIPE, select=select, checkpoint=tmp_path / "whole")
@@ -192,8 +197,8 @@ def test_a_stopped_run_goes_on_as_if_it_hadnt(net: nn.Module, tmp_path: Path) ->
             fit(coarse(net), Stopping(0), recipe, select=select, checkpoint=tmp_path / "kept")
 
 
-def test_the_best_state_is_kept_which_may_be_the_first(net: nn.Module) -> None:
-    prepared = prepare(net, torch.from_numpy(TRAIN[:4]), batches(labels=None))
+def test_the_best_state_is_kept_which_may_be_the_first(net: Net) -> None:
+    prepared = prepare_model(net.file, batches(labels=None))
     first = {name: tensor.clone() for name, tensor in prepared.module.state_dict().items()}
     wrong = [(x, (y + 1) % CLASSES) for x, y in batches()]
     done = fit(prepared, wrong, Recipe(epochs=2, distill=0, learning_rate=0.05), select=batches(TEST, TEST_LABELS))
@@ -203,14 +208,14 @@ def test_the_best_state_is_kept_which_may_be_the_first(net: nn.Module) -> None:
     assert last.chosen == 1 and last.epochs[1].accuracy is None, "without samples to choose on the last one is kept"
 
 
-def test_without_labels_it_is_chosen_by_agreement(net: nn.Module) -> None:
+def test_without_labels_it_is_chosen_by_agreement(net: Net) -> None:
     prepared = coarse(net)
     done = fit(prepared, batches(labels=None), RECIPE, select=batches(TEST, None))
     shares = [one.agreement for one in done.epochs]
     assert [one.accuracy for one in done.epochs] == [None] * 4 and shares[done.chosen] == max(s or 0 for s in shares)
 
 
-def test_no_epochs_is_only_calibration(net: nn.Module) -> None:
+def test_no_epochs_is_only_calibration(net: Net) -> None:
     prepared = coarse(net)
     before = {name: tensor.clone() for name, tensor in prepared.module.state_dict().items()}
     assert fit(prepared, [], Recipe(epochs=0)).chosen == 0
@@ -227,8 +232,8 @@ def test_no_epochs_is_only_calibration(net: nn.Module) -> None:
     (batches(), Recipe(learning_rate=1e30, distill=0, epochs=1), "training-diverged", "the loss became"),
     ([(torch.from_numpy(TRAIN[:4] * np.nan),)], RECIPE, "training-diverged", "the loss became nan"),
 ], ids=lambda value: value if isinstance(value, str) else "")  # fmt: skip
-def test_bad_data_is_told(net: nn.Module, data: list, recipe: Recipe, id: str, said: str) -> None:
-    prepared = prepare(net, torch.from_numpy(TRAIN[:4]), batches(labels=None))
+def test_bad_data_is_told(net: Net, data: list, recipe: Recipe, id: str, said: str) -> None:
+    prepared = prepare_model(net.file, batches(labels=None))
     with pytest.raises(InputError) as caught:
         fit(prepared, data, recipe)
     assert caught.value.id == id and said in caught.value.what, caught.value.what

@@ -238,7 +238,8 @@ def test_it_is_a_module_like_any_other(tmp_path: Path) -> None:
         optimizer.step()
     after = module(rows).detach()
     assert not torch.equal(before, after)
-    twin = prepare_model(residual(tmp_path / "m.onnx"), batches(IMAGES)).module
+    # its state is all that it is: another one that began elsewhere becomes the same
+    twin = prepare_model(residual(tmp_path / "other.onnx"), batches(2 * IMAGES)).module
     twin.load_state_dict(module.state_dict())
     assert torch.equal(twin(rows), after) and torch.equal(copy.deepcopy(module)(rows), after)
     assert torch.equal(module.train()(rows), module.eval()(rows)), "there is nothing that only training does"

@@ -11,6 +11,7 @@ import torch
 from onnx import helper
 from torch import nn
 
+from penstock import graph
 from penstock.errors import InputError, PenstockError, UsageError
 from penstock.qat import Prepared, QatSettings, convert, prepare, prepare_model
 
@@ -50,6 +51,14 @@ def net() -> Net:
 @pytest.fixture(scope="module")
 def prepared(net: Net) -> Prepared:
     return prepare(net, IMAGES[:4], [IMAGES])
+
+
+@pytest.fixture(scope="module")
+def path(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the net as a file: exporting takes longer than all else here."""
+    made = tmp_path_factory.mktemp("net") / "net.onnx"
+    graph.save(prepared.model.clone(), made)
+    return made
 
 
 def test_the_module_stays_as_it_is_and_is_in_training_as_in_evaluation(net: Net) -> None:
@@ -107,8 +116,8 @@ def test_trained_weights_go_back_into_the_float_graph(prepared: Prepared) -> Non
     [IMAGES[:17], IMAGES[17:]], (part for part in (IMAGES[:30], IMAGES[30:])), [IMAGES.double().numpy()],
     torch.utils.data.DataLoader(torch.utils.data.TensorDataset(IMAGES, torch.zeros(40)), batch_size=16),
 ], ids=["list", "labels", "mapping", "array", "bare", "ragged", "once", "double", "loader"])  # fmt: skip
-def test_samples_in_any_form_give_the_same_grids(given: object, net: Net, prepared: Prepared) -> None:
-    made = prepare(net, IMAGES[:4], given)  # type: ignore[arg-type]
+def test_samples_in_any_form_give_the_same_grids(given: object, path: Path, prepared: Prepared) -> None:
+    made = prepare_model(path, given)  # type: ignore[arg-type]
     assert made.calibration_samples == 40
     ours, theirs = made.module.tensor_grids(), prepared.module.tensor_grids()
     assert {name: float(grid.scale) for name, grid in ours.items()} == {
@@ -122,9 +131,9 @@ def test_samples_in_any_form_give_the_same_grids(given: object, net: Net, prepar
     (["x"], "data-does-not-fit", "a batch holds str"), ([{"y": IMAGES}], "data-does-not-fit", "lacks the input 'x'"),
     ([torch.where(torch.arange(40)[:, None, None, None] == 7, torch.nan, IMAGES)], "not-finite", "sample 7 has NaN"),
 ], ids=["none", "empty", "channels", "integers", "texts", "name", "nan"])  # fmt: skip
-def test_samples_that_do_not_fit_are_told(given: list, id: str, said: str, net: Net) -> None:
+def test_samples_that_do_not_fit_are_told(given: list, id: str, said: str, path: Path) -> None:
     with pytest.raises(InputError) as caught:
-        prepare(net, IMAGES[:4], given)
+        prepare_model(path, given)
     assert caught.value.id == id and said in caught.value.what, caught.value.what
 
 
@@ -207,9 +216,9 @@ def test_several_inputs_by_name_and_in_order() -> None:
         assert torch.equal(made.module(a, b), made.module(b=b, a=a))
 
 
-def test_few_samples_are_told_of(net: Net, prepared: Prepared) -> None:
+def test_few_samples_are_told_of(path: Path, prepared: Prepared) -> None:
     assert prepared.notes == ()
-    assert "only 5 calibration samples" in prepare(net, IMAGES[:4], [IMAGES[:5]]).notes[0]
+    assert "only 5 calibration samples" in prepare_model(path, [IMAGES[:5]]).notes[0]
 
 
 def test_a_batch_norm_that_is_not_folded_keeps_its_statistics(tmp_path: Path) -> None:
