@@ -14,7 +14,7 @@ from penstock.frontends import Source
 from penstock.quantizers import Quantizer
 from penstock.stages import export
 
-VARIANTS = ("source", "fp32", "fp16", "slim", "int8", "int4")  # whose deployments a baseline may name
+VARIANTS = ("source", "fp32", "fp16", "bf16", "slim", "int8", "int4")  # whose deployments a baseline may name
 
 
 def check(settings: BuildSettings) -> None:

@@ -523,7 +523,7 @@ def test_bad_samples(tmp_path: Path) -> None:
     assert caught.value.id == "no-samples"
     x = floats(8, 8)
     x[5, 2] = np.nan
-    with pytest.raises(InputError, match="calibration sample 5 has NaN in its input 'x'"):
+    with pytest.raises(InputError, match="calibration sample 5 makes the tensor 'x' NaN"):
         converted(tmp_path, source, [{"x": x}])
     with pytest.raises(InputError):
         converted(tmp_path, source, [{"x": floats(8, 8).astype(np.float64)}])
