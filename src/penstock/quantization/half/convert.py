@@ -85,9 +85,7 @@ def _loaded(path: Path, half: Half, exclude: Collection[str]) -> ir.Model:
     In a later opset there is more to fuse, as of a HardSwish, which runtimes then compute in one go.
     """
     try:
-        model = prepare.prepared(path, opset=half.opset, exclude=exclude)
-        model = prepare.folded(model)
-        prepare.named(model)
+        model = _folded_again(prepare.prepared(path, opset=half.opset, exclude=exclude), exclude)
     except InputError as error:
         if error.id != "cannot-raise-opset":
             raise
@@ -104,6 +102,13 @@ def _loaded(path: Path, half: Half, exclude: Collection[str]) -> ir.Model:
         what = f"there is nothing to convert to {half.name}: {held}, none is FLOAT"
         raise InputError("nothing-to-quantize", what, where=str(path), do="start from the float32 model")
     return model
+
+
+def _folded_again(model: ir.Model, exclude: Collection[str]) -> ir.Model:
+    """Fuse what the raised opset allows, unless a node that is to be left alone would go."""
+    folded = prepare.folded(model.clone())
+    prepare.named(folded)
+    return folded if set(exclude) <= {node.name for node in folded.graph.all_nodes()} else model
 
 
 def _type(model: ir.Model) -> None:
