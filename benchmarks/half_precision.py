@@ -103,6 +103,12 @@ def some(batches: Iterable[Feeds], samples: int) -> list[Feeds]:
     return held
 
 
+def source_bytes(model: Path) -> int:
+    """Return the bytes of a model, with the weights beside it."""
+    beside = [path for path in model.parent.glob("*.data") if path.with_suffix("").suffix == ".onnx"]
+    return model.stat().st_size + sum(path.stat().st_size for path in beside)
+
+
 def row(case: quantization_data.Case, samples: int, work: Path) -> list[str]:
     """Return a line of the table."""
     try:
@@ -132,7 +138,7 @@ def row(case: quantization_data.Case, samples: int, work: Path) -> list[str]:
         failed = own_process("--peer", str(case.model), str(other))
         theirs = [failed or worst(results(other, feeds, runtime, work), want) for runtime in RUNTIMES]
         kept = f"{facts['nodes_in_fp32']} of {facts['nodes_in_fp32'] + facts['nodes_in_16_bits']}"  # type: ignore[operator]
-        cells += [kept, f"{path.stat().st_size / case.model.stat().st_size:.2f}"]
+        cells += [kept, f"{path.stat().st_size / source_bytes(case.model):.2f}"]
         cells += [scores[0], theirs[0], scores[1], theirs[1], f"{seconds:.0f} s"]
     return [case.name, *cells[:6], cells[7] if len(cells) > 7 else "", cells[6]]
 
