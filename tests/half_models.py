@@ -91,10 +91,14 @@ def converted(
 
 def no_cast_after_a_cast(made: onnx.ModelProto) -> None:
     """Check that no Cast reads what a Cast made, and that no tensor is cast twice to one type."""
+    inner = [*made.graph.value_info, *made.graph.input, *made.graph.output]
+    kinds = {value.name: value.type.tensor_type.elem_type for value in inner}
+    kinds |= {tensor.name: tensor.data_type for tensor in made.graph.initializer}
     casts = {node.output[0]: node for node in made.graph.node if node.op_type == "Cast"}
     floats = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
     to = {name: onnx.helper.get_node_attr_value(node, "to") for name, node in casts.items()}
-    assert not [n for n, node in casts.items() if to[n] in floats and to.get(node.input[0]) in floats]
+    between = {name for name, node in casts.items() if to[name] in floats and kinds.get(node.input[0]) in floats}
+    assert not [name for name in between if casts[name].input[0] in between]
     pairs = [(node.input[0], to[name]) for name, node in casts.items()]
     assert len(pairs) == len(set(pairs))
 

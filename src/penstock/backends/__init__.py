@@ -82,5 +82,5 @@ def only_stored(precision: str, actual: Mapping[str, Json]) -> str:
     layers = {name: count for name, count in counted.items() if isinstance(count, int)}
     others = ", ".join(f"{count} in {name}" for name, count in layers.items() if name != precision)
     if not layers.get(precision):
-        return f"the runtime only stores {precision}: of its layers it computes {others}" if others else ""
-    return f"of its layers the runtime computes {layers[precision]} in {precision}, {others}" if others else ""
+        return f"it only stores {precision}, and computes of its layers {others}" if others else ""
+    return f"it computes {layers[precision]} of its layers in {precision}, {others}" if others else ""

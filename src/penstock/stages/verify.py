@@ -25,7 +25,8 @@ class VerifySettings:
     """How far a deployment may be from the source."""
 
     fp32_relative: float = option(1e-4, "largest relative difference of a float32 deployment", minimum=0.0)
-    fp16_relative: float = option(1e-2, "largest relative difference of a float16 or bfloat16 deployment", minimum=0.0)
+    fp16_relative: float = option(1e-2, "largest relative difference of a float16 deployment", minimum=0.0)
+    bf16_relative: float = option(8e-2, "largest relative difference of a bfloat16 deployment", minimum=0.0)
     int8_sqnr_db: float = option(20.0, "least SQNR of a quantized deployment, in dB")
     float_mismatches: float = option(
         0.0, "largest share of unequal integers or booleans, float deployments", minimum=0.0
@@ -144,7 +145,8 @@ def judge(
                 told = f"SQNR {found.sqnr_db:.1f} dB, the limit is {settings.int8_sqnr_db:g} dB"
                 return Outcome(False, f"{told} ({where})")
             continue
-        limit = settings.fp16_relative if precision in ("fp16", "bf16") else settings.fp32_relative
+        halves = {"fp16": settings.fp16_relative, "bf16": settings.bf16_relative}  # whose bits differ by three
+        limit = halves.get(precision, settings.fp32_relative)
         limit = max(limit, min(settings.noise_factor * (noise or {}).get(name, 0.0), 10.0 * limit))
         if not found.relative <= limit:
             return Outcome(False, f"relative difference {found.relative:.2g}, the limit is {limit:.2g} ({where})")

@@ -266,6 +266,17 @@ def test_positions_stay_exact(half: str, tmp_path: Path) -> None:
     assert decibels(got, want) > (55 if half == "fp16" else 35), "a neighbouring row is no rounding"
 
 
+def test_an_index_is_exact_through_a_layer_that_has_a_reason_of_its_own(tmp_path: Path) -> None:
+    source = named(model("""g (float[n, 4] x) => (float[n, 4] y) {
+        a = Mul(x, x) b = Clip(a, z, most) i = Cast <to = 7> (b) f = Cast <to = 1> (i) y = MatMul(f, w)
+    }""", z=0.0, most=3001.0, w=floats(4, 4)), a="square", b="clip")  # fmt: skip
+    x = 10 * floats(64, 4)
+    done = converted(tmp_path, source, [{"x": x}])
+    assert done.state("clip") == done.state("square") == "fp32"
+    assert "3001" in done.reason("clip") and done.reason("square") == "whole numbers are made of it"
+    assert decibels(reference(done.made, {"x": x})[0], reference(source, {"x": x})[0]) > 55
+
+
 def test_whole_numbers_beyond_those_that_are_exact(tmp_path: Path) -> None:
     source = named(
         model(
@@ -296,6 +307,17 @@ def test_the_sine_of_a_large_angle(tmp_path: Path) -> None:
     assert "dB when what it reads is rounded to fp16" in done.reason("sine")
     assert decibels(reference(done.made, {"x": large})[0], reference(source, {"x": large})[0]) > 50
     assert converted(tmp_path, source, [{"x": small}]).state("sine") == "fp16"
+
+
+def test_a_sine_in_fp32_for_its_range_reads_nothing_rounded(tmp_path: Path) -> None:
+    """What overflows has a reason of its own; a rounding three layers before it would still be noise behind it."""
+    source = named(model("""g (float[n, 4] x) => (float[n, 4] y) {
+        t = Tanh(x) a = Mul(t, k) b = Sigmoid(a) c = Mul(a, b) s = Sin(c) y = MatMul(s, w)
+    }""", k=1e5, w=floats(4, 4)), t="first", s="sine")  # fmt: skip
+    x = floats(32, 4)
+    done = converted(tmp_path, source, [{"x": x}])
+    assert done.state("sine") == done.state("first") == "fp32" and "sine reads" in done.reason("first")
+    assert decibels(reference(done.made, {"x": x})[0], reference(source, {"x": x})[0]) > 50
 
 
 def test_a_small_difference_of_large_numbers(tmp_path: Path) -> None:

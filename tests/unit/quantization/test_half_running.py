@@ -51,6 +51,7 @@ def test_fp16_in_onnxruntime_and_openvino(tmp_path: Path) -> None:
     told = done.facts["runs_on"]["onnxruntime"]
     assert told["runs"] is True and told["computes_in"]["fp32"] > 0 and "fp16" not in told["computes_in"]
     assert told["sqnr_db"]["y"] > 55
+    assert any(note.startswith("ONNX Runtime: it only stores fp16") for note in done.facts["notes"])
     path = tmp_path / "half.onnx"
     path.write_bytes(done.made.SerializeToString())
     want = reference(source, {"x": x})[0]
@@ -70,7 +71,7 @@ def test_bf16_is_stored_where_the_runtime_has_no_kernels(tmp_path: Path) -> None
     assert told["runs"] is True and set(told["computes_in"]) == {"fp32"}
     assert done.facts["nodes_in_16_bits"] == 0
     conv = next(layer for layer in done.layers.values() if layer["op"] == "Conv")
-    assert conv["reason"] == "ONNX Runtime's CPU has no bfloat16 kernel for Conv"
+    assert conv["reason"] == "ONNX Runtime has no bfloat16 kernel for Conv on a CPU"
     held = done.held()
     large = [tensor for tensor in held.values() if np.prod(tensor.dims) > 256]
     assert large and all(tensor.data_type == onnx.TensorProto.BFLOAT16 for tensor in large)
@@ -87,6 +88,7 @@ def test_bf16_in_openvino(tmp_path: Path) -> None:
     assert done.facts["nodes_in_fp32"] == 0 and told["openvino"]["runs"] is True
     assert told["openvino"]["sqnr_db"]["y"] > 30
     assert told["onnxruntime"]["runs"] is False and "Conv(22)" in told["onnxruntime"]["reason"], "a fact, not a crash"
+    assert any(note.startswith("ONNX Runtime doesn't run the result: ") for note in done.facts["notes"])
 
 
 def test_openvino_computes_what_stays_in_fp32_in_fp32(tmp_path: Path) -> None:
@@ -126,14 +128,14 @@ def test_the_bench_says_what_is_only_stored(tmp_path: Path) -> None:
     short = BenchSettings(warmup_calls=1, min_rounds=2, calls_per_round=1, seconds=0.01, footprint=False, pin=False)
     found = bench([subject], {"x": x[:1]}, None, short)
     assert found.timings[0].actual["computes_in"].keys() == {"fp32"}  # type: ignore[union-attr]
-    assert any("v@onnxruntime: the runtime only stores fp16" in caution for caution in found.cautions)
+    assert any("v@onnxruntime: it only stores fp16" in caution for caution in found.cautions)
 
 
 @pytest.mark.parametrize(
     ("precision", "counted", "said"),
     [
-        ("fp16", {"fp16": 5, "fp32": 2}, "of its layers the runtime computes 5 in fp16, 2 in fp32"),
-        ("bf16", {"fp32": 3}, "the runtime only stores bf16: of its layers it computes 3 in fp32"),
+        ("fp16", {"fp16": 5, "fp32": 2}, "it computes 5 of its layers in fp16, 2 in fp32"),
+        ("bf16", {"fp32": 3}, "it only stores bf16, and computes of its layers 3 in fp32"),
         ("fp16", {"fp16": 5}, ""),
         ("fp32", {"fp32": 5}, ""),
         ("fp16", None, ""),

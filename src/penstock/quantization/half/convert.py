@@ -12,7 +12,7 @@ from penstock.calibration import Batch, Batches, size
 from penstock.errors import InputError, UsageError
 from penstock.jsonable import Json, to_json
 from penstock.quantization import prepare, probe
-from penstock.quantization.half import chains, operators, placing, rounding, seen, sums
+from penstock.quantization.half import chains, operators, placing, rounding, running, seen, sums
 from penstock.quantization.half.attempt import Attempt
 from penstock.quantization.half.binding import ONE_TYPE, bound, is_float32
 from penstock.quantization.half.reasons import Reason, Reasons
@@ -73,7 +73,7 @@ def convert(
         "calibration_samples": batches.count, "margin": settings.half_margin, "casts": made.casts,
         "nodes_in_16_bits": len(chosen), "nodes_in_fp32": len(kept),
         "weight_bytes_in_16_bits": made.half_bytes, "weight_bytes_in_fp32": made.float_bytes,
-        "runs_on": told, "layers": to_json(layers),
+        "runs_on": told, "notes": to_json(running.notes(told, half)), "layers": to_json(layers),
         "operators_left_in_float": to_json(sorted({str(one["op"]) for one in kept})),
     }  # fmt: skip
     return Converted(made.model, facts)
@@ -85,9 +85,7 @@ def _loaded(path: Path, half: Half, exclude: Collection[str]) -> ir.Model:
     In a later opset there is more to fuse, as of a HardSwish, which runtimes then compute in one go.
     """
     try:
-        model = prepare.prepared(path, opset=half.opset, exclude=exclude)
-        model = prepare.folded(model)
-        prepare.named(model)
+        model = _folded_again(prepare.prepared(path, opset=half.opset, exclude=exclude), exclude)
     except InputError as error:
         if error.id != "cannot-raise-opset":
             raise
@@ -104,6 +102,13 @@ def _loaded(path: Path, half: Half, exclude: Collection[str]) -> ir.Model:
         what = f"there is nothing to convert to {half.name}: {held}, none is FLOAT"
         raise InputError("nothing-to-quantize", what, where=str(path), do="start from the float32 model")
     return model
+
+
+def _folded_again(model: ir.Model, exclude: Collection[str]) -> ir.Model:
+    """Fuse what the raised opset allows, unless a node that is to be left alone would go."""
+    folded = prepare.folded(model.clone())
+    prepare.named(folded)
+    return folded if set(exclude) <= {node.name for node in folded.graph.all_nodes()} else model
 
 
 def _type(model: ir.Model) -> None:

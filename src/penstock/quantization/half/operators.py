@@ -22,6 +22,8 @@ FINE = {
 ADDING = REDUCTIONS | {"GroupNormalization", "LRN", "LogSoftmax", "Softmax"}
 # operators that make something large, or nothing, of what has become 0
 AFTER_ZERO = frozenset({"Div", "Log", "Pow", "Reciprocal", "ReduceLogSum", "Sqrt"})
+# operators whose result may turn on the last bits of what they read, however far back these were lost
+SHARP = frozenset({"Cos", "Exp", "Log", "Sin", "Tan"})
 HANDS_ON = frozenset({"Cast", "Clip", "Expand", "Identity", "Max", "Reshape", "Squeeze", "Tile", "Unsqueeze"})
 WHOLE = frozenset({"Ceil", "Floor", "Mod", "Round"})
 # operators that take so much time that 16 bits pay for a Cast on either side

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 from penstock.quantization.half import sums
 from penstock.quantization.half.binding import Binding, is_float32
-from penstock.quantization.half.operators import ADDING, AFTER_ZERO, COMPUTING, FINE, HANDS_ON, WHOLE, behind
+from penstock.quantization.half.operators import ADDING, AFTER_ZERO, COMPUTING, FINE, HANDS_ON, SHARP, WHOLE, behind
 from penstock.quantization.half.rounding import Loss
 from penstock.quantization.half.seen import Constant, Seen
 from penstock.quantization.half.types import Half
@@ -129,7 +129,7 @@ class Reasons:
             for out in node.outputs:
                 for use in out.uses():
                     after = use.node
-                    if after.name not in self.nodes or not self.bindings[str(after.name)].possible:
+                    if self.nodes.get(str(after.name)) is not after or not self.bindings[str(after.name)].possible:
                         continue
                     if after.op_type in AFTER_ZERO and not (after.op_type == "Div" and use.idx == 0):
                         text = f"it reads what {node.name} makes, of which {self.half.name} makes 0 where it is small"
@@ -177,16 +177,17 @@ class Reasons:
             if node.op_type in WHOLE or (node.op_type == "Cast" and node.outputs[0].dtype is not None
                                           and node.outputs[0].dtype.is_integer())
         ]  # fmt: skip
+        met = set(work)
         while work:
             node = work.pop()
             if self.bindings[str(node.name)].possible:
                 self.add(node, Reason("whole numbers are made of it"))
             for value in node.inputs:
                 maker = value.producer() if is_float32(value) and value is not None else None
-                if maker is None or str(maker.name) not in self.nodes or maker.op_type in COMPUTING:
+                if maker is None or str(maker.name) not in self.nodes or maker.op_type in COMPUTING or maker in met:
                     continue
-                if self.bindings[str(maker.name)].possible and self.add(maker, Reason("whole numbers are made of it")):
-                    work.append(maker)
+                met.add(maker)
+                work.append(maker)
 
     def questionable(self) -> tuple[dict[str, float], list[str]]:
         """Return the bounds of sums that are beyond the limit, and which of these nodes are to be measured."""
@@ -229,10 +230,16 @@ class Reasons:
         return found
 
     def roots(self) -> list[str]:
-        """Return the roots, logarithms and inverses of what is made of very small numbers: they need a closer look."""
+        """Return nodes that need a closer look, beyond what rounding their own inputs does.
+
+        Roots, logarithms and inverses of what is made of very small numbers, and sharp operators that are in fp32.
+        """
         return [
-            name for name, node in self.nodes.items() if node.op_type in AFTER_ZERO and self.bindings[name].possible
-            and any(self.seen[tensor].small for tensor in behind(node) if tensor in self.seen)
+            name for name, node in self.nodes.items() if self.bindings[name].possible and (
+                (node.op_type in SHARP and name in self.found) or (node.op_type in AFTER_ZERO and any(
+                    self.seen[tensor].small for tensor in behind(node) if tensor in self.seen
+                ))
+            )
         ]  # fmt: skip
 
     def chains(self, islands: Mapping[str, frozenset[str]]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from penstock import custom_domains, handover, metrics, registry, store, worker
+from penstock.backends import only_stored
 from penstock.errors import InputError, PenstockError
 from penstock.jsonable import Json, to_json
 from penstock.quantization.half.types import Half
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from penstock.deployment import Deployment
 
 RUNTIMES = ("onnxruntime", "openvino")
-LABELS = {"onnxruntime": "ONNX Runtime's CPU", "openvino": "OpenVINO"}
+LABELS = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 RUNS = {"ort-cpu": "onnxruntime", "openvino": "openvino"}  # which runtime a consumer is
 SECONDS = 300.0  # for loading and running a model once
 
@@ -55,7 +56,7 @@ def kernelless(
     refused: dict[str, str] = {}
     for number, ((_, op, *_types), alike) in enumerate(kinds.items()):
         if not told[number]["runs"] and told[number + len(firsts)]["runs"]:
-            text = f"{LABELS[backend]} has no {half.onnx.lower()} kernel for {op}"
+            text = f"{LABELS[backend]} has no {half.onnx.lower()} kernel for {op} on a CPU"
             refused |= dict.fromkeys(alike, text)
     return refused
 
@@ -80,6 +81,19 @@ def runs_on(
             continue
         told = _called(backend, half, [str(path)], feeds, wanted, names)[0]
         found[backend] = cast(Json, told)
+    return found
+
+
+def notes(told: Mapping[str, Json], half: Half) -> list[str]:
+    """Say of each runtime that was tried what a user has to know: it doesn't run the model, or only stores 16 bits."""
+    found = []
+    for backend, entry in told.items():
+        if not isinstance(entry, dict):
+            continue
+        if entry.get("runs") is False:
+            found.append(f"{LABELS[backend]} doesn't run the result: {entry['reason']}")
+        elif said := only_stored(half.name, entry):
+            found.append(f"{LABELS[backend]}: {said}")
     return found
 
 
