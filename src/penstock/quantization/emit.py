@@ -76,10 +76,7 @@ class _Emitting:
         if tensor not in self.grids or not clips(node, self.grids[tensor]):
             return
         shape, name = out.shape, out.name
-        ir.convenience.replace_all_uses_with(out, before)
-        for index, end in enumerate(self.graph.outputs):
-            if end is out:
-                self.graph.outputs[index] = before
+        ir.convenience.replace_all_uses_with(out, before, replace_graph_outputs=True)
         self.graph.remove([node], safe=True)
         out.name = None
         before.name, before.shape = name, before.shape or shape

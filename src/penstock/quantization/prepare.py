@@ -1,4 +1,4 @@
-"""Prepare: a float model as the quantizer wants it: functions inlined, BatchNormalization folded, every node named."""
+"""Prepare: a float model as the quantizer wants it, functions inlined, BatchNormalization folded, all nodes named."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 from penstock import custom_domains, graph, registry
 from penstock.errors import InputError, UsageError
+from penstock.quantization.unfuse import unfuse
 from penstock.rewriting import PassBroke
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def prepared(path: Path, *, opset: int = OPSET, exclude: Collection[str] = ()) -
             what = f"calibrating would run operators of {custom[0].domain!r}, and no library of theirs is named"
             raise InputError("cannot-quantize", what, where=str(path), do="build with --no-quantize")
     graph.inline(loaded)
+    unfuse(loaded)
     model = raised(folded(loaded), opset, path)
     named(model)
     known_names(model, exclude)
