@@ -6,6 +6,7 @@ consumer wants that. A runtime that knows the form computes on the integers; one
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,7 @@ class _Emitting:
         self.taken = set(self.values) | {str(v.name) for n in model.graph.all_nodes() for v in n.outputs}
         self.lowest: ir.Value | None = None
         self.parameters: dict[int, tuple[ir.Value, ir.Value]] = {}
+        self.held: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
 
     def run(self, weights: Mapping[str, Weights]) -> ir.Model:
         readers = {name: self.nodes[name] for name in self.placement.reads}
@@ -129,9 +131,10 @@ class _Emitting:
         index = self.placement.weights[str(node.name)]
         old = node.inputs[index]
         assert old is not None
-        stem = f"{old.name}_{node.name}" if len(old.uses()) > 1 else str(old.name)
-        integers = self._initializer(f"{stem}_quantized", held.whole.astype(held.grid.dtype))
-        scale, zero = self._parameters(stem, held.grid)
+        stem = str(old.name)
+        integers = self._shared(f"{stem}_quantized", held.whole.astype(held.grid.dtype))
+        scale = self._shared(f"{stem}_scale", held.grid.scale.astype(np.float32))
+        zero = self._shared(f"{stem}_zero_point", held.grid.zero.astype(held.grid.dtype))
         back = self._node("DequantizeLinear", [integers, scale, zero], f"{stem}_dequantized", held.grid.axis)
         self.graph.insert_before(node, back)
         node.replace_input_with(index, back.outputs[0])
@@ -151,15 +154,15 @@ class _Emitting:
             return
         there = node.inputs[2] if len(node.inputs) > 2 else None
         if there is not None:
-            stem = f"{there.name}_{node.name}" if len(there.uses()) > 1 else str(there.name)
+            stem = str(there.name)
         data = node.inputs[1 - self.placement.weights[str(node.name)]]
         grid = self._grid_of(data)
         if not self.placement.consumer.integer_bias or grid is None:
             bias = self._initializer(f"{stem}_corrected" if there is not None else stem, held.bias.astype(np.float32))
         else:
             products = product_grid(grid, held.grid, len(held.bias))
-            integers = self._initializer(f"{stem}_quantized", products.quantize(held.bias).astype(np.int32))
-            scale = self._initializer(f"{stem}_scale", products.scale.astype(np.float32))
+            integers = self._shared(f"{stem}_quantized", products.quantize(held.bias).astype(np.int32))
+            scale = self._shared(f"{stem}_scale", products.scale.astype(np.float32))
             back = self._node("DequantizeLinear", [integers, scale], f"{stem}_dequantized", products.axis)
             self.graph.insert_before(node, back)
             bias = back.outputs[0]
@@ -189,6 +192,13 @@ class _Emitting:
             zero = self._initializer(f"{stem}_zero_point", grid.zero.astype(grid.dtype))
             self.parameters[id(grid)] = scale, zero
         return self.parameters[id(grid)]
+
+    def _shared(self, name: str, array: Array) -> ir.Value:
+        """Return the initializer of this name and content: layers that share a weight share its integers."""
+        key = name, array.shape, hashlib.sha256(array.tobytes()).digest()
+        if key not in self.held:
+            self.held[key] = self._initializer(name, array)
+        return self.held[key]
 
     def _initializer(self, name: str, array: Array) -> ir.Value:
         import onnx_ir as ir
