@@ -33,6 +33,7 @@ class Batches:
     size: int = 0  # of a batch
     golden: Batches | None = None  # what the result will be held against, to see that both are of one scale
     cache: Cache | None = None  # where a quantizer may keep what it saw
+    numbers: np.ndarray | None = None  # (count,) of the samples in the user's data
 
     def __iter__(self) -> Iterator[Batch]:
         """Begin anew."""
@@ -49,6 +50,10 @@ class Batches:
             equal=lambda: itertools.islice(self.equal(), number), count=held, description={},
         )  # fmt: skip
 
+    def called(self, sample: int) -> str:
+        """Name a sample by its place, and by its place in the user's data, which is dealt in another order."""
+        return called(sample, self.numbers)
+
     def whole(self) -> Iterator[Batch]:
         """Yield batches of equal size, for a library that asks for it: the last may overlap the one before."""
         return self.equal()
@@ -59,7 +64,7 @@ def of_feeds(feeds: Feeds, size: int, *, golden: Feeds | None = None, cache: Cac
     return Batches(
         lambda: (batch for _, batch in feeds.batches(size)),
         lambda: (batch for _, batch in feeds.batches(size, whole=True)),
-        feeds.count, feeds.description, size, None if golden is None else of_feeds(golden, size), cache,
+        feeds.count, feeds.description, size, None if golden is None else of_feeds(golden, size), cache, feeds.numbers,
     )  # fmt: skip
 
 
@@ -68,6 +73,12 @@ def of_list(batches: Iterable[Batch]) -> Batches:
     held = batches if isinstance(batches, (list, tuple)) else list(batches)
     sizes = [size(batch) for batch in held]
     return Batches(lambda: iter(held), lambda: iter(held), sum(sizes), size=max(sizes, default=0))
+
+
+def called(sample: int, numbers: np.ndarray | None) -> str:
+    """Name a calibration sample; ``numbers`` are those of the samples in the user's data."""
+    known = numbers is not None and sample < len(numbers)
+    return f"calibration sample {sample}" + (f" ({numbers[sample]} of the data)" if known else "")  # type: ignore[index]  # known
 
 
 def size(batch: Batch) -> int:
@@ -79,6 +90,7 @@ def check(batches: Iterable[Batch]) -> None:
     """Raise ``InputError`` for a sample that holds NaN or infinity, with its number and the input."""
     import numpy as np
 
+    numbers = batches.numbers if isinstance(batches, Batches) else None
     start = 0
     for batch in batches:
         for name, array in batch.items():
@@ -86,7 +98,8 @@ def check(batches: Iterable[Batch]) -> None:
                 continue
             rows = ~np.isfinite(array).reshape(len(array), -1) if array.ndim else np.array([[True]])
             row = int(np.argmax(rows.any(axis=1)))
-            kind = "NaN" if np.isnan(array).any() else "infinity"
-            what = f"calibration sample {start + row} has {kind} in its input {name!r} ({int(rows[row].sum())} values)"
+            kind = "NaN" if np.isnan(array[row] if array.ndim else array).any() else "infinity"
+            who = called(start + row, numbers)
+            what = f"{who} has {kind} in its input {name!r} ({int(rows[row].sum())} values)"
             raise InputError("not-finite", what, do="take the sample out of the data")
         start += size(batch)

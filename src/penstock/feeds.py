@@ -30,6 +30,7 @@ class Feeds:
     labels: np.ndarray | None  # (count,) int64
     fixed_batch: int | None
     rows: Callable[[int, int], dict[str, np.ndarray]]  # [start, stop) in the model's form
+    numbers: np.ndarray | None = None  # (count,) of the samples in the user's data; absent where they were made up
 
     def batches(self, size: int, *, whole: bool = False) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
         """Yield ``(real samples, feeds)``.
@@ -117,9 +118,15 @@ def from_data(dataset: Dataset, signature: Signature, settings: DataSettings, se
 
     def make(split: Split, role: str, index: np.ndarray) -> Feeds:
         called = names(split, signature, dataset.name)
+        single = {spec.name for spec in signature.inputs if spec.shape == ()}  # such a model takes a sample at a time
 
         def rows(start: int, stop: int) -> dict[str, np.ndarray]:
-            made = {called[key]: dataset.preprocessing.apply(array[start:stop]) for key, array in split.arrays.items()}
+            made = {
+                called[key]: array[start]
+                if called[key] in single and array.ndim == 1
+                else dataset.preprocessing.apply(array[start:stop])
+                for key, array in split.arrays.items()
+            }
             return {spec.name: made[spec.name] for spec in signature.inputs}
 
         _check_fit(rows(0, 1), signature, dataset.name)
@@ -128,7 +135,7 @@ def from_data(dataset: Dataset, signature: Signature, settings: DataSettings, se
             "seed": seed, "rows_sha256": hashlib.sha256(np.ascontiguousarray(index, dtype="<i8").tobytes()).hexdigest(),
             "preprocessing": to_json(dataset.preprocessing),
         }  # fmt: skip
-        return Feeds(described, len(split), split.labels, signature.fixed_batch, rows)
+        return Feeds(described, len(split), split.labels, signature.fixed_batch, rows, index)
 
     labelled = train.labels is not None
     return RoleFeeds(

@@ -167,6 +167,25 @@ def test_several_inputs_go_by_name() -> None:
         feeds.from_data(dataset(), both, SETTINGS, seed=0)
 
 
+def test_an_input_without_axes_gets_the_number_of_each_sample() -> None:
+    specs = (TensorSpec("x", "float32", ("n", 3)), TensorSpec("rate", "int64", ()))
+    signature = Signature(specs, (TensorSpec("y", "float32", ("n", 3)),))
+    arrays = {"x": np.repeat(np.arange(16, dtype=np.float32)[:, None], 3, 1), "rate": np.arange(16)}
+    data = Dataset("d", Split(arrays, None), None, (), Preprocessing(), "0")
+    made = feeds.from_data(data, signature, DataSettings(golden=2, calibrate=4, select=0), 0)
+    given = [batch for _, batch in made.calibrate.batches(32)]
+    assert [(batch["x"].shape, batch["rate"].shape) for batch in given] == [((1, 3), ())] * 4
+    assert [batch["rate"] for batch in given] == [batch["x"][0, 0] for batch in given]
+
+
+def test_samples_keep_their_numbers_in_the_data() -> None:
+    signature = Signature((TensorSpec("x", "float32", ("n",)),), (TensorSpec("y", "float32", ("n",)),))
+    data = Dataset("d", Split({"x": np.arange(64, dtype=np.float32)}, None), None, (), Preprocessing(), "0")
+    made = feeds.from_data(data, signature, DataSettings(golden=8, calibrate=16, select=0), 0).calibrate
+    assert made.numbers is not None and list(made.numbers) != sorted(made.numbers)
+    np.testing.assert_array_equal(made.rows(0, 16)["x"], made.numbers)
+
+
 def test_more_classes_than_the_model_knows_are_refused() -> None:
     got = feeds.from_data(dataset(classes=5), signature(), SETTINGS, seed=0)
     with pytest.raises(InputError, match="5 classes") as caught:

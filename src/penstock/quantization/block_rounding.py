@@ -104,7 +104,7 @@ def _moments(source: ir.Model, widths: Mapping[str, int], batches: Batches) -> d
     if not widths:
         return {}
     found = {name: Moments(width) for name, width in widths.items()}
-    seen = {name: Statistics(name, histogram=False) for name in widths}
+    seen = {name: Statistics(name, histogram=False, numbers=batches.numbers) for name in widths}
 
     def visit(name: str, array: Array, first: int, count: int) -> None:
         seen[name].add(array, first, count)  # which refuses NaN and infinity, with the sample

@@ -35,7 +35,7 @@ class Histogram:
     def add(self, values: Array, largest: float) -> None:
         """Count finite float32 values of which none exceeds ``largest`` in magnitude."""
         flat = np.ascontiguousarray(values, np.float32).reshape(-1)
-        top = int(np.float32(largest).view(np.uint32)) >> _SHIFT
+        top = int(np.float32(abs(largest)).view(np.uint32)) >> _SHIFT  # -0.0 would have the bit of its sign
         self._reach(top)
         width = self._counts.shape[1]
         signed = bool(flat.size) and float(flat.min()) < 0

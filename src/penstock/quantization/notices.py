@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 SOME = 32  # samples that tell of which scale they are
 FEW = 32  # samples below which the stability of the scales is told
+PIXELS_REACH = 16  # the brightest of a batch of raw pixels is beyond it, what was scaled to 0 to 1 or by --std isn't
+CHANNELS = {1, 3, 4}
+LEAST_PIXELS = 64  # of an image that is given as a row
 OTHER_SCALE = 8.0  # times smaller or larger than the golden set's: not the same preprocessing
 
 
@@ -34,15 +37,18 @@ def few(batches: Batches, seen: Mapping[str, Statistics]) -> list[str]:
 
 
 def raw_pixels(batches: Batches) -> list[str]:
-    """Tell of float inputs that hold whole numbers from 0 to 255, as pixels do before they are scaled."""
+    """Tell of float inputs that hold numbers from 0 to 255, as pixels do before they are scaled."""
     first = next(iter(batches), {})
     found = []
     for name, array in first.items():
-        if array.dtype.kind != "f" or array.ndim < 3 or not array.size:
+        if array.dtype.kind != "f" or not array.size or array.min() < 0 or not PIXELS_REACH < array.max() <= 255:
             continue
-        if array.min() >= 0 and 16 < array.max() <= 255 and not np.any(array % 1):
+        whole = not np.any(array % 1)
+        image = array.ndim == 4 and {array.shape[1], array.shape[-1]} & CHANNELS
+        if image or (whole and (array.ndim == 3 or (array.ndim == 2 and array.shape[1] >= LEAST_PIXELS))):
+            kind = "whole numbers" if whole else "numbers"
             found.append(
-                f"the samples of {name!r} are whole numbers up to {array.max():g}, as raw pixels are: if the model was "
+                f"the samples of {name!r} are {kind} from 0 up to {array.max():g}, as raw pixels are: if the model was "
                 "trained on 0 to 1, give --scale 0.00392157 (and --mean, --std)"
             )
     return found

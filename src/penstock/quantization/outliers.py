@@ -30,6 +30,7 @@ class Outlier:
     """A sample that stands out: its number, the input, how far it reaches and how far the others do."""
 
     sample: int
+    called: str
     name: str
     reaches: float
     usual: float
@@ -38,7 +39,7 @@ class Outlier:
     def text(self) -> str:
         """Say it in words."""
         return (
-            f"calibration sample {self.sample} stands out: {self.name!r} reaches {self.reaches:.4g} in it and "
+            f"{self.called} stands out: {self.name!r} reaches {self.reaches:.4g} in it and "
             f"{self.usual:.4g} in the others; it is left out (--ranges minmax takes it in)"
         )
 
@@ -57,7 +58,8 @@ def find(batches: Batches) -> list[Outlier]:
         if len(ends) < LEAST:
             continue
         usual = float(np.percentile(ends, USUAL, method="lower"))
-        found += [Outlier(int(i), name, float(ends[i]), usual) for i in np.flatnonzero(ends > FAR * usual) if usual > 0]
+        far = np.flatnonzero(ends > FAR * usual) if usual > 0 else ()
+        found += [Outlier(int(i), batches.called(int(i)), name, float(ends[i]), usual) for i in far]
     return found
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from penstock.calibration import called
 from penstock.errors import InputError
 from penstock.quantization.histogram import Histogram
 
@@ -21,10 +22,21 @@ BEYOND = 1.25  # times the usual extremes: what lies further is an outlier
 class Statistics:
     """Extremes, their moving average, those of the first samples each, and a histogram where one is wanted."""
 
-    __slots__ = ("average_high", "average_low", "high", "histogram", "low", "samples", "tensor", "wants_histogram")
+    __slots__ = (
+        "average_high",
+        "average_low",
+        "high",
+        "histogram",
+        "low",
+        "numbers",
+        "samples",
+        "tensor",
+        "wants_histogram",
+    )
 
-    def __init__(self, tensor: str, *, histogram: bool) -> None:
+    def __init__(self, tensor: str, *, histogram: bool, numbers: Array | None = None) -> None:
         self.tensor = tensor
+        self.numbers = numbers  # of the samples in the user's data
         self.low, self.high = np.inf, -np.inf
         self.average_low, self.average_high = 0.0, 0.0
         self.samples: list[tuple[float, float]] = []
@@ -41,7 +53,7 @@ class Statistics:
         lows, highs = _extremes(array, count)
         low, high = float(lows.min()), float(highs.max())
         if not (np.isfinite(low) and np.isfinite(high)):
-            raise _not_finite(self.tensor, array, first, count)
+            raise _not_finite(self.tensor, array, first, count, self.numbers)
         fresh = not np.isfinite(self.low)
         self.average_low += (low - self.average_low) * (1.0 if fresh else NEWEST)
         self.average_high += (high - self.average_high) * (1.0 if fresh else NEWEST)
@@ -80,15 +92,14 @@ def _extremes(array: Array, count: int) -> tuple[Array, Array]:
     return rows.min(axis=1), rows.max(axis=1)
 
 
-def _not_finite(tensor: str, array: Array, first: int, count: int) -> InputError:
+def _not_finite(tensor: str, array: Array, first: int, count: int, numbers: Array | None) -> InputError:
     bad = ~np.isfinite(array)
-    where = ""
+    who = "a calibration sample"
     if array.ndim and len(array) == count:
         number = int(np.argmax(bad.reshape(len(array), -1).any(axis=1)))
-        where, bad = f"sample {first + number}", bad[number]
+        who, bad = called(first + number, numbers), bad[number]
         kind = "NaN" if np.isnan(array[number]).any() else "infinity"
     else:
         kind = "NaN" if np.isnan(array).any() else "infinity"
-    who = f"calibration {where}" if where else "a calibration sample"
     what = f"{who} makes the tensor {tensor!r} {kind} in {int(bad.sum())} places"
     return InputError("not-finite", what, do="take the sample out, or find what makes the model overflow on it")

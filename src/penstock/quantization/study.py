@@ -102,7 +102,7 @@ class Study:
             )
 
     def _seen(self, tensors: Collection[str], *, histogram: bool) -> dict[str, Statistics]:
-        found = {name: Statistics(name, histogram=histogram) for name in tensors}
+        found = {name: Statistics(name, histogram=histogram, numbers=self.batches.numbers) for name in tensors}
 
         def visit(name: str, array: Array, first: int, count: int) -> None:
             found[name].add(array, first, count)
@@ -156,8 +156,8 @@ class Study:
             data = node.inputs[1 - index]
             assert data is not None
             axis = channel_axis(node) if choice.per_channel else None
-            on_grid = placement.consumer.integer_bias and node.op_type != "MatMul"
-            least = _least(grids[str(data.name)], bias, real, axis) if on_grid else None
+            # where the consumer leaves biases in float, ONNX Runtime rounds them to the grid of products all the same
+            least = _least(grids[str(data.name)], bias, real, axis) if node.op_type != "MatMul" else None
             grid = of_weights(real, axis, bits=choice.weight_bits, least=least)
             found[str(node.name)] = Weights(grid.quantize(real), grid, bias)
         return found
@@ -184,8 +184,13 @@ def parameters(node: ir.Node, index: int) -> tuple[Array, Array | None]:
     assert held is not None and held.const_value is not None
     home = bias_home(node)
     bias = home[0].inputs[home[1]] if home is not None and len(home[0].inputs) > home[1] else None
-    row = None if bias is None or bias.const_value is None else bias.const_value.numpy().astype(np.float32)
-    return held.const_value.numpy().astype(np.float32), row
+    weights = held.const_value.numpy().astype(np.float32)
+    if bias is None or bias.const_value is None:
+        return weights, None
+    row = bias.const_value.numpy().astype(np.float32)
+    if node.op_type == "Gemm" and row.size == 1:  # it is broadcast, which integer operators don't do
+        row = np.repeat(row.reshape(-1), weights.shape[channel_axis(node)])
+    return weights, row
 
 
 def channel_axis(node: ir.Node) -> int:

@@ -36,7 +36,8 @@ def of_settings(settings: QuantizeSettings) -> Choice:
     if settings.format == "qoperator" and settings.activations in WIDE:
         what = f"operators such as QLinearConv take 8 bits, not {settings.activations}"
         raise UsageError("bad-setting", what, where="--format", do="leave --format out, or --activations")
-    narrow = settings.consumer in ("ort-cpu", "openvino") and saturation.lacks_vnni(settings.target_cpu)
+    wide = (settings.activations or table.activations[0]) in WIDE  # their products are summed up in 32 bits
+    narrow = not wide and table.name in ("ort-cpu", "openvino") and saturation.lacks_vnni(settings.target_cpu)
     return Choice(
         settings.consumer, settings.activations, settings.ranges, settings.percentile, settings.per_channel,
         weight_bits=saturation.SAFE_BITS if narrow else 8,

@@ -56,6 +56,7 @@ def quantize(
         full = study.quantized(replace(choice, weight_bits=8, correct_bias="none", rounding="nearest"))
         clipping = saturation.measure(study, full, samples)
         hazard = [saturation.note(clipping, settings.target_cpu)]
+    told = _sensitivity(study, choice, done, settings.sensitivity)
     used = {name: study.statistics[name] for name in done.grids if name in study.statistics}
     return {
         "method": "static", "precision": "int8", "format": settings.format.upper(), "consumer": choice.consumer,
@@ -68,7 +69,7 @@ def quantize(
             {"before": one.before, "after": [*one.after], "alpha": one.alpha, "gain_db": one.gain_db}
             for one in balanced
         ],
-        **_sensitivity(study, choice, done, settings.sensitivity),
+        **told,
         "layers": qoperator.told(account.layers(
             study.model, done.placement, done.grids, done.weights, study.statistics,
             {one.node: f"alone it makes {one.share:.0%} of the error at the output" for one in left},
@@ -86,6 +87,7 @@ def _sensitivity(study: Study, choice: Choice, done: Quantized, seconds: float) 
     if not seconds:
         return {}
     ranked, left = sensitivity.layers(study, choice, seconds=seconds)
+    study.look([name for name in done.grids if name in study.statistics], histogram=True)
     errors = sensitivity.tensors(done.grids, study.statistics)
     return {"sensitivity": to_json(ranked), "sensitivity_not_reached": [*left], "tensor_errors": to_json(errors)}
 

@@ -53,6 +53,37 @@ def test_a_late_outlier_costs_no_resolution() -> None:
     np.testing.assert_array_equal(counts[large], counts_too[same])
 
 
+@pytest.mark.parametrize("method", ranges.METHODS)
+def test_zeros_that_come_first_do_not_hide_what_follows(method: str) -> None:
+    parts = [np.zeros((1, 500), np.float32), *RNG.random((31, 1, 500)).astype(np.float32)]
+    low, high = ranges.of(method, seen(parts), ranges.Wanted())
+    late = ranges.of(method, seen(parts[::-1]), ranges.Wanted())
+    assert low == 0 and high > 0.9
+    if method != "moving-average":  # the only one that goes by the order
+        assert (low, high) == pytest.approx(late)
+
+
+@pytest.mark.parametrize("method", ranges.METHODS)
+def test_nothing_but_zeros_has_the_range_of_nothing(method: str) -> None:
+    assert ranges.of(method, seen([np.zeros((4, 9), np.float32)] * 3), ranges.Wanted()) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("method", ["entropy", "mse"])
+def test_a_grid_of_16_bits_holds_all_that_was_seen(method: str) -> None:
+    values = RNG.laplace(size=(60, 1000)).astype(np.float32)
+    values[7, 7] = 90.0
+    one = seen([values])
+    assert ranges.of(method, one, ranges.Wanted(65535)) == (values.min(), values.max())
+    assert ranges.of(method, one, ranges.Wanted(255))[1] < values.max()
+
+
+@pytest.mark.parametrize("shift", [0.0, 6.0])
+def test_a_percentile_is_the_share_that_is_kept(shift: float) -> None:
+    values = (RNG.normal(size=(100, 2000)) + shift).astype(np.float32)
+    low, high = ranges.of("percentile", seen([values]), ranges.Wanted(percentile=99.0))
+    assert ((values >= low) & (values <= high)).mean() == pytest.approx(0.99, abs=5e-4)
+
+
 def test_memory_is_independent_of_the_samples() -> None:
     few, many = seen([RNG.normal(size=(32, 64)).astype(np.float32)] * 2), Statistics("t", histogram=True)
     for start in range(400):

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from penstock import calibration, store
 from penstock.errors import InputError, UsageError
 from penstock.metrics import compare
-from penstock.quantization import balance, prepare
+from penstock.quantization import balance, notices, prepare
 from penstock.quantization.rounding import rounded
 from penstock.quantization.study import Choice
 from penstock.quantization.studying import studied
@@ -192,8 +192,9 @@ def test_balancing_changes_nothing_in_float(tiny: ModuleType, tmp_path: Path) ->
 
 
 def test_rounding_by_what_a_layer_reads_is_better_than_to_the_nearest() -> None:
-    mixed = RNG.normal(size=(4000, 24)) @ RNG.normal(size=(24, 24))
-    real, square = RNG.normal(size=(8, 24)), mixed.T @ mixed / 4000
+    random = np.random.default_rng(0)  # of 20 seeds the least gain is a factor of 1.6, the mean one of 2.1
+    mixed = random.normal(size=(4000, 24)) @ random.normal(size=(24, 24))
+    real, square = random.normal(size=(8, 24)), mixed.T @ mixed / 4000
     steps = np.abs(real).max(axis=1) / 7
     nearest = np.clip(np.rint(real / steps[:, None]), -7, 7)
 
@@ -242,10 +243,18 @@ def test_few_samples_are_told_with_how_stable_they_are(tiny: ModuleType, tmp_pat
     assert not any("only" in note for note in enough["notes"])
 
 
-def test_raw_pixels_are_noticed(tiny: ModuleType, tmp_path: Path) -> None:
-    pixels = RNG.integers(0, 256, (40, 3, 16, 16)).astype(np.float32)
+@pytest.mark.parametrize(("scale", "noticed"), [(1.0, True), (0.99, True), (1 / 255, False)])
+def test_raw_pixels_are_noticed(scale: float, noticed: bool, tiny: ModuleType, tmp_path: Path) -> None:
+    pixels = RNG.integers(0, 256, (40, 3, 16, 16)).astype(np.float32) * np.float32(scale)
     _, facts = made(tiny, tmp_path, residual(), images=pixels)
-    assert any("raw pixels" in note for note in facts["notes"])
+    assert any("raw pixels" in note for note in facts["notes"]) == noticed
+
+
+def test_rows_of_raw_pixels_are_noticed_and_other_numbers_are_not() -> None:
+    pixels = RNG.integers(0, 256, (40, 784)).astype(np.float32)
+    assert notices.raw_pixels(calibration.of_list([{"x": pixels}]))
+    for other in (pixels + np.float32(0.5), pixels[:, :20], pixels - 128, pixels * 4):
+        assert not notices.raw_pixels(calibration.of_list([{"x": other}]))
 
 
 def test_samples_of_another_scale_than_the_golden_set_are_refused(tiny: ModuleType, tmp_path: Path) -> None:
@@ -265,6 +274,48 @@ def test_a_sample_that_is_not_finite_is_named(value: float, kind: str, tiny: Mod
     spoilt[33, 2, 0, 0] = value
     with pytest.raises(InputError, match=f"calibration sample 33 has {kind} in its input 'x'"):
         made(tiny, tmp_path, residual(), images=spoilt)
+
+
+def test_a_sample_is_named_as_in_the_data_that_it_was_dealt_from(tiny: ModuleType, tmp_path: Path) -> None:
+    spoilt = IMAGES.copy()
+    spoilt[33, 2, 0, 0] = np.nan
+    numbers = np.arange(len(spoilt))[::-1] * 3
+    given = dataclasses.replace(batches(spoilt), numbers=numbers)
+    with pytest.raises(InputError, match=rf"calibration sample 33 \({numbers[33]} of the data\) has NaN"):
+        quantize(tiny.save(residual(), tmp_path / "m.onnx"), given, QuantizeSettings(), tmp_path / "q.onnx")
+
+
+@pytest.mark.parametrize("consumer", ["ort-cpu", "openvino", "integer-only"])
+def test_a_bias_of_one_number_is_added_to_all(consumer: str, tiny: ModuleType, tmp_path: Path) -> None:
+    random = np.random.default_rng(3)
+    held = {"w": random.normal(size=(16, 12)), "b": np.array([0.7]), "v": random.normal(size=(12, 4))}
+    nodes = [
+        helper.make_node("Gemm", ["x", "w", "b"], ["h"], name="first"),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("MatMul", ["r", "v"], ["y"], name="second"),
+    ]
+    given, wanted = (
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n", size]) for name, size in (("x", 16), ("y", 4))
+    )
+    tensors = [numpy_helper.from_array(array.astype(np.float32), name) for name, array in held.items()]
+    opsets = [helper.make_opsetid("", 17)]
+    model = helper.make_model(helper.make_graph(nodes, "g", [given], [wanted], tensors), opset_imports=opsets)
+    x = random.normal(size=(64, 16)).astype(np.float32)
+    source = tiny.save(model, tmp_path / "m.onnx")
+    quantize(source, calibration.of_list([{"x": x}]), QuantizeSettings(consumer=consumer), tmp_path / "q.onnx")
+    want, got = run(source, x), run(tmp_path / "q.onnx", x)
+    assert 10 * np.log10((want**2).sum() / ((want - got) ** 2).sum()) > 30
+
+
+def test_wide_activations_need_no_narrow_weights(tiny: ModuleType, tmp_path: Path) -> None:
+    _, narrow = made(tiny, tmp_path, residual(), target_cpu="avx2")
+    _, wide = made(tiny, tmp_path, residual(), target_cpu="avx2", activations="uint16")
+    assert (narrow["weight_bits"], wide["weight_bits"]) == (7, 8), "their products are summed up in 32 bits"
+
+
+def test_sensitivity_tells_of_tensors_whatever_the_ranges(tiny: ModuleType, tmp_path: Path) -> None:
+    _, facts = made(tiny, tmp_path, residual(), ranges="minmax", sensitivity=30.0)
+    assert facts["tensor_errors"] and set(facts["histograms"]) == {one["tensor"] for one in facts["tensor_errors"]}
 
 
 def test_no_samples(tiny: ModuleType, tmp_path: Path) -> None:

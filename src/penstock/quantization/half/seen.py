@@ -45,7 +45,7 @@ class Seen:
         """Elements in a batch."""
         return int(np.prod(self.shape, dtype=np.int64))
 
-    def add(self, array: Array, first: int, count: int, half: Half) -> None:
+    def add(self, array: Array, first: int, count: int, half: Half, numbers: Array | None = None) -> None:
         """Take in a batch whose first sample has the number ``first``. Raises ``InputError`` for NaN."""
         self.shape = array.shape
         if not array.size:
@@ -53,7 +53,9 @@ class Seen:
         low, high = float(array.min()), float(array.max())
         if not (np.isfinite(low) and np.isfinite(high)):
             if np.isnan(low) or np.isnan(high):
-                Statistics(self.tensor, histogram=False).add(array, first, count)  # it knows how to tell which sample
+                Statistics(self.tensor, histogram=False, numbers=numbers).add(
+                    array, first, count
+                )  # which tells the sample
             self.infinite = True
             array = array[np.isfinite(array)]
             if not array.size:
@@ -90,7 +92,7 @@ def look(
 
     def visit(name: str, array: Array, first: int, count: int) -> None:
         if array.dtype == np.float32:
-            seen[name].add(array, first, count, half)
+            seen[name].add(array, first, count, half, batches.numbers)
 
     probe.observe(model, floats, batches, visit, done=done)
     return seen
