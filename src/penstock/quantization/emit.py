@@ -45,6 +45,7 @@ class _Emitting:
         self.values = {**model.graph.initializers, **probe.values(model)}
         self.taken = set(self.values) | {str(v.name) for n in model.graph.all_nodes() for v in n.outputs}
         self.lowest: ir.Value | None = None
+        self.narrowed = {key: tensor for keys in placement.borders.values() for tensor, key in keys.items()}
         self.parameters: dict[int, tuple[ir.Value, ir.Value]] = {}
 
     def run(self, weights: Mapping[str, Weights]) -> ir.Model:
@@ -86,12 +87,16 @@ class _Emitting:
         self.values[tensor] = before
 
     def _pair(self, tensor: str, readers: Mapping[str, ir.Node]) -> None:
-        """Put a pair behind a tensor: for all who read it, or for those who want integers."""
-        value, grid = self.values[tensor], self.grids[tensor]
+        """Put a pair behind a tensor: for all who read it, or for those who want integers.
+
+        ``tensor`` may be the key of a border's grid: it stands behind the pair of 16 bits, where there is one for all.
+        """
+        read = self.narrowed.get(tensor, tensor)
+        value, grid = self.values[read], self.grids[tensor]
         reads = [
             (node, index)
             for name, node in readers.items() for index in self.placement.reads[name]
-            if index < len(node.inputs) and node.inputs[index] is value
+            if index < len(node.inputs) and node.inputs[index] is value and self.placement.key(name, read) == tensor
         ]  # fmt: skip
         whole = tensor in self.placement.whole
         if not reads and not whole:
@@ -117,6 +122,7 @@ class _Emitting:
         for node, index in uses:
             node.replace_input_with(index, back.outputs[0])
         if whole:
+            self.values[tensor] = back.outputs[0]
             for index, end in enumerate(self.graph.outputs):
                 if end is value:
                     self.graph.outputs[index] = back.outputs[0]
