@@ -60,6 +60,30 @@ def mlp(batch: str | int = "batch", opset: int = 17, seed: int = 0, classes: int
     return _model(nodes, {"x": (io, [batch, 6])}, {"y": (io, [batch, classes])}, weights, opset)
 
 
+def branching() -> onnx.ModelProto:
+    """x (N, 3, 10, 10) → Conv, Relu, MaxPool → two Convs that read one tensor, added → pooling, Gemm → y (N, 4)."""
+    rng = np.random.default_rng(1)
+
+    def he(*shape: int) -> np.ndarray:
+        return (rng.normal(size=shape) * np.sqrt(2 / np.prod(shape[1:]))).astype(np.float32)
+
+    held = {"w1": he(6, 3, 3, 3), "w2": he(6, 6, 3, 3), "w3": he(6, 6, 3, 3), "fc": he(4, 6)}
+    held |= {"b1": he(6, 1)[:, 0], "b2": he(6, 1)[:, 0], "b3": he(6, 1)[:, 0], "b4": he(4, 1)[:, 0]}
+    nodes = [
+        helper.make_node("Conv", ["x", "w1", "b1"], ["c1"], "first", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c1"], ["r1"], "relu"),
+        helper.make_node("MaxPool", ["r1"], ["p"], "maxpool", kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node("Conv", ["p", "w2", "b2"], ["c2"], "left", pads=[1, 1, 1, 1]),
+        helper.make_node("Conv", ["p", "w3", "b3"], ["c3"], "right", pads=[1, 1, 1, 1]),
+        helper.make_node("Add", ["c2", "c3"], ["a"], "add"),
+        helper.make_node("GlobalAveragePool", ["a"], ["g"], "pool"),
+        helper.make_node("Flatten", ["g"], ["f"], "flatten"),
+        helper.make_node("Gemm", ["f", "fc", "b4"], ["y"], "gemm", transB=1),
+    ]
+    io = TensorProto.FLOAT
+    return _model(nodes, {"x": (io, ["n", 3, 10, 10])}, {"y": (io, ["n", 4])}, held, 17)
+
+
 def gather(batch: str | int = "batch", rows: int = 11) -> onnx.ModelProto:
     """ids (N, 4) int64 → rows of a table (rows, 6) → Gemm → y (N, 3)."""
     rng = np.random.default_rng(0)

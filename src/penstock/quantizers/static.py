@@ -69,7 +69,7 @@ def quantize(
         "int16_layers": [*sorted(done.placement.int16)], "int16_tensors": [*sorted(done.placement.wide)],
         "int16_computed": to_json(ran),
         "balanced": [
-            {"before": one.before, "after": [*one.after], "alpha": one.alpha, "gain_db": one.gain_db}
+            {"before": one.before, "after": [*one.after], "alpha": one.alpha, "gain_db": one.gain_db, "by": one.by}
             for one in balanced
         ],
         **_sensitivity(study, choice, done, settings.sensitivity),

@@ -6,7 +6,7 @@ from types import ModuleType
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import numpy_helper
 
 from penstock import calibration
 from penstock.errors import UsageError
@@ -18,37 +18,8 @@ IMAGES = RNG.normal(size=(48, 3, 10, 10)).astype(np.float32)
 IMAGES[:, 0] *= np.exp(RNG.normal(size=(48, 10, 10)) * 1.5)  # long tails, which 8 bits hold badly
 
 
-def branching() -> onnx.ModelProto:
-    """x (N, 3, 10, 10) → Conv, Relu, MaxPool → two Convs that read one tensor, added → pooling, Gemm → y (N, 4)."""
-    rng = np.random.default_rng(1)
-
-    def he(*shape: int) -> np.ndarray:
-        return (rng.normal(size=shape) * np.sqrt(2 / np.prod(shape[1:]))).astype(np.float32)
-
-    held = {"w1": he(6, 3, 3, 3), "w2": he(6, 6, 3, 3), "w3": he(6, 6, 3, 3), "fc": he(4, 6)}
-    held |= {"b1": he(6, 1)[:, 0], "b2": he(6, 1)[:, 0], "b3": he(6, 1)[:, 0], "b4": he(4, 1)[:, 0]}
-    pads = {"pads": [1, 1, 1, 1]}
-    nodes = [
-        helper.make_node("Conv", ["x", "w1", "b1"], ["c1"], "first", **pads),
-        helper.make_node("Relu", ["c1"], ["r1"], "relu"),
-        helper.make_node("MaxPool", ["r1"], ["p"], "maxpool", kernel_shape=[2, 2], strides=[2, 2]),
-        helper.make_node("Conv", ["p", "w2", "b2"], ["c2"], "left", **pads),
-        helper.make_node("Conv", ["p", "w3", "b3"], ["c3"], "right", **pads),
-        helper.make_node("Add", ["c2", "c3"], ["a"], "add"),
-        helper.make_node("GlobalAveragePool", ["a"], ["g"], "pool"),
-        helper.make_node("Flatten", ["g"], ["f"], "flatten"),
-        helper.make_node("Gemm", ["f", "fc", "b4"], ["y"], "gemm", transB=1),
-    ]
-    graph = helper.make_graph(
-        nodes, "branching", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 10, 10])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4])],
-        [numpy_helper.from_array(array, name) for name, array in held.items()],
-    )  # fmt: skip
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-
-
 def made(tiny: ModuleType, folder: Path, **settings: object) -> tuple[Path, dict]:
-    source = tiny.save(branching(), folder / "m.onnx")
+    source = tiny.save(settings.pop("model", None) or tiny.branching(), folder / "m.onnx")
     batches = calibration.of_list([{"x": IMAGES[:24]}, {"x": IMAGES[24:]}])
     given = QuantizeSettings(**{"guard": False, "target_cpu": "vnni", **settings})  # type: ignore[arg-type]
     facts = quantize(source, batches, given, folder / "q.onnx")
@@ -98,7 +69,7 @@ def test_the_output_minds_the_layer_less(tiny: ModuleType, tmp_path: Path) -> No
 
 
 def test_the_output_is_closer_to_the_float_model(tiny: ModuleType, tmp_path: Path) -> None:
-    want = tiny.oracle(branching(), {"x": IMAGES})[0]
+    want = tiny.oracle(tiny.branching(), {"x": IMAGES})[0]
     found = []
     for names in ((), ("first", "left"), ("*",)):
         path, _ = made(tiny, tmp_path, int16_layers=names)
@@ -117,7 +88,7 @@ def test_borders_agree_with_the_reference_evaluator(
         found = run(path, IMAGES[:16], optimized=optimized)
         # a value near the middle between two steps of 16 bits may be rounded the other way
         assert compare(found, want, logits=False).sqnr_db is None or compare(found, want, logits=False).sqnr_db > 60
-    float_ = tiny.oracle(branching(), {"x": IMAGES[:16]})[0]
+    float_ = tiny.oracle(tiny.branching(), {"x": IMAGES[:16]})[0]
     assert compare(want, float_, logits=False).sqnr_db > 15
 
 
@@ -130,6 +101,18 @@ def test_a_border_behind_16_bits_rounds_to_the_same_range(tiny: ModuleType, tmp_
     assert narrow["scale"] == pytest.approx(257 * wide["scale"], rel=1e-3)
     chain = [node.op_type for node in onnx.load(path).graph.node if node.name.startswith("p_")]
     assert chain == ["QuantizeLinear", "DequantizeLinear"] * 2
+
+
+def test_a_reader_in_8_bits_keeps_the_weights_that_its_bias_allows(tiny: ModuleType, tmp_path: Path) -> None:
+    """A large bias in int32 makes the steps of weights coarser, the more so the finer those of the activations are."""
+    model = tiny.branching()
+    held = next(tensor for tensor in model.graph.initializer if tensor.name == "b3")
+    held.CopyFrom(numpy_helper.from_array(np.full(6, 2e5, np.float32), "b3"))
+    found = []
+    for names in ((), ("left",), ("right",)):
+        _, facts = made(tiny, tmp_path, model=model, int16_layers=names)
+        found.append(next(layer for layer in facts["layers"] if layer["node"] == "right")["weights"]["sqnr_db"])
+    assert found[1] == found[0] > found[2] + 5, found
 
 
 def test_all_named_is_all_wide(tiny: ModuleType, tmp_path: Path) -> None:
