@@ -122,7 +122,8 @@ class _Search:
         self.progress.step(len(self.tried), self.settings.evaluations, candidate.name)
         key = self._key("measured", candidate, timed)
         if not self.settings.fresh and (entry := self.cache.get(key)) is not None:
-            return replace(from_json(Measured, entry.facts["measured"]), reused=True)
+            # another way to the same settings may have been called by other steps
+            return replace(from_json(Measured, entry.facts["measured"]), name=candidate.name, reused=True)
         try:
             made = self.made(candidate)
         except (InputError, UsageError) as error:

@@ -138,6 +138,30 @@ def test_each_repair_is_tried_and_what_helps_is_kept() -> None:
     assert [rung.name for rung in found.rungs if rung.latency is not None][:2] == ["static", best]
 
 
+def test_a_setting_that_is_changed_again_is_named_once() -> None:
+    worth = {"minmax": 1.0, "percentile": 2.0, "auto": 0.0}
+    measure, asked = measuring(lambda one: 4.0 - worth.get(one.settings.ranges, 0.5), lambda one: 0.4)
+    climb(QuantizeSettings(), SearchSettings(evaluations=40), [], measure, lambda one: ())
+    assert "static, percentile ranges, not equalized" in asked and len({*asked}) == len(asked) - 1, asked
+
+
+def test_nothing_is_tried_twice() -> None:
+    gain = {"empirical": 0.1, "analytic": 0.0, "none": 0.0}
+    measure, _ = measuring(
+        lambda one: 3.0 - gain[one.settings.correct_bias] + len(one.settings.ranges) / 10, lambda one: 0.4
+    )
+    settings: list[QuantizeSettings] = []
+
+    def noting(candidate: Candidate, timed: bool) -> Measured:
+        if not (candidate.settings in settings and timed):  # the best of one speed is timed at last
+            assert candidate.settings not in settings, candidate.name
+            settings.append(candidate.settings)
+        return measure(candidate, timed)
+
+    climb(QuantizeSettings(ranges="mse"), SearchSettings(evaluations=40), [], noting, lambda one: LAYERS)
+    assert len(settings) > 10
+
+
 def test_a_repair_that_has_nothing_to_do_is_not_tried() -> None:
     measure, asked = measuring(lambda one: 3.0, lambda one: 0.4)
 
@@ -181,6 +205,20 @@ def test_the_front_holds_what_no_other_beats() -> None:
 
     held = [one("a", 10, 0.4, 0.5), one("b", 10, 0.5, 0.6), one("c", 20, 0.3, 0.5), one("d", 30, 0.9, 0.0)]
     assert front(held) == ("a", "c", "d")
+
+
+def test_the_ladder_tells_what_each_step_changed(capsys: pytest.CaptureFixture[str]) -> None:
+    from penstock.cli import _search
+
+    measure, _ = measuring(lambda one: -0.0 if one.settings.correct_bias == "empirical" else 5.0, lambda one: 0.4)
+    wanted = SearchSettings()
+    _search.show(climb(QuantizeSettings(), wanted, [], measure, lambda one: ()), wanted, "best.onnx")
+    text = capsys.readouterr().out
+    rows = text[text.index("────") :].split("static")  # a cell that is folded goes on in the next lines
+    first, second = (" ".join(row.split()) for row in rows[1:3])
+    assert first.startswith("the start") and "85.00" in first and "+5.00 (+4.90 to" in first and "drops" in first
+    assert "correct_bias =" in second and "empirical" in second and "0.40 (0.39–0.41)" in second
+    assert "+0.00 (-0.10 to" in second and "CHOSEN" in second, "no zero has a minus"
 
 
 FAST = BenchSettings(seconds=0, min_rounds=3, calls_per_round=2, warmup_calls=2)

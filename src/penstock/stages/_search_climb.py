@@ -21,6 +21,7 @@ class Climb:
         self.settings, self._measure = settings, measure
         self.rungs: list[Measured] = []
         self.exhausted = False
+        self._tried: list[QuantizeSettings] = []
         self._reserved = 0  # evaluations that are kept for the other methods, which come last
 
     def run(self, base: QuantizeSettings, methods: Sequence[str], ranking: Ranking) -> Searched:
@@ -44,6 +45,7 @@ class Climb:
         if len(self.rungs) >= self.settings.evaluations - self._reserved:
             self.exhausted = True
             return None
+        self._tried.append(candidate.settings)
         found = replace(self._measure(candidate, timed), changed=candidate.changed)
         self.rungs.append(self._judged(found))
         return self.rungs[-1]
@@ -96,6 +98,8 @@ class Climb:
             if (change := way(best[0].settings, best[1].told)) is None:
                 continue
             candidate = ways.changed(best[0], *change)
+            if candidate.settings in self._tried:  # back where a step began
+                continue
             found = self.try_one(candidate, timed=False)
             if found is None:
                 break

@@ -117,7 +117,8 @@ def methods(base: QuantizeSettings, names: Sequence[str]) -> Iterator[Candidate]
 def _step(best: Candidate, name: str, **changes: object) -> Candidate:
     settings = replace(best.settings, **changes)  # type: ignore[arg-type]  # names and types are this file's own
     told = ", ".join(f"{key} = {_shown(value)}" for key, value in changes.items() if value != ())
-    return Candidate(f"{best.name}, {name}", settings, told)
+    steps = {**dict(best.steps), next(iter(changes)): name}  # a setting that is changed again has its last name alone
+    return Candidate(", ".join(("static", *steps.values())), settings, told, tuple(steps.items()))
 
 
 def _shown(value: object) -> str:

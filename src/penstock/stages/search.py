@@ -41,6 +41,7 @@ class Candidate:
     name: str
     settings: QuantizeSettings
     changed: str = ""  # against the candidate that it was made from
+    steps: tuple[tuple[str, str], ...] = ()  # what it is called after: a setting and what was chosen for it, in words
 
 
 @dataclass(frozen=True, slots=True)
