@@ -14,7 +14,7 @@ import numpy as np
 
 from penstock.quantization import probe
 from penstock.quantization.grid import SPANS, Grid
-from penstock.quantization.keep_float import LOWEST, keep_float
+from penstock.quantization.keep_float import LOWEST, keep_float, rounds_again
 from penstock.quantization.placement import Placement
 
 if TYPE_CHECKING:
@@ -144,6 +144,11 @@ class _Emitting:
         back = self._node("DequantizeLinear", [integers, scale, zero], f"{stem}_dequantized", held.grid.axis)
         self.graph.insert_before(node, back)
         node.replace_input_with(index, back.outputs[0])
+        data = self._grid_of(node.inputs[1 - index])
+        if self.placement.consumer.name == "ort-cpu" and data is not None and rounds_again(node, data):
+            same = self._node("Max", [back.outputs[0], self._lowest()], f"{stem}_stays_apart")
+            self.graph.insert_before(node, same)
+            node.replace_input_with(index, same.outputs[0])
         if held.bias is not None:
             self._bias(node, held)
 

@@ -92,6 +92,20 @@ def test_borders_agree_with_the_reference_evaluator(
     assert compare(want, float_, logits=False).sqnr_db > 15
 
 
+@pytest.mark.parametrize("settings", [{"int16_layers": ("first",)}, {"int16_layers": ("third", "last")},
+                                      {"int16_layers": ("*",)}, {"activations": "uint16"}])  # fmt: skip
+def test_the_runtime_rounds_no_data_of_16_bits_to_8(settings: dict, tiny: ModuleType, tmp_path: Path) -> None:
+    """It would make a MatMulNBits of such a MatMul, which does."""
+    samples = RNG.normal(size=(64, 5, 16)).astype(np.float32)
+    source = tiny.save(tiny.products(), tmp_path / "m.onnx")
+    given = QuantizeSettings(guard=False, target_cpu="vnni", **settings)
+    quantize(source, calibration.of_list([{"x": samples}]), given, tmp_path / "q.onnx")
+    want = tiny.oracle(onnx.load(tmp_path / "q.onnx"), {"x": samples[:8]})[0]
+    for optimized in (True, False):
+        found = compare(run(tmp_path / "q.onnx", samples[:8], optimized=optimized), want, logits=False).sqnr_db
+        assert found is None or found > 60
+
+
 def test_a_border_behind_16_bits_rounds_to_the_same_range(tiny: ModuleType, tmp_path: Path) -> None:
     path, facts = made(tiny, tmp_path, int16_layers=("left",), ranges="minmax")
     layers = {layer["node"]: layer for layer in facts["layers"]}
