@@ -60,6 +60,53 @@ def mlp(batch: str | int = "batch", opset: int = 17, seed: int = 0, classes: int
     return _model(nodes, {"x": (io, [batch, 6])}, {"y": (io, [batch, classes])}, weights, opset)
 
 
+def branching() -> onnx.ModelProto:
+    """x (N, 3, 10, 10) → Conv, Relu, MaxPool → two Convs that read one tensor, added → pooling, Gemm → y (N, 4)."""
+    rng = np.random.default_rng(1)
+
+    def he(*shape: int) -> np.ndarray:
+        return (rng.normal(size=shape) * np.sqrt(2 / np.prod(shape[1:]))).astype(np.float32)
+
+    held = {"w1": he(6, 3, 3, 3), "w2": he(6, 6, 3, 3), "w3": he(6, 6, 3, 3), "fc": he(4, 6)}
+    held |= {"b1": he(6, 1)[:, 0], "b2": he(6, 1)[:, 0], "b3": he(6, 1)[:, 0], "b4": he(4, 1)[:, 0]}
+    nodes = [
+        helper.make_node("Conv", ["x", "w1", "b1"], ["c1"], "first", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c1"], ["r1"], "relu"),
+        helper.make_node("MaxPool", ["r1"], ["p"], "maxpool", kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node("Conv", ["p", "w2", "b2"], ["c2"], "left", pads=[1, 1, 1, 1]),
+        helper.make_node("Conv", ["p", "w3", "b3"], ["c3"], "right", pads=[1, 1, 1, 1]),
+        helper.make_node("Add", ["c2", "c3"], ["a"], "add"),
+        helper.make_node("GlobalAveragePool", ["a"], ["g"], "pool"),
+        helper.make_node("Flatten", ["g"], ["f"], "flatten"),
+        helper.make_node("Gemm", ["f", "fc", "b4"], ["y"], "gemm", transB=1),
+    ]
+    io = TensorProto.FLOAT
+    return _model(nodes, {"x": (io, ["n", 3, 10, 10])}, {"y": (io, ["n", 4])}, held, 17)
+
+
+def products(seed: int = 0) -> onnx.ModelProto:
+    """x (N, 5, 16) → normalization → two MatMuls with bias, one gated, joined → MatMul, + x → MatMul → y (N, 5, 4)."""
+    rng = np.random.default_rng(seed)
+    nodes = [
+        helper.make_node("LayerNormalization", ["x", "scale", "shift"], ["l"], "normal"),
+        helper.make_node("MatMul", ["l", "w1"], ["q0"], "first"),
+        helper.make_node("Add", ["q0", "b1"], ["q"], "first_bias"),
+        helper.make_node("MatMul", ["l", "w2"], ["k0"], "second"),
+        helper.make_node("Add", ["k0", "b2"], ["k"], "second_bias"),
+        helper.make_node("Sigmoid", ["k"], ["s"], "gate"),
+        helper.make_node("Mul", ["s", "k"], ["gated"], "gated"),
+        helper.make_node("Concat", ["q", "gated"], ["c"], "join", axis=2),
+        helper.make_node("MatMul", ["c", "w3"], ["o"], "third"),
+        helper.make_node("Add", ["o", "x"], ["r"], "residual"),
+        helper.make_node("MatMul", ["r", "w4"], ["y"], "last"),
+    ]
+    weights = {"w1": _floats(rng, 16, 16), "w2": _floats(rng, 16, 16), "w3": _floats(rng, 32, 16)}
+    weights |= {"w4": _floats(rng, 16, 4), "b1": _floats(rng, 16), "b2": _floats(rng, 16), "shift": _floats(rng, 16)}
+    weights |= {"scale": np.abs(_floats(rng, 16)) + np.float32(0.5)}
+    io = TensorProto.FLOAT
+    return _model(nodes, {"x": (io, ["n", 5, 16])}, {"y": (io, ["n", 5, 4])}, weights, 17)
+
+
 def gather(batch: str | int = "batch", rows: int = 11) -> onnx.ModelProto:
     """ids (N, 4) int64 → rows of a table (rows, 6) → Gemm → y (N, 3)."""
     rng = np.random.default_rng(0)

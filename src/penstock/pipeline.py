@@ -287,6 +287,8 @@ class Build:
     def _quantize_by(self, method: str, parent: Transformed, data: RoleFeeds, step: str, suffix: str) -> None:
         self.progress.begin(step, f"{data.calibrate.count} calibration samples")
         settings = replace(self.settings.quantize, method=method, also_methods=())
+        if method != self.settings.quantize.method:  # it is said of the first method alone
+            settings = replace(settings, int16_layers=())
         done = transforms.quantize_variant(parent, data.calibrate, settings, self.cache, data.golden, suffix)
         if isinstance(done, InputError):
             reason, name = done.what, suffix or "int8"

@@ -97,6 +97,12 @@ def _quantizer(settings: BuildSettings) -> None:
         if settings.quantize.exclude:
             do = "leave one of --exclude and --no-quantize out"
             raise UsageError("bad-setting", "nodes are left in float, and nothing is quantized", where="exclude", do=do)
+        if settings.quantize.int16_layers:
+            what, do = (
+                "layers get 16 bits, and nothing is quantized",
+                "leave one of --int16-layers and --no-quantize out",
+            )
+            raise UsageError("bad-setting", what, where="int16_layers", do=do)
         return
     for name in (settings.quantize.method, *settings.quantize.also_methods):
         method = cast(Quantizer, registry.load("quantizers", name))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -13,7 +13,7 @@ from penstock.backends import Loadable
 from penstock.data import DataSettings
 from penstock.deployment import Deployment
 from penstock.errors import InputError, PenstockError, UsageError
-from penstock.jsonable import from_json, to_json
+from penstock.jsonable import Json, from_json, to_json
 from penstock.measures import Runnable
 from penstock.progress import SILENT, Progress
 from penstock.stages import bench as bench_stage
@@ -22,7 +22,7 @@ from penstock.stages import quantize as quantize_stage
 from penstock.stages.bench import BenchSettings, Subject
 from penstock.stages.evaluate import EvaluateSettings
 from penstock.stages.quantize import QuantizeSettings
-from penstock.stages.search import Candidate, Measured, Searched, SearchSettings, climb, plain, unusable
+from penstock.stages.search import Candidate, Measured, Searched, SearchSettings, climb, plain, told, unusable
 from penstock.store import Cache, Made, digest_of
 
 if TYPE_CHECKING:
@@ -117,14 +117,18 @@ class _Search:
 
     def measure(self, candidate: Candidate, timed: bool) -> Measured:
         """Make, score and, where asked for, time a candidate; or take over what was measured before."""
-        self.tried.append(candidate)
+        if candidate not in self.tried:
+            self.tried.append(candidate)
         self.progress.step(len(self.tried), self.settings.evaluations, candidate.name)
         key = self._key("measured", candidate, timed)
         if not self.settings.fresh and (entry := self.cache.get(key)) is not None:
-            return replace(from_json(Measured, entry.facts["measured"]), reused=True)
+            # another way to the same settings may have been called by other steps
+            return replace(from_json(Measured, entry.facts["measured"]), name=candidate.name, reused=True)
         try:
             made = self.made(candidate)
-        except InputError as error:
+        except (InputError, UsageError) as error:
+            if isinstance(error, UsageError) and len(self.tried) == 1:
+                raise  # what was asked for can't be had; later ones are the search's own
             return unusable(error, candidate.name)
         path = made / MODEL
         try:
@@ -144,7 +148,7 @@ class _Search:
         size = sum(file.stat().st_size for file in path.parent.rglob("*") if file.is_file())
         return Measured(
             candidate.name, score.score, -100 * gap.difference, (-100 * gap.high, -100 * gap.low), latency, span, size,
-            "", settings=plain(candidate.settings),
+            "", settings=plain(candidate.settings), told=self._told(candidate),
         )  # fmt: skip
 
     def made(self, candidate: Candidate) -> Path:
@@ -155,12 +159,16 @@ class _Search:
             batches = calibration.of_feeds(
                 self.roles.calibrate, candidate.settings.calibration_batch, golden=self.roles.golden, cache=self.cache
             )
-            quantize_stage.quantize(self.model, batches, candidate.settings, into / MODEL)
-            return Made({})
+            facts = quantize_stage.quantize(self.model, batches, candidate.settings, into / MODEL)
+            return Made({"told": told(facts)})
 
         if self.cache.get(key) is None:
             self.cache.put(key, make)
         return self.cache.folder(key) / "files"
+
+    def _told(self, candidate: Candidate) -> Mapping[str, Json]:
+        entry = self.cache.get(self._key("made", candidate, False))
+        return cast("dict[str, Json]", entry.facts.get("told") or {}) if entry is not None else {}
 
     def _key(self, what: str, candidate: Candidate, timed: bool) -> str:
         code = registry.fingerprint("quantizers")
@@ -197,7 +205,17 @@ class _Search:
         return (None, None) if ratio is None else (ratio.ratio, (ratio.low, ratio.high))
 
     def ranking(self, candidate: Candidate) -> Sequence[str]:
-        """Return the integer layers of a candidate, the one that the output minds most first."""
+        """Return the integer layers of a candidate, the one that the output minds most first; kept as the rest is."""
+        key = self._key("ranked", candidate, False)
+        if self.settings.fresh or self.cache.get(key) is None:
+            ranked = self._ranked(candidate)
+            self.cache.put(key, lambda into: Made({"ranked": [*ranked]}))
+            return ranked
+        entry = self.cache.get(key)
+        assert entry is not None
+        return cast("list[str]", entry.facts["ranked"])
+
+    def _ranked(self, candidate: Candidate) -> list[str]:
         from penstock.quantization import automatic, sensitivity
         from penstock.quantization.studying import of_settings, studied
 

@@ -35,6 +35,7 @@ def home(tmp_path: Path, tiny: ModuleType, monkeypatch: pytest.MonkeyPatch) -> P
         ("m.onnx --skip fold-batchnrm", "unknown-plug-in"),
         ("m.onnx --method ortt", "unknown-plug-in"),
         ("m.onnx --no-quantize --exclude conv", "bad-setting"),
+        ("m.onnx --no-quantize --int16-layers conv", "bad-setting"),
         ("m.onnx --backends nothing", "unknown-plug-in"),
         ("m.onnx --baseline nothing", "unknown-baseline"),
         ("m.onnx --baseline fp32@openvino --backends onnxruntime", "unknown-baseline"),

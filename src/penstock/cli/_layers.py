@@ -22,11 +22,16 @@ def show(facts: Mapping[str, Json]) -> None:
     if not layers:
         click.echo("this method doesn't tell what it did to each layer")
         return
-    rows = [[str(layer["op"]), str(layer["node"]), STATES.get(str(layer["state"]), str(layer["state"])),
+    rows = [[str(layer["op"]), str(layer["node"]), _state(layer),
              _range(layer, "reads"), _range(layer, "makes"), _weights(layer), str(layer.get("reason") or "")]
             for layer in layers]  # fmt: skip
     _table(["operator", "node", "computes on", "reads", "makes", "weights", "why"], rows)
     _sensitivity(facts)
+
+
+def _state(layer: Mapping[str, Json]) -> str:
+    told = STATES.get(str(layer["state"]), str(layer["state"]))
+    return f"{told} of 16 bits" if layer.get("bits") == 16 else told
 
 
 def _sensitivity(facts: Mapping[str, Json]) -> None:
@@ -53,7 +58,8 @@ def _range(layer: Mapping[str, Json], key: str) -> str:
             continue
         share = one.get("clipped")
         clipped = f", {share:.2%} clipped" if isinstance(share, float) and share >= 5e-5 else ""
-        found.append(f"{_short(one['low'])} to {_short(one['high'])}{clipped}")
+        wide = f", {one['dtype']}" if str(one.get("dtype")).endswith("16") else ""
+        found.append(f"{_short(one['low'])} to {_short(one['high'])}{wide}{clipped}")
     return "; ".join(found)
 
 

@@ -19,6 +19,7 @@ def show(found: Searched, settings: SearchSettings, output: str) -> None:
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("model", overflow="fold")
+    table.add_column("what this step changed", overflow="fold")
     for head in ("size\nMB", "score %", "drop, points\n(95 % interval)", "latency to\nfloat (95 %)"):
         table.add_column(head, justify="right")
     table.add_column("verdict", overflow="fold")
@@ -26,10 +27,14 @@ def show(found: Searched, settings: SearchSettings, output: str) -> None:
         mark = "CHOSEN" if rung.name == found.chosen else f"refused: {rung.refused}" if rung.refused else "passed"
         mark += ", on the front" if rung.name in found.front else ""
         mark += ", measured before" if rung.reused else ""
-        table.add_row(rung.name, *_figures(rung), mark, style="bold green" if rung.name == found.chosen else None)
+        table.add_row(
+            rung.name, rung.changed, *_figures(rung), mark, style="bold green" if rung.name == found.chosen else None
+        )
     _console.stdout().print(table)
     if any(rung.reused for rung in found.rungs):
         click.echo("what was measured before is from an earlier search on this machine; --fresh measures it anew")
+    if any(rung.score is not None and rung.latency is None for rung in found.rungs):
+        click.echo("not timed: what these steps change costs nothing at run time, so that the best of them is timed")
     if found.exhausted:
         click.echo(f"stopped after {settings.evaluations} models: --evaluations allows more")
     if not found.chosen:
@@ -47,9 +52,10 @@ def _figures(rung: Measured) -> list[str]:
     if rung.drop is None or rung.drop_range is None:
         cells.append("–")
     else:
-        cells.append(f"{rung.drop:+.2f} ({rung.drop_range[0]:+.2f} to {rung.drop_range[1]:+.2f})")
+        drop, low, high = (figure + 0.0 for figure in (rung.drop, *rung.drop_range))  # no zero has a minus
+        cells.append(f"{drop:+.2f} ({low:+.2f} to {high:+.2f})")
     if rung.latency is None or rung.latency_range is None:
-        cells.append("as above" if rung.score is not None else "–")
+        cells.append("not timed" if rung.score is not None else "–")
     else:
         cells.append(f"{rung.latency:.2f} ({rung.latency_range[0]:.2f}–{rung.latency_range[1]:.2f})")
     return cells

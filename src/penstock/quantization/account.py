@@ -34,20 +34,21 @@ def layers(
         if layer.state == "absorbed" and not clips(node, grids[placement.absorbed[layer.node]]):
             low, high = bounds(node)
             told["state"], told["reason"] = "float", f"it clips to [{low:g}, {high:g}], which its grid doesn't"
-        names = [node.inputs[i] for i in placement.reads.get(layer.node, ())]
-        told["reads"] = [tensor(str(value.name), grids, seen) for value in names if value is not None]
+        names = [str(value.name) for i in placement.reads.get(layer.node, ()) if (value := node.inputs[i]) is not None]
+        told["reads"] = [tensor(name, grids.get(placement.key(layer.node, name)), seen) for name in names]
         told["makes"] = [
-            tensor(str(out.name), grids, seen) for out in node.outputs if str(out.name) in placement.whole
+            tensor(name, grids.get(name), seen) for out in node.outputs if (name := str(out.name)) in placement.whole
         ]  # fmt: skip
+        if layer.node in placement.int16:
+            told["bits"] = 16
         if layer.node in weights:
             told["weights"] = _weights(node, weights[layer.node])
         found.append(told)
     return found
 
 
-def tensor(name: str, grids: Mapping[str, Grid], seen: Mapping[str, Statistics]) -> Json:
+def tensor(name: str, grid: Grid | None, seen: Mapping[str, Statistics]) -> Json:
     """Tell of one tensor: its grid, what was seen of it, and the share that the grid clips."""
-    grid = grids.get(name)
     if grid is None:
         return {"tensor": name}
     told: dict[str, Json] = {

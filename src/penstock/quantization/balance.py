@@ -49,6 +49,7 @@ class Balanced:
     alpha: float
     gain_db: float
     spread: float  # largest factor by the smallest
+    by: str = "equalize"  # or smooth: through a normalization
 
 
 @dataclass(slots=True)
@@ -238,7 +239,8 @@ def _scaled(model: ir.Model, site: _Site, seen: _Channels) -> Balanced | None:
         _multiply(model, node, factors, site.repeat)
     names = tuple(str(node.name) for node in site.readers)
     gain = 10 * float(np.log10(plain / best))
-    return Balanced(str(site.maker.name), names, alpha, gain, float(factors.max() / factors.min()))
+    by = "smooth" if site.maker.op_type in NORMALIZATIONS else "equalize"
+    return Balanced(str(site.maker.name), names, alpha, gain, float(factors.max() / factors.min()), by)
 
 
 def _turned(node: ir.Node) -> bool:

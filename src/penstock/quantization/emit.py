@@ -15,7 +15,7 @@ import numpy as np
 
 from penstock.quantization import probe
 from penstock.quantization.grid import SPANS, Grid
-from penstock.quantization.keep_float import LOWEST, keep_float
+from penstock.quantization.keep_float import LOWEST, keep_float, rounds_again
 from penstock.quantization.placement import Placement
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ class _Emitting:
         self.values = {**model.graph.initializers, **probe.values(model)}
         self.taken = set(self.values) | {str(v.name) for n in model.graph.all_nodes() for v in n.outputs}
         self.lowest: ir.Value | None = None
+        self.narrowed = {key: tensor for keys in placement.borders.values() for tensor, key in keys.items()}
         self.parameters: dict[int, tuple[ir.Value, ir.Value]] = {}
         self.held: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
 
@@ -85,12 +86,16 @@ class _Emitting:
         self.values[tensor] = before
 
     def _pair(self, tensor: str, readers: Mapping[str, ir.Node]) -> None:
-        """Put a pair behind a tensor: for all who read it, or for those who want integers."""
-        value, grid = self.values[tensor], self.grids[tensor]
+        """Put a pair behind a tensor: for all who read it, or for those who want integers.
+
+        ``tensor`` may be the key of a border's grid: it stands behind the pair of 16 bits, where there is one for all.
+        """
+        read = self.narrowed.get(tensor, tensor)
+        value, grid = self.values[read], self.grids[tensor]
         reads = [
             (node, index)
             for name, node in readers.items() for index in self.placement.reads[name]
-            if index < len(node.inputs) and node.inputs[index] is value
+            if index < len(node.inputs) and node.inputs[index] is value and self.placement.key(name, read) == tensor
         ]  # fmt: skip
         whole = tensor in self.placement.whole
         if not reads and not whole:
@@ -116,6 +121,7 @@ class _Emitting:
         for node, index in uses:
             node.replace_input_with(index, back.outputs[0])
         if whole:
+            self.values[tensor] = back.outputs[0]
             for index, end in enumerate(self.graph.outputs):
                 if end is value:
                     self.graph.outputs[index] = back.outputs[0]
@@ -138,6 +144,11 @@ class _Emitting:
         back = self._node("DequantizeLinear", [integers, scale, zero], f"{stem}_dequantized", held.grid.axis)
         self.graph.insert_before(node, back)
         node.replace_input_with(index, back.outputs[0])
+        data = self._grid_of(node.inputs[1 - index])
+        if self.placement.consumer.name == "ort-cpu" and data is not None and rounds_again(node, data):
+            same = self._node("Max", [back.outputs[0], self._lowest()], f"{stem}_stays_apart")
+            self.graph.insert_before(node, same)
+            node.replace_input_with(index, same.outputs[0])
         if held.bias is not None:
             self._bias(node, held)
 

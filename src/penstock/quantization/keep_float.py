@@ -4,6 +4,10 @@ Its WeightBiasQuantization takes any Conv, ConvTranspose, Gemm or MatMul there f
 integers, and rounds its weights on one grid for the whole tensor, in silence. A layer that was left in float for the
 sake of accuracy would lose what it was left for. A Max with the lowest float behind the layer changes no value, and is
 what the runtime doesn't look through.
+
+It makes a MatMulNBits of a MatMul whose weights are dequantized and whose data isn't of 8 bits, and that operator
+rounds its data to int8, unless the session asks for something else: activations of 16 bits would be none. The same Max,
+behind the weights, keeps the MatMul.
 """
 
 from __future__ import annotations
@@ -17,6 +21,8 @@ from penstock.quantization.placement import CLIPS, WEIGHTED, Placement, weight_i
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+    from penstock.quantization.grid import Grid
 
 LOWEST = float(np.finfo(np.float32).min)
 
@@ -41,6 +47,11 @@ def keep_float(graph: ir.Graph, placement: Placement, lowest: Callable[[], ir.Va
         graph.insert_after(node, guard)
         done.append(str(node.name))
     return done
+
+
+def rounds_again(node: ir.Node, data: Grid) -> bool:
+    """Whether ONNX Runtime would round a layer's 16-bit data to 8 bits."""
+    return node.op_type == "MatMul" and data.dtype in ("int16", "uint16")
 
 
 def _between(node: ir.Node) -> bool:

@@ -8,13 +8,14 @@
 5. The last weighted node before the model's outputs gives a float result. Where the consumer has no such kernel, it
    stays in float whole.
 
-The sets of 2 and 3 are the largest that fulfil the conditions: they begin with all candidates and are pruned.
+The sets of 2 and 3 are the largest that fulfil the conditions: they begin with all candidates and are pruned. Which
+tensors have 16 bits, and where the borders to those of 8 are, :mod:`.wide` decides.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from penstock.quantization.consumers import Consumer
@@ -50,11 +51,18 @@ class Placement:
     absorbed: Mapping[str, str]  # node that is left out → the tensor that it made, now quantized before it
     reads: Mapping[str, tuple[int, ...]]  # integer node → the inputs that it gets quantized
     weights: Mapping[str, int]  # weighted integer node → which input holds the weights
+    int16: frozenset[str] = frozenset()  # integer nodes that were asked for with 16 bits
+    wide: frozenset[str] = frozenset()  # tensors on grids of 16 bits
+    borders: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # reader → tensor of 16 bits → its 8-bit key
 
     @property
     def integers(self) -> tuple[Layer, ...]:
         """The layers with weights that compute on integers."""
         return tuple(layer for layer in self.layers if layer.node in self.weights)
+
+    def key(self, node: str, tensor: str) -> str:
+        """Return under which key of the grids stands the one that a node reads a tensor on."""
+        return self.borders.get(node, {}).get(tensor, tensor)
 
     def state(self, node: str) -> State:
         """Return what becomes of a node."""

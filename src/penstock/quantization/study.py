@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from penstock.calibration import Batches
-from penstock.quantization import probe, ranges
+from penstock.quantization import probe, ranges, wide
 from penstock.quantization.consumers import CONSUMERS, Consumer
 from penstock.quantization.emit import Weights, bias_home, emit
 from penstock.quantization.grid import SPANS, Grid, of_range, of_weights
@@ -46,6 +46,7 @@ class Choice:
     correct_bias: str = "none"  # none, analytic or empirical
     rounding: str = "nearest"  # or adaptive
     exclude: tuple[str, ...] = ()
+    int16_layers: tuple[str, ...] = ()  # names, or patterns of them: their activations have 16 bits
     only: tuple[str, ...] | None = None
 
     @property
@@ -57,6 +58,11 @@ class Choice:
     def dtype(self) -> str:
         """The type of activations."""
         return self.activations or self.table.activations[0]
+
+    @property
+    def wide_dtype(self) -> str:
+        """The type of activations of the layers that have 16 bits."""
+        return wide.TYPES.get(self.dtype, self.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +90,8 @@ class Study:
 
     def placed(self, choice: Choice) -> Placement:
         """Decide which nodes compute on integers."""
-        return place(self.model, choice.table, exclude=choice.exclude, only=choice.only, outputs=choice.outputs)
+        found = place(self.model, choice.table, exclude=choice.exclude, only=choice.only, outputs=choice.outputs)
+        return wide.widened(self.model, found, choice.int16_layers) if choice.int16_layers else found
 
     def look(self, tensors: Collection[str], *, histogram: bool) -> None:
         """Collect the statistics of those tensors that haven't been looked at yet, or not so closely."""
@@ -116,16 +123,16 @@ class Study:
         inner = [name for name in wanted if name not in self.model.graph.initializers]
         self.look(inner, histogram=choice.ranges in ranges.WITH_HISTOGRAM)
         fixed = self._fixed(placement)
-        low, high = SPANS[choice.dtype]
-        aim = ranges.Wanted(high - low, choice.table.symmetric, choice.percentile)
         made: dict[str, Grid] = {}
         for tensor, sources in placement.sources.items():
             first = placement.grids[tensor]
             if first not in made:
+                dtype = choice.wide_dtype if first in placement.wide else choice.dtype
+                low, high = SPANS[dtype]
+                aim = ranges.Wanted(high - low, choice.table.symmetric, choice.percentile)
                 found = [fixed.get(name) or self._range(name, choice.ranges, aim) for name in sources]
                 made[first] = of_range(
-                    min(one[0] for one in found), max(one[1] for one in found), choice.dtype,
-                    symmetric=choice.table.symmetric,
+                    min(one[0] for one in found), max(one[1] for one in found), dtype, symmetric=choice.table.symmetric,
                 )  # fmt: skip
         return {tensor: made[placement.grids[tensor]] for tensor in placement.sources}
 
@@ -157,7 +164,8 @@ class Study:
             assert data is not None
             axis = channel_axis(node) if choice.per_channel else None
             # where the consumer leaves biases in float, ONNX Runtime rounds them to the grid of products all the same
-            least = _least(grids[str(data.name)], bias, real, axis) if node.op_type != "MatMul" else None
+            read = grids[placement.key(str(node.name), str(data.name))]
+            least = _least(read, bias, real, axis) if node.op_type != "MatMul" else None
             grid = of_weights(real, axis, bits=choice.weight_bits, least=least)
             found[str(node.name)] = Weights(grid.quantize(real), grid, bias)
         return found

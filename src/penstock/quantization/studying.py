@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from penstock import graph, store
 from penstock.calibration import Batches
 from penstock.errors import UsageError
-from penstock.quantization import balance, outliers, prepare, saturation
+from penstock.quantization import balance, outliers, prepare, saturation, wide
 from penstock.quantization.consumers import CONSUMERS
 from penstock.quantization.shelf import Shelf
 from penstock.quantization.study import Choice, Study
@@ -36,6 +36,8 @@ def of_settings(settings: QuantizeSettings) -> Choice:
     if settings.format == "qoperator" and settings.activations in WIDE:
         what = f"operators such as QLinearConv take 8 bits, not {settings.activations}"
         raise UsageError("bad-setting", what, where="--format", do="leave --format out, or --activations")
+    if settings.int16_layers:
+        _widen(settings)
     wide = (settings.activations or table.activations[0]) in WIDE  # their products are summed up in 32 bits
     narrow = not wide and table.name in ("ort-cpu", "openvino") and saturation.lacks_vnni(settings.target_cpu)
     return Choice(
@@ -43,25 +45,44 @@ def of_settings(settings: QuantizeSettings) -> Choice:
         weight_bits=saturation.SAFE_BITS if narrow else 8,
         outputs=settings.quantize_outputs, equalize=settings.equalize, smooth=settings.smooth,
         correct_bias=settings.correct_bias, rounding=settings.rounding, exclude=settings.exclude,
+        int16_layers=settings.int16_layers,
     )  # fmt: skip
+
+
+def _widen(settings: QuantizeSettings) -> None:
+    """Raise ``UsageError`` where single layers of 16 bits can't be served."""
+    table, flag = CONSUMERS[settings.consumer], wide.FLAG
+    narrow = settings.activations or table.activations[0]
+    if narrow in WIDE:
+        what = f"all activations are {narrow} already"
+        raise UsageError("bad-setting", what, where=flag, do=f"leave out --activations, or {flag}")
+    if wide.TYPES[narrow] not in table.activations:
+        what = f"{table.name} takes activations of {', '.join(table.activations)}: no layer can have 16 bits"
+        do = "leave the layers in float (--exclude), or choose another --consumer"
+        raise UsageError("wrong-consumer", what, where=flag, do=do)
+    if settings.format == "qoperator":
+        what = "operators such as QLinearConv take 8 bits: no layer can have 16"
+        raise UsageError("bad-setting", what, where="--format", do=f"leave out --format, or {flag}")
 
 
 def studied(path: Path, samples: Batches, choice: Choice) -> tuple[Study, list[balance.Balanced]]:
     """Prepare a model, balance it where the choice says so, and return its study. Raises ``InputError``."""
     found = outliers.find(samples)
     cleaned = outliers.without(samples, found)
-    opset = WIDE_OPSET if choice.dtype in WIDE else prepare.OPSET
+    opset = WIDE_OPSET if choice.dtype in WIDE or choice.int16_layers else prepare.OPSET
     model = prepare.prepared(path, opset=opset, exclude=choice.exclude)
     done = []
     if choice.equalize or choice.smooth:
         done = balance.balance(model, cleaned.some(SOME), layers=choice.equalize, normalizations=choice.smooth)
-    wide = choice.ranges in ("minmax", "moving-average")  # they are asked for as they are
-    seen = samples if wide else cleaned
+    full = choice.ranges in ("minmax", "moving-average")  # they are asked for as they are
+    seen = samples if full else cleaned
     shelf = None
     if seen.cache is not None and seen.description:
         shelf = Shelf(seen.cache, digest(model), digest_of([dict(seen.description), seen.size]))
     study = Study(model, seen, shelf=shelf, cleaned=cleaned)
-    study.notes += [] if wide else [one.text for one in found]
+    study.notes += [] if full else [one.text for one in found]
+    if choice.int16_layers:
+        wide.check(study.placed(choice), choice.int16_layers)
     return study, done
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from penstock.jsonable import Json
     from penstock.quantization.study import Choice, Quantized, Study
+    from penstock.quantization.wide import Computed
     from penstock.stages.quantize import QuantizeSettings
 
 
@@ -34,7 +35,7 @@ def quantize(
     model: Path, batches: Iterable[Mapping[str, np.ndarray]], settings: QuantizeSettings, into: Path
 ) -> Mapping[str, Json]:
     """Quantize ``model``; see :class:`penstock.quantizers.Quantizer`."""
-    from penstock.quantization import account, automatic, notices, qoperator, saturation
+    from penstock.quantization import account, automatic, notices, qoperator, saturation, wide
     from penstock.quantization.guard import guarded
     from penstock.quantization.studying import of_settings, studied
 
@@ -57,6 +58,7 @@ def quantize(
         clipping = saturation.measure(study, full, samples)
         hazard = [saturation.note(clipping, settings.target_cpu)]
     told = _sensitivity(study, choice, done, settings.sensitivity)
+    ran, said = _wide(study, choice, done, into)
     used = {name: study.statistics[name] for name in done.grids if name in study.statistics}
     return {
         "method": "static", "precision": "int8", "format": settings.format.upper(), "consumer": choice.consumer,
@@ -65,18 +67,21 @@ def quantize(
         "calibration_samples": samples.count, "calibration_batch": samples.size,
         "outputs_left_in_float": _float_outputs(done), "operators_left_in_float": [*_float_operators(done)],
         "ranges_tried_db": to_json(tried), "guarded": to_json(left),
+        "int16_layers": [*sorted(done.placement.int16)], "int16_tensors": [*sorted(done.placement.wide)],
+        "int16_computed": to_json(ran),
         "balanced": [
-            {"before": one.before, "after": [*one.after], "alpha": one.alpha, "gain_db": one.gain_db}
+            {"before": one.before, "after": [*one.after], "alpha": one.alpha, "gain_db": one.gain_db, "by": one.by}
             for one in balanced
         ],
         **told,
         "layers": qoperator.told(account.layers(
             study.model, done.placement, done.grids, done.weights, study.statistics,
-            {one.node: f"alone it makes {one.share:.0%} of the error at the output" for one in left},
+            wide.reasons(ran, choice.wide_dtype)
+            | {one.node: f"alone it makes {one.share:.0%} of the error at the output" for one in left},
         ), kept),
         "histograms": account.histograms(used, done.grids),
         "target_cpu": settings.target_cpu, "weight_bits": choice.weight_bits, "saturation": to_json(clipping),
-        "notes": [*study.notes, *hazard, *notices.few(samples, used), *notices.raw_pixels(samples)],
+        "notes": [*study.notes, *hazard, *said, *notices.few(samples, used), *notices.raw_pixels(samples)],
     }  # fmt: skip
 
 
@@ -90,6 +95,24 @@ def _sensitivity(study: Study, choice: Choice, done: Quantized, seconds: float) 
     study.look([name for name in done.grids if name in study.statistics], histogram=True)
     errors = sensitivity.tensors(done.grids, study.statistics)
     return {"sensitivity": to_json(ranked), "sensitivity_not_reached": [*left], "tensor_errors": to_json(errors)}
+
+
+def _wide(study: Study, choice: Choice, done: Quantized, path: Path) -> tuple[list[Computed], list[str]]:
+    """Tell what becomes of activations of 16 bits: ask ONNX Runtime, or say what another runtime has to take."""
+    from penstock.quantization import wide
+
+    if done.placement.int16 and choice.consumer != "ort-cpu":
+        names = wide.uneven(done.placement, study.model)
+        said = f"{', '.join(names)}: 8 bits in and {choice.wide_dtype} out, which {choice.consumer} has to take"
+        return [], [said] if names else []
+    if choice.consumer != "ort-cpu" or not (done.placement.int16 or choice.dtype == choice.wide_dtype):
+        return [], []
+    try:
+        ran = wide.computed(path, study.model, done.placement)
+    except InputError as error:  # its custom operators, say
+        return [], [f"what ONNX Runtime makes of {choice.wide_dtype} activations isn't known: {error.what}"]
+    told = wide.note(ran, choice.wide_dtype)
+    return ran, [told] if told else []
 
 
 def _nothing(study: Study, choice: Choice, model: Path) -> InputError:

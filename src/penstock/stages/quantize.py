@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from penstock import apart, calibration, registry
-from penstock.errors import InputError, MissingError
+from penstock.errors import InputError, MissingError, UsageError
 from penstock.settings import option
 
 if TYPE_CHECKING:
@@ -59,6 +59,9 @@ class QuantizeSettings:
     target_cpu: str = option("host", "CPU that will run it: without VNNI weights keep to 7 bits", choices=TARGET_CPUS)
     calibration_batch: int = option(32, "samples per calibration batch, where the model's batch is dynamic", minimum=1)
     exclude: tuple[str, ...] = option((), "names of nodes to leave in float")
+    int16_layers: tuple[str, ...] = option(
+        (), "with `--method static`: layers whose activations get 16 bits, by name; `*` stands for anything"
+    )
     # weight-only
     weight_bits: int = option(4, "weight-only: bits of a weight, 4 or 8", minimum=4)
     block_size: int = option(32, "weight-only: inputs that share a scale, a power of two from 16; 0: all", minimum=0)
@@ -101,6 +104,9 @@ def quantize_with(
 ) -> dict[str, Json]:
     """Quantize by a method that was found, in this process. Raises ``MissingError`` where it can't run here."""
     name = settings.method
+    if settings.int16_layers and name != "static":
+        what = f"{name!r} can't give single layers 16 bits"
+        raise UsageError("cannot-serve", what, where="--int16-layers", do="leave it out, or use --method static")
     with registry.blamed("quantizers", name):
         if problem := method.available():
             raise MissingError("missing-extra", f"the quantizer {name!r} can't run here", do=problem)

@@ -1,10 +1,11 @@
 """Search: the fastest quantized model within an accuracy budget, found by measuring both, in a bounded number of steps.
 
 1. The float model is scored on the select split and timed; everything is held against it.
-2. Cheap choices first: integers everywhere, with the ranges and repairs that cost nothing at run time. Of those the
-   most accurate is kept; they are all equally fast, so that one is timed.
-3. Where it drops too much, the layers that the output minds most go back to float, twice as many at each rung.
-4. Other methods (dynamic, 16 bits, weights alone) are tried beside it.
+2. Integers everywhere come first. Where that drops too much, one thing after another is changed that costs nothing at
+   run time (bias correction, rounding, ranges, scaling of channels), and kept where it helps.
+3. Where the budget isn't kept yet, the layers that the output minds most go to float, or get 16-bit activations: twice
+   as many at each rung, then as few as suffice, then half of each.
+4. Other methods (dynamic, 16-bit floats, weights alone) are tried beside it; evaluations are kept for them.
 5. The best by the objective among those within the budget is the result. A variant that isn't faster than the float
    model is refused where speed is wanted, with the figures.
 
@@ -13,11 +14,11 @@ Every evaluation is kept in the cache, so that a search that was interrupted goe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, cast
 
-from penstock.errors import InputError
+from penstock.errors import InputError, UsageError
 from penstock.jsonable import Json
 from penstock.settings import option
 from penstock.stages.quantize import QuantizeSettings
@@ -35,10 +36,12 @@ class SearchSettings:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One thing to try: what it is called, and the settings that make it."""
+    """One thing to try: what it is called, the settings that make it, and what this step changes."""
 
     name: str
     settings: QuantizeSettings
+    changed: str = ""  # against the candidate that it was made from
+    steps: tuple[tuple[str, str], ...] = ()  # what it is called after: a setting and what was chosen for it, in words
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,8 @@ class Measured:
     """What was measured of one candidate; ``refused`` says why it isn't taken, ``reused`` that it was measured before.
 
     ``drop`` in points of the score, with its 95 % interval, on the select split. ``latency`` is the ratio to the float
-    model, with its interval; ``None`` where it wasn't timed.
+    model, with its interval; ``None`` where it wasn't timed. ``changed``: what this step changed; ``told``: what making
+    the model told, by which the next steps are chosen.
     """
 
     name: str
@@ -59,6 +63,8 @@ class Measured:
     refused: str
     reused: bool = False
     settings: Mapping[str, Json] = field(default_factory=dict)
+    changed: str = ""
+    told: Mapping[str, Json] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,138 +89,9 @@ def climb(
     base: QuantizeSettings, settings: SearchSettings, methods: Sequence[str], measure: Measure, ranking: Ranking
 ) -> Searched:
     """Climb the ladder; ``methods`` are the other quantizers that can run here."""
-    way = _Climb(settings, measure)
-    best = way.most_accurate(_static(base))
-    if best is not None and not way.within(best[1]):
-        way.relax(best[0], ranking)
-    for candidate in _others(base, methods):
-        way.try_one(candidate)
-    return way.result()
+    from penstock.stages._search_climb import Climb
 
-
-def _static(base: QuantizeSettings) -> Iterator[Candidate]:
-    """Yield the ways to choose integers for the same placement, the likeliest first."""
-    plain = replace(base, method="static")
-    yield Candidate("static", plain)
-    yield Candidate("static, bias corrected on samples", replace(plain, correct_bias="empirical"))
-    yield Candidate("static, adaptive rounding", replace(plain, rounding="adaptive"))
-    yield Candidate("static, minmax, adaptive rounding", replace(plain, ranges="minmax", rounding="adaptive"))
-    for ranges in ("minmax", "mse", "entropy", "percentile", "moving-average"):
-        yield Candidate(f"static, {ranges}", replace(plain, ranges=ranges))
-    yield Candidate("static, not balanced", replace(plain, equalize=False, smooth=False))
-
-
-def _others(base: QuantizeSettings, methods: Sequence[str]) -> Iterator[Candidate]:
-    from penstock.quantization.consumers import CONSUMERS
-
-    if not base.quantize_outputs:
-        yield Candidate("static, outputs quantized", replace(base, method="static", quantize_outputs=True))
-    if not base.activations and "int16" in CONSUMERS[base.consumer].activations:
-        yield Candidate("static, int16 activations", replace(base, method="static", activations="int16"))
-    for method in methods:
-        yield Candidate(method, replace(base, method=method))
-
-
-class _Climb:
-    def __init__(self, settings: SearchSettings, measure: Measure) -> None:
-        self.settings, self._measure = settings, measure
-        self.rungs: list[Measured] = []
-        self.exhausted = False
-
-    def try_one(self, candidate: Candidate, *, timed: bool = True) -> Measured | None:
-        """Measure a candidate, if one more may be measured."""
-        if len(self.rungs) >= self.settings.evaluations:
-            self.exhausted = True
-            return None
-        found = self._measure(candidate, timed)
-        self.rungs.append(self._judged(found))
-        return self.rungs[-1]
-
-    def _judged(self, found: Measured) -> Measured:
-        """Refuse what drops too much, and what isn't faster where speed is wanted."""
-        if found.refused:
-            return found
-        if found.drop is not None and found.drop > self.settings.max_drop:
-            told = f"drops {found.drop:.2f} points, the budget is {self.settings.max_drop:g}"
-            return replace(found, refused=told)
-        if self.settings.objective == "latency" and found.latency is not None and found.latency_range is not None:
-            low, high = found.latency_range
-            if low > 1 or (found.latency >= 1 and high > 1):
-                told = f"no faster than the float model: {found.latency:.2f}× ({low:.2f}–{high:.2f}) of its latency"
-                return replace(found, refused=told)
-        return found
-
-    def within(self, found: Measured) -> bool:
-        """Whether a candidate keeps to the budget."""
-        return found.drop is not None and found.drop <= self.settings.max_drop
-
-    def most_accurate(self, candidates: Iterator[Candidate]) -> tuple[Candidate, Measured] | None:
-        """Try candidates of equal speed until one keeps to the budget; return the best, timed once."""
-        best: tuple[Candidate, Measured] | None = None
-        for candidate in candidates:
-            found = self.try_one(candidate, timed=best is None)
-            if found is None:
-                break
-            if found.drop is not None and (best is None or best[1].drop is None or found.drop < best[1].drop):
-                best = (candidate, found)
-            if self.within(found) and self.settings.objective != "accuracy":
-                break
-        if best is not None and best[1].latency is None:
-            timed = next((rung for rung in self.rungs if rung.latency is not None), None)
-            if timed is not None:
-                like = replace(best[1], latency=timed.latency, latency_range=timed.latency_range, refused="")
-                place = self.rungs.index(best[1])
-                self.rungs[place] = self._judged(like)
-                best = (best[0], self.rungs[place])
-        return best
-
-    def relax(self, best: Candidate, ranking: Ranking) -> None:
-        """Leave the layers in float that the output minds most, twice as many at each rung, then as few as suffice."""
-        order = list(ranking(best))
-        few, many, count = 0, 0, 1
-        while count < len(order):
-            found = self.try_one(self._left(best, order, count))
-            if found is None:
-                return
-            if self.within(found):
-                many = count
-                break
-            few, count = count, count * 2
-        while many and many - few > 1:
-            middle = (few + many) // 2
-            found = self.try_one(self._left(best, order, middle))
-            if found is None:
-                return
-            if self.within(found):
-                many = middle
-            else:
-                few = middle
-
-    def _left(self, best: Candidate, order: Sequence[str], count: int) -> Candidate:
-        left = (*best.settings.exclude, *order[:count])
-        layers = "1 layer" if count == 1 else f"{count} layers"
-        return Candidate(f"{best.name}, {layers} in float", replace(best.settings, exclude=left))
-
-    def result(self) -> Searched:
-        """Choose among those that weren't refused."""
-        fitting = [rung for rung in self.rungs if not rung.refused]
-        chosen = min(fitting, key=self._rank, default=None)
-        missed = [rung for rung in self.rungs if rung.refused]
-        nearest = min(missed, key=lambda one: one.drop if one.drop is not None else float("inf"), default=None)
-        told = "" if chosen is not None or nearest is None else f"{nearest.name}: {nearest.refused}"
-        return Searched(
-            chosen.name if chosen else "", tuple(self.rungs), front(self.rungs), told,
-            chosen.settings if chosen else {}, self.exhausted,
-        )  # fmt: skip
-
-    def _rank(self, one: Measured) -> tuple[float, ...]:
-        latency = one.latency if one.latency is not None else float("inf")
-        drop = one.drop if one.drop is not None else float("inf")
-        if self.settings.objective == "size":
-            return (one.size_bytes, latency, drop)
-        if self.settings.objective == "accuracy":
-            return (drop, latency, one.size_bytes)
-        return (latency, drop, one.size_bytes)
+    return Climb(settings, measure).run(base, methods, ranking)
 
 
 def front(rungs: Sequence[Measured]) -> tuple[str, ...]:
@@ -241,6 +118,19 @@ def plain(settings: QuantizeSettings) -> dict[str, Any]:
     return {name: value for name, value in asdict(settings).items() if value != base[name]}
 
 
-def unusable(error: InputError, name: str) -> Measured:
+def told(facts: Mapping[str, Json]) -> dict[str, Json]:
+    """Return what a quantizer's facts say of which changes can make a difference."""
+    if facts.get("method") != "static":
+        return {}
+    scaled = cast("list[dict[str, Json]]", facts.get("balanced") or [])
+    return {
+        "guarded": len(cast("list[Json]", facts.get("guarded") or [])), "ranges": facts.get("ranges"),
+        "smoothed": sum(one.get("by") == "smooth" for one in scaled),
+        "equalized": sum(one.get("by") == "equalize" for one in scaled),
+        "float_outputs": len(cast("list[Json]", facts.get("outputs_left_in_float") or [])),
+    }  # fmt: skip
+
+
+def unusable(error: InputError | UsageError, name: str) -> Measured:
     """Return what is told of a candidate that couldn't be made."""
     return Measured(name, None, None, None, None, None, 0, f"can't be made: {error.what}")
