@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from penstock import calibration, feeds, graph, machine, registry, store, trial
+from penstock import calibration, feeds, graph, machine, precheck, registry, store, trial
 from penstock.backends import Loadable
 from penstock.data import DataSettings
 from penstock.deployment import Deployment
@@ -108,7 +109,7 @@ class _Search:
     plain: evaluate_stage.Evaluation | None = None  # the float model's
 
     def __post_init__(self) -> None:
-        self.digest = store.file_digest(self.model)
+        self.digest = digest_of([store.file_digest(file) for file in (self.model, *precheck.files_beside(self.model))])
 
     @property
     def _select(self) -> Feeds:
@@ -173,11 +174,13 @@ class _Search:
     def _key(self, what: str, candidate: Candidate, timed: bool) -> str:
         code = registry.fingerprint("quantizers")
         home = Path(__file__).parent / "quantization"
-        numerics = [store.file_digest(file) for file in sorted(home.glob("*.py"))]
+        numerics = [store.file_digest(file) for file in sorted(home.rglob("*.py"))]
         data = [dict(self.roles.calibrate.description), dict(self._select.description)]
         here = [machine.instruction_set(), os.cpu_count(), machine.describe().get("cpu")]
-        measuring = [self.evaluating, self.timing, timed] if what == "measured" else []
-        return digest_of(["search", what, self.digest, candidate.settings, data, here, code, numerics, measuring])
+        metric = evaluate_stage.metric_digest(self.evaluating.metric)
+        measuring = [self.evaluating, metric, self.timing, timed] if what == "measured" else []
+        made_by = [code, numerics, version("onnx"), version("onnxruntime")]
+        return digest_of(["search", what, self.digest, candidate.settings, data, here, made_by, measuring])
 
     def _runnable(self, path: Path, name: str) -> Runnable:
         loaded = graph.load(path)

@@ -5,7 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 
 from penstock import searching
 from penstock.data import DataSettings
@@ -60,6 +63,8 @@ def test_what_is_not_faster_is_refused_with_its_figures() -> None:
     assert found.chosen == "" and "no faster than the float model: 1.30× (1.27–1.33)" in found.nearest_miss
     size = climb(QuantizeSettings(), SearchSettings(objective="size"), [], measure, lambda one: LAYERS)
     assert size.chosen, "where size is wanted, a slow one may be the best"
+    exact = climb(QuantizeSettings(), SearchSettings(objective="accuracy"), [], measure, lambda one: LAYERS)
+    assert exact.chosen == "", "the float model is more accurate and faster"
 
 
 def test_evaluations_are_bounded() -> None:
@@ -237,6 +242,26 @@ def test_a_search_on_the_digits_goes_on_where_it_was(
     again = searching.search(model, tmp_path / "again.onnx", data, wanted, bench=FAST)
     assert all(rung.reused for rung in again.rungs)
     assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "best.onnx").read_bytes()
+
+
+def test_a_search_notices_that_weights_beside_the_model_are_others(
+    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PENSTOCK_CACHE", str(tmp_path / "cache"))
+    data = DataSettings(data=_digits(tmp_path))
+    wanted = SearchSettings(max_drop=100.0, objective="size", evaluations=1)
+    made = []
+    for scale in (1.0, 1.0, 3.0):
+        model = tiny.conv(classes=10)
+        for tensor in model.graph.initializer:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(scale), tensor.name))
+        options = {"save_as_external_data": True, "location": "m.data", "size_threshold": 0}
+        (tmp_path / "m.data").unlink(missing_ok=True)
+        onnx.save_model(model, tmp_path / "m.onnx", **options)
+        found = searching.search(tmp_path / "m.onnx", tmp_path / "best.onnx", data, wanted, bench=FAST)
+        made.append((found.rungs[0].reused, (tmp_path / "best.onnx").read_bytes()))
+    assert [reused for reused, _ in made] == [False, True, False]
+    assert made[0][1] == made[1][1] != made[2][1]
 
 
 def _digits(folder: Path) -> str:

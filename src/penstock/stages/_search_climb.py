@@ -55,8 +55,8 @@ class Climb:
         return found.drop is not None and found.drop <= self.settings.max_drop
 
     def slow(self, found: Measured) -> str:
-        """Say that a model is no faster than the float one, where speed is wanted; else ""."""
-        if self.settings.objective != "latency" or found.latency is None or found.latency_range is None:
+        """Say that a model is no faster than the float one, where it isn't wanted for its size; else ""."""
+        if self.settings.objective == "size" or found.latency is None or found.latency_range is None:
             return ""
         low, high = found.latency_range
         if low > 1 or (found.latency >= 1 and high > 1):
@@ -64,7 +64,7 @@ class Climb:
         return ""
 
     def _judged(self, found: Measured) -> Measured:
-        """Refuse what drops too much, and what isn't faster where speed is wanted."""
+        """Refuse what drops too much, and what isn't faster than the float model."""
         if found.refused:
             return found
         if found.drop is not None and found.drop > self.settings.max_drop:
