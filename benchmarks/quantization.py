@@ -1,10 +1,12 @@
 """Penstock's quantizer held against onnxruntime.quantization and NNCF, on the same samples.
 
 python benchmarks/quantization.py [--part A,B] [--peers build/peers/bin/python] [--models GLOB] [--page FILE]
+    [--keep-peers]
 
 Parts: ``sqnr`` (nets and models), ``torture``, ``accuracy`` of the reference net on CIFAR-10's whole test set,
 ``latency``, ``cost`` and ``memory`` of calibrating, ``models`` (each shared one quantized and verified, or refused).
-Prints tables; writes build/quantization.json, and with --page the tables into that file.
+Prints tables; writes build/quantization.json, and with --page the tables into that file. With --keep-peers the noise of
+peers' results is taken from the last run's build/quantization.json: it doesn't change with Penstock's quantizer.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,7 @@ class Asked:
     tools: Sequence[str]
     peers: Path
     seconds: float
+    kept: Mapping[str, Mapping[str, Any]]  # figures of the last run's part, by case and tool
 
 
 def main() -> int:
@@ -53,11 +56,13 @@ def main() -> int:
     parser.add_argument("--models", default="*", help="only models of these names (a glob)")
     parser.add_argument("--tools", default=",".join(BY_DEFAULT), help="only these tools")
     parser.add_argument("--seconds", type=float, default=8.0, help="time for each model's rounds")
+    parser.add_argument("--keep-peers", action="store_true", help="take peers' figures from the last run")
     parser.add_argument("--page", type=Path, help="write the tables between the marks in this file")
     given = parser.parse_args()
-    asked = Asked(given.models, given.tools.split(","), given.peers, given.seconds)
     figures = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
     for part in given.part.split(","):
+        kept = figures.get(part, {}).get("figures", {}) if given.keep_peers else {}
+        asked = Asked(given.models, given.tools.split(","), given.peers, given.seconds, kept)
         title, (rows, notes, facts) = PARTS[part][0], PARTS[part][1](asked)
         text = optimizer_tables.table(f"{title} ({optimizer_tables.today()})", rows) + (f"\n\n{notes}" if notes else "")
         print(text, end="\n\n", flush=True)
@@ -82,7 +87,8 @@ def sqnr(asked: Asked) -> Part:
 def torture(asked: Asked) -> Part:
     """Measure it on nets and on data that are made to hurt."""
     hard = [data.net_case("cifar10"), data.net_case("imbalanced_once"), data.net_case("imbalanced")]
-    return _compared([*hard, *(data.net_case("cifar10", factor) for factor in data.OUTLIERS)], asked)
+    hard += [data.net_case("cifar10", factor) for factor in data.OUTLIERS]
+    return _compared(hard, replace(asked, tools=[*asked.tools, "penstock-rounding"]))
 
 
 def _compared(cases: Sequence[Case], asked: Asked) -> Part:
@@ -90,7 +96,8 @@ def _compared(cases: Sequence[Case], asked: Asked) -> Part:
     facts: dict[str, Any] = {}
     with tools(asked.tools, asked.peers) as running:
         for case in cases:
-            results = measured(case, asked.tools, running)
+            old = {tool: of_figures(one) for tool, one in asked.kept.get(case.name, {}).items() if tool in PEERS}
+            results = measured(case, [tool for tool in asked.tools if tool not in old], running) | old
             facts[case.name] = {
                 tool: {"problem": one.problem} if one.problem else
                 {"share": one.share, "worst_db": one.worst, "mean_db": one.mean, "outputs_db": one.db,
@@ -112,6 +119,13 @@ def _compared(cases: Sequence[Case], asked: Asked) -> Part:
         "Samples: to calibrate, to evaluate. ! failed, or its result doesn't load or run."
     )
     return rows, told + ("\n\n" + "\n".join(problems) if problems else ""), facts
+
+
+def of_figures(told: Mapping[str, Any]) -> Result:
+    """Return a result as the figures have it."""
+    if problem := told.get("problem"):
+        return Result(Path(), problem)
+    return Result(Path(), "", told["outputs_db"], told["share"], told["cpu_seconds"], told["size_bytes"])
 
 
 def best_peer(results: Mapping[str, Result], share: float) -> Result | None:
