@@ -19,6 +19,7 @@ from penstock import (
     golden,
     graph,
     inputs,
+    outputs,
     pipeline,
     precheck,
     registry,
@@ -186,10 +187,12 @@ def quantize(
 ) -> Quantized:
     """Write an int8 model to the file ``output``; return what was done. Raises ``InputError``.
 
-    Without data it calibrates on inputs made from the signature, and the result says so.
+    Without data it calibrates on inputs made from the signature, and the result says so. Raises ``UsageError`` where
+    ``output`` is the model or the data itself.
     """
-    settings = settings or QuantizeSettings()
-    roles = role_feeds(Path(model), data or DataSettings(), seed)
+    settings, data = settings or QuantizeSettings(), data or DataSettings()
+    outputs.keep_apart({"-o": output}, {"the model that is read": model, "the data that is read": data.data})
+    roles = role_feeds(Path(model), data, seed)
 
     kept = Cache(store.default_cache())
     batches = calibration.of_feeds(roles.calibrate, settings.calibration_batch, golden=roles.golden, cache=kept)

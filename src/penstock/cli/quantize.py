@@ -7,7 +7,7 @@ from typing import Any, cast
 import click
 
 from penstock.cli import _console, _layers
-from penstock.cli._options import common, config, given, sections
+from penstock.cli._options import FileToWrite, common, config, given, sections
 from penstock.cli._settings import checking, one
 
 EPILOG = """\b
@@ -20,7 +20,7 @@ Examples:
 
 @click.command(epilog=EPILOG)
 @click.argument("model", type=click.Path())
-@click.option("-o", "--output", type=click.Path(dir_okay=False), required=True, help="The .onnx file to write.")
+@click.option("-o", "--output", type=FileToWrite(), required=True, help="The .onnx file to write.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the data roles and made-up inputs.")
 @click.option("--explain", is_flag=True, help="Tell of each layer what was done, its range, and why any is in float.")
 @sections("check", "quantize", "data")
