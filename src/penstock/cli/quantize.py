@@ -33,13 +33,23 @@ def command(
     """Make a quantized MODEL: int8 by default, its ranges from the calibration samples."""
     from penstock import api
     from penstock.data import DataSettings
+    from penstock.errors import UsageError
     from penstock.stages.quantize import QuantizeSettings
 
     flags = given(values)
+    asked = flags.get("quantize", {})
+    for flag, is_given in (
+        ("--no-quantize", asked.get("quantize") is False),
+        ("--also-methods", "also_methods" in asked),
+    ):
+        if is_given:
+            what = f"{flag} says what a build makes, and this command makes one quantized model"
+            raise UsageError("bad-setting", what, where=flag, do="leave it out; --method names the method")
     settings, data = one("quantize", QuantizeSettings, flags, config), one("data", DataSettings, flags, config)
     with _console.progress(quiet) as progress, checking(flags, config):
         progress.begin("quantize", model)
-        done = api.quantize(model, output, settings, data=data, seed=seed)
+        # what a settings file says for the other methods of a build is nothing that was asked for here
+        done = api.quantize(model, output, settings, data=data, seed=seed, asked=asked)
         progress.end(output)
     if as_json:
         _console.emit("quantize", done)

@@ -25,9 +25,22 @@ if TYPE_CHECKING:
     from penstock.stages.quantize import QuantizeSettings
 
 
+READS = frozenset({
+    "consumer", "activations", "ranges", "percentile", "equalize", "smooth", "correct_bias", "guard", "rounding",
+    "format", "per_channel", "quantize_outputs", "sensitivity", "target_cpu",
+})  # fmt: skip
+
+
 def available() -> str:
     """Return "": it needs nothing but ONNX Runtime, which is always there."""
     return ""
+
+
+def need(settings: QuantizeSettings) -> None:
+    """Raise ``UsageError`` for what the consumer can't be served with."""
+    from penstock.quantization.studying import of_settings
+
+    of_settings(settings)
 
 
 def quantize(

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from penstock.stages.quantize import QuantizeSettings
 
 NEEDS_SAMPLES = False  # GPTQ does, and looks at them itself
+READS = frozenset({
+    "consumer", "weight_bits", "block_size", "weight_rounding", "zero_points", "weight_format", "least_weights",
+    "embeddings", "int8_activations",
+})  # fmt: skip
 BLOCKS = (0, 16, 32, 64, 128, 256)
 OPSET, OPSET_OF_CHANNELS = 21, 13  # of DequantizeLinear with blocks, or with a scale for each column
 
@@ -32,6 +36,11 @@ OPSET, OPSET_OF_CHANNELS = 21, 13  # of DequantizeLinear with blocks, or with a 
 def available() -> str:
     """Return "": it needs nothing but ONNX Runtime, which is always there."""
     return ""
+
+
+def need(settings: QuantizeSettings) -> None:
+    """Raise ``UsageError`` for a form that nothing can run."""
+    asked(settings)
 
 
 def quantize(
