@@ -61,6 +61,24 @@ def test_a_settings_file_may_hold_what_is_for_other_methods(here: Path, capsys: 
     assert run(["quantize", "m.onnx", "--data", "d.npz", "-o", "q.onnx", "-q"]) == 0
 
 
+@pytest.mark.parametrize(
+    ("labelled", "told"),
+    [
+        (False, "56 samples, in batches of 32; the other 8 of 64"),
+        (True, "16 samples, in batches of 32; the other 48 of 64"),
+    ],
+)
+def test_it_says_how_many_samples_of_how_many_it_took(
+    labelled: bool, told: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    x = np.random.default_rng(0).normal(size=(64, 6)).astype(np.float32)
+    np.savez(here / "l.npz", x=x, **({"y": np.arange(64) % 3} if labelled else {}))
+    assert run(["quantize", "m.onnx", "--data", "l.npz", "-o", "q.onnx", "-q"]) == 0
+    out = capsys.readouterr().out
+    assert f"calibrated on {told} are left for other roles" in out
+    assert ("only 16 calibration samples of the 64 that there are" in out) is labelled
+
+
 def test_a_program_is_told_too(here: Path) -> None:
     with pytest.raises(UsageError, match="--weight-bits has no effect"):
         api.quantize("m.onnx", "q.onnx", QuantizeSettings(weight_bits=8), data=DataSettings("d.npz"))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from penstock.cli import _console, _layers
 from penstock.cli._options import FileToWrite, common, config, given, sections
 from penstock.cli._settings import checking, one
+
+if TYPE_CHECKING:
+    from penstock.jsonable import Json
 
 EPILOG = """\b
 Examples:
@@ -61,7 +65,7 @@ def command(
         click.echo("note: no data was given; the ranges come from made-up inputs and will not fit real ones")
     if facts.get("calibration_samples"):
         in_batches = f", in batches of {facts['calibration_batch']}" if "calibration_batch" in facts else ""
-        click.echo(f"calibrated on {facts['calibration_samples']} samples{in_batches}")
+        click.echo(f"calibrated on {facts['calibration_samples']} samples{in_batches}{_others(done.calibrated_on)}")
     if explain:
         _layers.show(facts)
     left = facts.get("operators_left_in_float")
@@ -69,3 +73,11 @@ def command(
         click.echo(f"left in float: {', '.join(map(str, left))}")
     click.echo(f"wrote {output}: {done.size_bytes / 1e6:.2f} MB")
     return 0
+
+
+def _others(calibrated_on: Mapping[str, Json]) -> str:
+    """Say how many samples the data has that don't calibrate."""
+    whole, used = calibrated_on.get("of"), calibrated_on.get("samples")
+    if not isinstance(whole, int) or not isinstance(used, int) or whole == used:
+        return ""
+    return f"; the other {whole - used:,} of {whole:,} are left for other roles"
