@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from penstock.stages.quantize import QuantizeSettings
 
 
+FLOAT = "use the float model as it is"  # the cure where a method finds nothing; a build goes on by itself
+
+
 class Quantizer(Protocol):
     """One way to make a quantized model.
 

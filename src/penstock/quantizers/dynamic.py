@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from penstock import graph
 from penstock.errors import InputError, UsageError
+from penstock.quantizers import FLOAT
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,9 +47,10 @@ def quantize(
     loaded = graph.load(model)
     prepare.refuse_quantized(loaded, model)
     graph.inline(loaded)
+    before = prepare.results(loaded)
     made = prepare.raised(prepare.folded(loaded), _OPSET, model)
     prepare.named(made)
-    prepare.known_names(made, settings.exclude)
+    prepare.known_names(made, settings.exclude, before)
     exclude = frozenset(settings.exclude)
     bits = saturation.bits(settings.target_cpu)
     wanted = dynamic.Wanted(exclude, settings.per_channel, settings.force_small, settings.force_conv, bits)
@@ -56,7 +58,7 @@ def quantize(
     done = [layer for layer in layers if layer.state == "integer"]
     if not done:
         flags = [flag for flag in ("--force-small", "--force-conv") if any(flag in layer.reason for layer in layers)]
-        do = "build with --no-quantize" + (f", or use {' and '.join(flags)}" if flags else "")
+        do = FLOAT + (f", or use {' and '.join(flags)}" if flags else "")
         raise InputError("nothing-to-quantize", _nothing(layers), where=str(model), do=do)
     left = sorted({layer.op for layer in layers if layer.state == "float"})
     graph.tidy(made)

@@ -79,7 +79,7 @@ def quantize(
             )
         except Exception as error:  # the library raises many types, all about this model
             what = f"NNCF can't quantize this model: {first_line(error)}"
-            raise InputError("cannot-quantize", what, where=str(model), do="build with --no-quantize") from error
+            raise InputError("cannot-quantize", what, where=str(model), do="choose --method static") from error
     result = ir.from_proto(quantized)
     left = sorted({n.op_type for n in result.graph.all_nodes() if n.op_type in ort._HEAVY and not _is_quantized(n)})
     grids = [node.inputs[2] for node in result.graph if node.op_type == "QuantizeLinear" and len(node.inputs) > 2]

@@ -19,6 +19,7 @@ from penstock import custom_domains, graph, store
 from penstock.calibration import Batches
 from penstock.errors import InputError, UsageError
 from penstock.graph import first_line
+from penstock.quantizers import FLOAT
 
 if TYPE_CHECKING:
     import numpy as np
@@ -92,7 +93,7 @@ def quantize(
                 )
             except Exception as error:  # the library raises many types, all about this model
                 what = f"onnxruntime.quantization can't quantize this model: {first_line(error)}"
-                raise InputError("cannot-quantize", what, where=str(model), do="build with --no-quantize") from error
+                raise InputError("cannot-quantize", what, where=str(model), do="choose --method static") from error
         result = graph.load(work / "quantized.onnx")
         before = {value.name: _producer_type(value) for value in converted.graph.outputs}
         floated = _float_outputs(result, before)
@@ -158,13 +159,15 @@ def _refuse_hopeless(model: ir.Model, path: Path) -> None:
     operators = {node.op_type for node in model.graph.all_nodes()}
     if custom := custom_domains.used(model):
         what = f"calibrating would run operators of {custom[0].domain!r}, and the library loads none of others"
-        raise InputError("cannot-quantize", what, where=str(path), do="build with --no-quantize")
+        raise InputError(
+            "cannot-quantize", what, where=str(path), do="choose --method static, which loads those you name"
+        )
     if already := sorted(operators & _QUANTIZED):
         what = f"the model is quantized already: it has {already[0]}"
         raise InputError("already-quantized", what, where=str(path), do="start from the float model")
     if not operators & _HEAVY:
         what = f"there is nothing worth quantizing: no {', '.join(sorted(_HEAVY))}"
-        raise InputError("nothing-to-quantize", what, where=str(path), do="build with --no-quantize")
+        raise InputError("nothing-to-quantize", what, where=str(path), do=f"{FLOAT}, or try --method dynamic")
 
 
 def _check_names(model: ir.Model, exclude: tuple[str, ...]) -> None:

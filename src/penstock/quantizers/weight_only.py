@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from penstock import calibration, graph
 from penstock.calibration import Batches
 from penstock.errors import InputError, UsageError
+from penstock.quantizers import FLOAT
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,7 +57,9 @@ def quantize(
         loaded, form, exclude=settings.exclude, least=settings.least_weights, nbits=nbits, tables=settings.embeddings
     )
     if not matrices:
-        raise InputError("nothing-to-quantize", _nothing(kept), where=str(model), do="build with --no-quantize")
+        raise InputError(
+            "nothing-to-quantize", _nothing(kept), where=str(model), do=f"{FLOAT}, or try another --method"
+        )
     divides = settings.consumer == "openvino"
     wanted = [(one, block_layers.fitting(form, one, divides=divides, nbits=nbits)) for one in matrices]
     seen = 0

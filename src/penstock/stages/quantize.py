@@ -140,4 +140,13 @@ def quantize_with(
             raise MissingError("missing-extra", f"the quantizer {name!r} can't run here", do=problem)
         if getattr(method, "NEEDS_SAMPLES", True):
             calibration.check(batches)
-        return dict(method.quantize(model, batches, settings, into) or {})
+        try:
+            return dict(method.quantize(model, batches, settings, into) or {})
+        except InputError as error:
+            if error.id not in ("run-failed", "runtime-refuses"):
+                raise
+            made_up = isinstance(batches, calibration.Batches) and batches.description.get("kind") == "seeded"
+            told = "the inputs are made up and may not suit the model: give real ones with --data" if made_up else (
+                "see that the samples suit the model")  # fmt: skip
+            do = f"{told}; or choose a method that runs nothing: --method dynamic"
+            raise InputError(error.id, error.what, where=str(model), do=do) from error
