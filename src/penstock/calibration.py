@@ -86,7 +86,7 @@ def check(batches: Iterable[Batch]) -> None:
                 continue
             rows = ~np.isfinite(array).reshape(len(array), -1) if array.ndim else np.array([[True]])
             row = int(np.argmax(rows.any(axis=1)))
-            kind = "NaN" if np.isnan(array).any() else "infinity"
+            kind = "NaN" if np.isnan(array[row] if array.ndim else array).any() else "infinity"
             what = f"calibration sample {start + row} has {kind} in its input {name!r} ({int(rows[row].sum())} values)"
             raise InputError("not-finite", what, do="take the sample out of the data")
         start += size(batch)

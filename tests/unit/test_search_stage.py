@@ -7,6 +7,7 @@ from types import ModuleType
 import pytest
 
 from penstock import searching
+from penstock.cli._search import _points
 from penstock.data import DataSettings
 from penstock.errors import UsageError
 from penstock.stages.bench import BenchSettings
@@ -100,6 +101,13 @@ def _digits(folder: Path) -> str:
     path = folder / "data.npz"
     np.savez(path, x=rng.normal(size=(240, 3, 8, 8)).astype(np.float32), y=rng.integers(0, 10, 240))
     return str(path)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(-0.0, "+0.00"), (-0.004, "+0.00"), (0.0, "+0.00"), (-0.006, "-0.01"), (1.26, "+1.26")]
+)
+def test_a_drop_of_nothing_has_no_sign_of_its_own(value: float, text: str) -> None:
+    assert _points(value) == text
 
 
 def test_without_labels_there_is_nothing_to_search_by(tiny: ModuleType, tmp_path: Path) -> None:
