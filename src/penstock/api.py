@@ -138,6 +138,8 @@ def optimize(
     Raises ``InputError`` for a model that can't be read, ``GateError`` with ``strict`` where a pass fails.
     """
     settings, source, target = settings or OptimizeSettings(), Path(model), Path(output)
+    outputs.keep_apart({"-o": output, "--trace": trace}, {})  # the model may be replaced by what is proved to be it
+    outputs.keep_apart({"--trace": trace}, {"the model that is read": model})
     beside = target.parent.resolve() == source.parent.resolve() and not settings.runtime
     shared = precheck.files_beside(source)
     if beside and shared:

@@ -92,6 +92,14 @@ def test_a_name_that_no_file_can_have(
     assert not (here / "out").exists()
 
 
+@pytest.mark.parametrize(("trace", "told"), [("s.onnx", "the result of -o"), ("m.onnx", "the model that is read")])
+def test_a_trace_is_no_model(trace: str, told: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (here / "m.onnx").read_bytes()
+    assert run(["optimize", "m.onnx", "-o", "s.onnx", "--trace", trace, "-q"]) == 2
+    assert f"--trace would write over {told}" in capsys.readouterr().err
+    assert (here / "m.onnx").read_bytes() == before and not (here / "s.onnx").exists()
+
+
 def test_rewriting_a_model_in_place_stays_possible(here: Path) -> None:
     """What is proved to compute the same may take its place."""
     assert run(["optimize", "m.onnx", "-o", "m.onnx", "-q"]) == 0

@@ -64,8 +64,8 @@ def test_a_settings_file_may_hold_what_is_for_other_methods(here: Path, capsys: 
 @pytest.mark.parametrize(
     ("labelled", "told"),
     [
-        (False, "56 samples, in batches of 32; the other 8 of 64"),
-        (True, "16 samples, in batches of 32; the other 48 of 64"),
+        (False, "56 samples, in batches of 32; the rest of the 64"),
+        (True, "16 samples, in batches of 32; the rest of the 64"),
     ],
 )
 def test_it_says_how_many_samples_of_how_many_it_took(
@@ -75,7 +75,7 @@ def test_it_says_how_many_samples_of_how_many_it_took(
     np.savez(here / "l.npz", x=x, **({"y": np.arange(64) % 3} if labelled else {}))
     assert run(["quantize", "m.onnx", "--data", "l.npz", "-o", "q.onnx", "-q"]) == 0
     out = capsys.readouterr().out
-    assert f"calibrated on {told} are left for other roles" in out
+    assert f"calibrated on {told} is left for other roles" in out
     assert ("only 16 calibration samples of the 64 that there are" in out) is labelled
 
 

@@ -80,4 +80,4 @@ def _others(calibrated_on: Mapping[str, Json]) -> str:
     whole, used = calibrated_on.get("of"), calibrated_on.get("samples")
     if not isinstance(whole, int) or not isinstance(used, int) or whole == used:
         return ""
-    return f"; the other {whole - used:,} of {whole:,} are left for other roles"
+    return f"; the rest of the {whole:,} is left for other roles"
