@@ -5,7 +5,7 @@ Each takes and returns dataclasses; each writes its output whole or not at all.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from penstock import (
     golden,
     graph,
     inputs,
+    outputs,
     pipeline,
     precheck,
     registry,
@@ -137,6 +138,8 @@ def optimize(
     Raises ``InputError`` for a model that can't be read, ``GateError`` with ``strict`` where a pass fails.
     """
     settings, source, target = settings or OptimizeSettings(), Path(model), Path(output)
+    outputs.keep_apart({"-o": output, "--trace": trace}, {})  # the model may be replaced by what is proved to be it
+    outputs.keep_apart({"--trace": trace}, {"the model that is read": model})
     beside = target.parent.resolve() == source.parent.resolve() and not settings.runtime
     shared = precheck.files_beside(source)
     if beside and shared:
@@ -183,13 +186,18 @@ def quantize(
     *,
     data: DataSettings | None = None,
     seed: int = 0,
+    asked: Collection[str] | None = None,
 ) -> Quantized:
     """Write an int8 model to the file ``output``; return what was done. Raises ``InputError``.
 
-    Without data it calibrates on inputs made from the signature, and the result says so.
+    Without data it calibrates on inputs made from the signature, and the result says so. Raises ``UsageError`` where
+    ``output`` is the model or the data itself, and for a setting that the method doesn't read. ``asked`` names those
+    that were asked for (default: all that differ from their defaults).
     """
-    settings = settings or QuantizeSettings()
-    roles = role_feeds(Path(model), data or DataSettings(), seed)
+    settings, data = settings or QuantizeSettings(), data or DataSettings()
+    outputs.keep_apart({"-o": output}, {"the model that is read": model, "the data that is read": data.data})
+    quantize_stage.need_read(quantize_stage.changed(settings) if asked is None else asked, [settings.method])
+    roles = role_feeds(Path(model), data, seed)
 
     kept = Cache(store.default_cache())
     batches = calibration.of_feeds(roles.calibrate, settings.calibration_batch, golden=roles.golden, cache=kept)

@@ -36,7 +36,8 @@ class PenstockError(Exception):
         if self.where:
             shown.append(f"  where: {self.where}")
         if self.do:
-            shown.append(f"  do:    {self.do}")
+            first, *more = self.do.split("\n")
+            shown += [f"  do:    {first}", *(f"         {line}" for line in more)]
         return shown
 
     def to_json(self) -> dict[str, str | int]:

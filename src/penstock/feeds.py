@@ -132,6 +132,7 @@ def from_data(dataset: Dataset, signature: Signature, settings: DataSettings, se
         _check_fit(rows(0, 1), signature, dataset.name)
         described: dict[str, Json] = {
             "kind": "data", "role": role, "name": dataset.name, "digest": dataset.digest, "samples": len(split),
+            "of": len(train if role != "evaluate" or dataset.evaluate is None else dataset.evaluate),
             "seed": seed, "rows_sha256": hashlib.sha256(np.ascontiguousarray(index, dtype="<i8").tobytes()).hexdigest(),
             "preprocessing": to_json(dataset.preprocessing),
         }  # fmt: skip
@@ -155,12 +156,18 @@ def _dealt(dataset: Dataset, settings: DataSettings, seed: int) -> tuple[roles.R
     train = dataset.train
     count = len(train)
     golden, calibrate, select = settings.golden, settings.calibrate, settings.select
-    # a small set gives each role its share; without a test set of its own, evaluate needs one too
-    share = 4 if dataset.evaluate is None else 2
-    golden, calibrate, select = min(golden, count // 8), min(calibrate, count // share), min(select, count // 4)
+    if train.labels is None:  # nothing selects or evaluates then: what isn't golden calibrates
+        golden = min(golden, max(count // 8, 1))
+        calibrate, select = min(calibrate, count - golden), 0
+        least, why = 2, "one to calibrate on, and one to hold results against"
+    else:  # a small set gives each role its share; without a test set of its own, evaluate needs one too
+        share = 4 if dataset.evaluate is None else 2
+        golden, calibrate, select = min(golden, count // 8), min(calibrate, count // share), min(select, count // 4)
+        least, why = 8, "each plays one role only: golden, calibrate, select or evaluate"
     if golden < 1 or calibrate < 1:
-        do = "give at least 8 samples"
-        raise InputError("too-few-samples", f"{dataset.name} has {count} samples for training roles", do=do)
+        held = f"{count} sample{'' if count == 1 else 's'}" + ("" if train.labels is None else " with labels")
+        do = f"give at least {least}" + ("" if train.labels is None else ", or leave the labels out: then 2 are enough")
+        raise InputError("too-few-samples", f"{dataset.name} has {held}, and {least} are the least: {why}", do=do)
     dealt = roles.deal(train.labels, count, seed=seed, golden=golden, calibrate=calibrate, select=select)
     return dealt, np.setdiff1d(np.arange(count), np.concatenate([dealt.golden, dealt.calibrate, dealt.select]))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -12,7 +13,7 @@ from penstock.build_settings import BuildSettings
 from penstock.errors import InputError, MissingError, PenstockError, UsageError
 from penstock.frontends import Source
 from penstock.quantizers import Quantizer
-from penstock.stages import export
+from penstock.stages import export, quantize
 
 VARIANTS = ("source", "fp32", "fp16", "bf16", "slim", "int8", "int4")  # whose deployments a baseline may name
 
@@ -108,6 +109,9 @@ def _quantizer(settings: BuildSettings) -> None:
         method = cast(Quantizer, registry.load("quantizers", name))
         if problem := _available(method):
             raise MissingError("missing-extra", f"the quantizer {name!r} can't run here", do=problem)
+        _ask(method, "need", replace(settings.quantize, method=name))
+    methods = dict.fromkeys((settings.quantize.method, *settings.quantize.also_methods))
+    quantize.need_read(quantize.changed(settings.quantize), methods)
 
 
 def _backends(settings: BuildSettings) -> None:

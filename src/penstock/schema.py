@@ -56,6 +56,8 @@ def _field(field: Field) -> dict[str, Any]:
         one["enum"] = list(field.choices)
     if field.minimum is not None:
         one["minimum"] = int(field.minimum) if field.kind is int else field.minimum
+    if field.maximum is not None:
+        one["maximum"] = int(field.maximum) if field.kind is int else field.maximum
     shown: dict[str, Any] = {"type": "array", "items": one} if field.many else one
     shown = {**shown, "description": field.help}
     if field.default not in (None, (), ""):

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from penstock import calibration, feeds, graph, machine, precheck, registry, store, trial
+from penstock import calibration, feeds, graph, machine, outputs, precheck, registry, store, trial
 from penstock.backends import Loadable
 from penstock.data import DataSettings
 from penstock.deployment import Deployment
@@ -54,6 +54,7 @@ def search(
     from penstock import api
 
     evaluate = evaluate or EvaluateSettings()
+    outputs.keep_apart({"-o": output}, {"the model that is read": model, "the data that is read": data.data})
     if not data.data:
         raise UsageError("no-data", "a search measures accuracy and needs labelled data", do="give it with --data")
     path = Path(model)

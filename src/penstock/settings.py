@@ -38,9 +38,12 @@ SECTIONS: dict[str, str] = {
 OWN: dict[str, str] = {"search": "penstock.stages.search:SearchSettings"}
 
 
-def option(default: T, help: str, *, choices: tuple[str, ...] = (), flag: str = "", minimum: float | None = None) -> T:
-    """Declare a settings field: its default, its help line, its choices, another name for its flag, its least value."""
-    metadata = {"help": help, "choices": choices, "flag": flag, "minimum": minimum}
+def option(
+    default: T, help: str, *, choices: tuple[str, ...] = (), flag: str = "", minimum: float | None = None,
+    maximum: float | None = None,
+) -> T:  # fmt: skip
+    """Declare a settings field: its default, its help, its choices, another name for its flag, its least and most."""
+    metadata = {"help": help, "choices": choices, "flag": flag, "minimum": minimum, "maximum": maximum}
     field: T = dataclasses.field(default=default, metadata=metadata)
     return field
 
@@ -59,6 +62,7 @@ class Field:
     choices: tuple[str, ...]
     flag: str
     minimum: float | None
+    maximum: float | None = None
 
 
 def section_class(section: str) -> type:
@@ -79,7 +83,7 @@ def fields(section: str, cls: type | None = None) -> list[Field]:
         found.append(
             Field(
                 section, field.name, kind, many, optional, field.default,
-                meta.get("help", ""), meta.get("choices", ()), flag, meta.get("minimum"),
+                meta.get("help", ""), meta.get("choices", ()), flag, meta.get("minimum"), meta.get("maximum"),
             )
         )  # fmt: skip
     return found
@@ -212,4 +216,6 @@ def _scalar(field: Field, value: Any, where: str) -> Any:
         raise UsageError("bad-setting", f"{where} is one of {shown}, not {result!r}", where=where)
     if field.minimum is not None and result < field.minimum:
         raise UsageError("bad-setting", f"{where} is at least {field.minimum:g}, not {result!r}", where=where)
+    if field.maximum is not None and result > field.maximum:
+        raise UsageError("bad-setting", f"{where} is at most {field.maximum:g}, not {result!r}", where=where)
     return result

@@ -123,6 +123,12 @@ def test_bad_data(command: str, name: str, told: str, inputs: Path, capsys: pyte
     fails([w.replace("DATA", data).replace("IN", str(inputs)) for w in DATA[command]], 2, capsys, told, "do:")
 
 
+def test_data_that_nothing_reads_is_told_a_line_a_source(inputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["quantize", str(inputs / "good.onnx"), "--data", "nothing\nlike it", "-o", "q.onnx", "-q"]
+    err = fails(command, 2, capsys, "do:    these are read:", "\n         npz: An .npz file")
+    assert "\\x0a" not in err and "'nothing\\nlike it'" in err
+
+
 def test_an_unknown_command_and_option(inputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fails(["bild"], 2, capsys, "Did you mean 'build'")
     fails(["build", str(inputs / "good.onnx"), "--max-dorp", "1"], 2, capsys, "--max-drop")

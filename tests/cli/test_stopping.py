@@ -54,6 +54,25 @@ def test_what_does_not_go_on_does_not_say_so(
         assert cli.run(words) == 130 and told in capsys.readouterr().err
 
 
+def test_control_c_while_a_library_is_imported(tiny: ModuleType, tmp_path: Path) -> None:
+    """NumPy's C code turns the interrupt into an ImportError of its own."""
+    path = tiny.save(tiny.mlp(), tmp_path / "m.onnx")
+    (tmp_path / "stand").mkdir()
+    (tmp_path / "stand" / "onnxruntime.py").write_text(
+        "import os, signal, time\n"
+        "try:\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(5)\n"
+        "except KeyboardInterrupt:\n    raise ImportError('numpy._core.multiarray failed to import') from None\n"
+    )
+    found = environment(tmp_path)
+    places = [str(tmp_path / "stand"), *filter(None, [found.get("PYTHONPATH")])]
+    ended = subprocess.run(
+        [*PROGRAM, "build", str(path), "-o", str(tmp_path / "out"), "-q"], capture_output=True, text=True, check=False,
+        env=found | {"PYTHONPATH": os.pathsep.join(places)},
+    )  # fmt: skip
+    assert ended.returncode == 130, ended.stderr
+    assert "stopped" in ended.stderr and "pip install" not in ended.stderr
+
+
 def test_what_a_killed_process_left_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "JUST_MADE_S", 0.0)
     monkeypatch.setattr(files, "_swept", set())

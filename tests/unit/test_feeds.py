@@ -60,9 +60,15 @@ def test_small_sets_still_give_disjoint_roles(count: int) -> None:
     assert len(flat) == len(set(flat)) and all(taken)
 
 
-def test_too_few_samples() -> None:
-    with pytest.raises(InputError, match="7 samples"):
-        feeds.from_data(dataset(7), signature(), DataSettings(), seed=0)
+@pytest.mark.parametrize(
+    ("count", "labelled", "told", "cure"),
+    [(7, True, "7 samples with labels, and 8 are the least", "or leave the labels out"),
+     (1, False, "has 1 sample, and 2 are the least", "at least 2")],
+)  # fmt: skip
+def test_too_few_samples(count: int, labelled: bool, told: str, cure: str) -> None:
+    with pytest.raises(InputError, match=told) as caught:
+        feeds.from_data(dataset(count, labelled=labelled), signature(), DataSettings(), seed=0)
+    assert cure in caught.value.do
 
 
 def test_another_seed_deals_others_and_the_same_seed_the_same() -> None:
@@ -99,6 +105,15 @@ def test_classes_are_spread_evenly() -> None:
 def test_unlabelled_data_has_nothing_to_select_or_evaluate() -> None:
     got = feeds.from_data(dataset(labelled=False), signature(), SETTINGS, seed=0)
     assert got.select is None and got.evaluate is None and got.golden.count == 4
+
+
+@pytest.mark.parametrize(("count", "golden", "calibrate"), [(2, 1, 1), (7, 1, 6), (40, 5, 35), (130, 16, 114)])
+def test_all_unlabelled_samples_but_a_golden_part_calibrate(count: int, golden: int, calibrate: int) -> None:
+    got = feeds.from_data(dataset(count, labelled=False), signature(), DataSettings(), seed=0)
+    assert (got.golden.count, got.calibrate.count) == (golden, calibrate)
+    assert set(indices(got.golden)).isdisjoint(indices(got.calibrate)) and got.calibrate.description["of"] == count
+    few = feeds.from_data(dataset(count, labelled=False), signature(), DataSettings(calibrate=1), seed=0)
+    assert few.calibrate.count == 1 and few.golden.count == golden
 
 
 # --- batches

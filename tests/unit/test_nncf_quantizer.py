@@ -90,10 +90,20 @@ def test_its_failure_is_told_in_one_line(
     assert capsys.readouterr().out == ""
 
 
-def test_what_it_has_no_setting_for_is_refused(stand: Stand, tiny: ModuleType, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"activations": "int16"}, "chooses the type"), ({"format": "qoperator"}, "writes pairs"),
+        ({"quantize_outputs": True}, "decides itself"), ({"consumer": "tensorrt"}, "can't serve"),
+        ({"consumer": "integer-only"}, "can't serve"),
+    ],
+)  # fmt: skip
+def test_what_it_has_no_setting_for_is_refused(
+    changed: dict, told: str, stand: Stand, tiny: ModuleType, tmp_path: Path
+) -> None:
     source = tiny.save(tiny.mlp(), tmp_path / "m.onnx")
-    settings = QuantizeSettings(method="nncf", activations="int16")
-    with pytest.raises(UsageError, match="chooses the type"):
+    settings = QuantizeSettings(method="nncf", **changed)
+    with pytest.raises(UsageError, match=told):
         quantize(source, batches(), settings, tmp_path / "q.onnx")
 
 

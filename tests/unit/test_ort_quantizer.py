@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from penstock.errors import InputError
+from penstock.errors import InputError, UsageError
 from penstock.metrics import compare
 from penstock.stages.quantize import QuantizeSettings, quantize
 
@@ -181,3 +181,39 @@ def test_biases_of_two_axes_are_flattened(tiny: ModuleType, tmp_path: Path) -> N
     want, got = tiny.oracle(model, {"x": rows})[0], run(tmp_path / "out" / "q.onnx", rows)
     assert (compare(got, want, logits=False).sqnr_db or 0) > 20
     assert "b" not in [held.name for held in made.graph.initializer]
+
+
+@pytest.mark.parametrize(
+    ("settings", "id"),
+    [
+        ({"consumer": "openvino"}, "wrong-consumer"),
+        ({"consumer": "tensorrt"}, "wrong-consumer"),
+        ({"consumer": "integer-only"}, "wrong-consumer"),
+        ({"activations": "int16"}, "cannot-serve"),
+        ({"quantize_outputs": True}, "cannot-serve"),
+    ],
+)
+def test_what_the_library_is_not_asked_for_is_refused(
+    settings: dict, id: str, tiny: ModuleType, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        quantized(tiny, tmp_path, tiny.mlp(), ROWS, **settings)
+    assert caught.value.id == id and caught.value.where.startswith("--") and "--method static" in caught.value.do
+
+
+@pytest.mark.parametrize("activations", ["uint8", "int8"])
+def test_operators_on_integers(activations: str, tiny: ModuleType, tmp_path: Path) -> None:
+    model = tiny.conv()
+    made, facts = quantized(tiny, tmp_path, model, IMAGES, format="qoperator", activations=activations)
+    assert "QLinearConv" in {node.op_type for node in made.graph.node} and facts["format"] == "QOPERATOR"
+    want = tiny.oracle(model, {"x": IMAGES})[0]
+    assert (compare(run(tmp_path / "out" / "q.onnx", IMAGES), want, logits=False).sqnr_db or 0) > 20
+
+
+@pytest.mark.parametrize(("target", "most"), [("avx2", 64), ("vnni", 127)])
+def test_weights_keep_to_the_bits_of_the_target(target: str, most: int, tiny: ModuleType, tmp_path: Path) -> None:
+    made, facts = quantized(tiny, tmp_path, tiny.conv(), IMAGES, target_cpu=target)
+    held = [numpy_helper.to_array(one) for one in made.graph.initializer if one.data_type == TensorProto.INT8]
+    assert max(np.abs(array.astype(int)).max() for array in held) == most  # 2 · 255 · 64 fits into 16 bits
+    assert (facts["weight_bits"], facts["target_cpu"]) == (7 if target == "avx2" else 8, target)
+    assert any("has no VNNI" in note for note in facts["notes"]) is (target == "avx2")

@@ -11,6 +11,7 @@ import pytest
 from onnx import numpy_helper
 
 from penstock import searching
+from penstock.cli._search import _points
 from penstock.data import DataSettings
 from penstock.errors import UsageError
 from penstock.stages import quantize as quantize_stage
@@ -324,6 +325,13 @@ def test_an_interrupted_search_goes_on_with_layers_in_float_and_in_16_bits(
     again = searching.search(model, tmp_path / "again.onnx", data, wanted, quantize=base, bench=FAST)
     assert all(rung.reused or "can't be made" in rung.refused for rung in again.rungs)
     assert len({*made}) == len(found.rungs) and again.chosen == found.chosen
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(-0.0, "+0.00"), (-0.004, "+0.00"), (0.0, "+0.00"), (-0.006, "-0.01"), (1.26, "+1.26")]
+)
+def test_a_drop_of_nothing_has_no_sign_of_its_own(value: float, text: str) -> None:
+    assert _points(value) == text
 
 
 def test_without_labels_there_is_nothing_to_search_by(tiny: ModuleType, tmp_path: Path) -> None:

@@ -136,6 +136,7 @@ PATIENCE_S = 10.0
 def _stop_tidily() -> None:
     """Let SIGTERM and SIGHUP stop the work as Ctrl-C does, so that scratch folders and workers go with it.
 
+    Which one came is kept, Ctrl-C's too: a library whose import is interrupted may raise another error in its place.
     A signal can't interrupt a runtime's own loop: after ten seconds the process ends whatever it is in.
     """
 
@@ -143,9 +144,10 @@ def _stop_tidily() -> None:
         _stopped_by.append(number)
         raise KeyboardInterrupt
 
-    for name in ("SIGTERM", "SIGHUP"):
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) == signal.SIG_DFL:  # nohup has it ignored
+        # nohup has it ignored
+        if number is not None and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
             signal.signal(number, stop)
     read, write = os.pipe()
     os.set_blocking(write, False)
@@ -171,6 +173,8 @@ def run(arguments: list[str]) -> int:
     except PenstockError as error:
         if verbose:
             traceback.print_exc()
+        if _stopped_by:
+            return _stopped(arguments)
         _tell(error, arguments)
         return error.exit_code
     except click.ClickException as error:
@@ -180,14 +184,7 @@ def run(arguments: list[str]) -> int:
             error.show()
         return 2
     except (click.Abort, KeyboardInterrupt):
-        with contextlib.suppress(OSError):  # after a hang-up there may be no terminal
-            kept = (
-                "the same command goes on where it stopped"
-                if "build" in arguments[:1]
-                else "nothing half-written is left"
-            )
-            click.echo(f"stopped; {kept}", err=True)
-        return 128 + _stopped_by[0] if _stopped_by else 130
+        return _stopped(arguments)
     except BrokenPipeError:
         _let_go_of_stdout()
         return 0
@@ -214,6 +211,8 @@ def run(arguments: list[str]) -> int:
     except Exception as error:  # a fault of ours: said in one line, the rest behind -v
         if verbose:
             traceback.print_exc()
+        if _stopped_by:
+            return _stopped(arguments)
         what, do = f"{type(error).__name__}: {error}", "run again with -v and report what it shows"
         if owner := _third_party().get(arguments[0] if arguments else ""):
             what = f"the command {arguments[0]!r} of {owner} failed: {what}"
@@ -221,6 +220,16 @@ def run(arguments: list[str]) -> int:
         else:
             _tell(PenstockError("internal", f"internal error: {what}", do=do), arguments)
         return 2
+
+
+def _stopped(arguments: list[str]) -> int:
+    """Say that the work was stopped; return the exit code of the signal that stopped it."""
+    with contextlib.suppress(OSError):  # after a hang-up there may be no terminal
+        kept = (
+            "the same command goes on where it stopped" if "build" in arguments[:1] else "nothing half-written is left"
+        )
+        click.echo(f"stopped; {kept}", err=True)
+    return 128 + _stopped_by[0] if _stopped_by else 130
 
 
 def _while_printing(error: OSError) -> bool:

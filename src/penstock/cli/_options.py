@@ -131,6 +131,23 @@ def given(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return found
 
 
+class FileToWrite(click.Path):
+    """A file that a command writes; a name that can only be a folder's, or nobody's, is refused at once."""
+
+    def __init__(self) -> None:
+        super().__init__(dir_okay=False)
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        """Refuse the names that a file can't have."""
+        text = str(value)
+        if not text.strip():
+            self.fail("no file is named.", parameter, context)
+        if text.endswith(("/", "/.", "/..")) or text in (".", ".."):
+            self.fail(f"{text!r} names a folder; name a file, such as {text.rstrip('/.') or '.'}/model.onnx.",
+                      parameter, context)  # fmt: skip
+        return super().convert(value, parameter, context)
+
+
 def common(function: F) -> F:
     """Add --json, --quiet and --verbose."""
     function = click.option("-v", "--verbose", is_flag=True, help="Show the whole traceback of an error.")(function)

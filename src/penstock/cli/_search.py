@@ -52,10 +52,14 @@ def _figures(rung: Measured) -> list[str]:
     if rung.drop is None or rung.drop_range is None:
         cells.append("–")
     else:
-        drop, low, high = (figure + 0.0 for figure in (rung.drop, *rung.drop_range))  # no zero has a minus
-        cells.append(f"{drop:+.2f} ({low:+.2f} to {high:+.2f})")
+        cells.append(f"{_points(rung.drop)} ({_points(rung.drop_range[0])} to {_points(rung.drop_range[1])})")
     if rung.latency is None or rung.latency_range is None:
         cells.append("not timed" if rung.score is not None else "–")
     else:
         cells.append(f"{rung.latency:.2f} ({rung.latency_range[0]:.2f}–{rung.latency_range[1]:.2f})")
     return cells
+
+
+def _points(value: float) -> str:
+    """Write a difference with its sign; one that rounds to nothing has none of its own."""
+    return f"{round(value, 2) + 0.0:+.2f}"

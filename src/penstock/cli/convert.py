@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from penstock.cli import _console
-from penstock.cli._options import common, config, given, sections
+from penstock.cli._options import FileToWrite, common, config, given, sections
 from penstock.cli._settings import checking
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ SHOWN = 40  # kinds of changes that are printed
 
 @click.command(epilog=EPILOG)
 @click.argument("model", type=click.Path())
-@click.option("-o", "--output", type=click.Path(dir_okay=False), required=True, help="The .onnx file to write.")
+@click.option("-o", "--output", type=FileToWrite(), required=True, help="The .onnx file to write.")
 @click.option("--opset", metavar="N|lowest", required=True,
               help="The opset to write, or lowest: the lowest that every node can be said in.")  # fmt: skip
 @click.option("--proof/--no-proof", "prove", default=True, help="Run the result beside the original and compare.")

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from penstock.cli import _console
-from penstock.cli._options import common
+from penstock.cli._options import FileToWrite, common
 from penstock.errors import UsageError
 
 EPILOG = """\b
@@ -21,7 +21,7 @@ Examples:
 
 @click.command(epilog=EPILOG)
 @click.argument("source", required=False, type=click.Path())
-@click.option("-o", "--output", type=click.Path(dir_okay=False), default="penstock.toml", show_default=True,
+@click.option("-o", "--output", type=FileToWrite(), default="penstock.toml", show_default=True,
               help="The settings file to write.")  # fmt: skip
 @click.option("--data", default=None, help="The data set, instead of the question.")
 @click.option("--yes", is_flag=True, help="Ask nothing: take what is found, and defaults.")

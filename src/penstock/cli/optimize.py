@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from penstock.cli import _console
-from penstock.cli._options import common, config, given, sections
+from penstock.cli._options import FileToWrite, common, config, given, sections
 from penstock.cli._settings import checking, one
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ What happened to one node, and why not more: penstock explain model.onnx NODE
 
 @click.command(epilog=EPILOG)
 @click.argument("model", type=click.Path())
-@click.option("-o", "--output", type=click.Path(dir_okay=False), required=True, help="The .onnx file to write.")
-@click.option("--trace", type=click.Path(dir_okay=False), default=None,
+@click.option("-o", "--output", type=FileToWrite(), required=True, help="The .onnx file to write.")
+@click.option("--trace", type=FileToWrite(), default=None,
               help="Write every step there, as JSON: the graph as it came, and an event for each change.")  # fmt: skip
 @sections("check", "optimize", short={"optimize__opset": "--opset"})
 @config

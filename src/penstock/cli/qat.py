@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from penstock.cli import _console
-from penstock.cli._options import common, config, given, of_class, sections
+from penstock.cli._options import FileToWrite, common, config, given, of_class, sections
 from penstock.cli._settings import checking, one
 
 if TYPE_CHECKING:
@@ -26,10 +26,10 @@ A module of your own with a loop of your own: see penstock.qat in Python.
 
 @click.command(epilog=EPILOG)
 @click.argument("source", type=click.Path())
-@click.option("-o", "--output", type=click.Path(dir_okay=False), required=True, help="The int8 .onnx file to write.")
-@click.option("--float-output", type=click.Path(dir_okay=False), default=None,
+@click.option("-o", "--output", type=FileToWrite(), required=True, help="The int8 .onnx file to write.")
+@click.option("--float-output", type=FileToWrite(), default=None,
               help="A float .onnx file to write the trained weights to as well.")  # fmt: skip
-@click.option("--checkpoint", type=click.Path(dir_okay=False), default=None,
+@click.option("--checkpoint", type=FileToWrite(), default=None,
               help="A file that keeps the run after each epoch; the same command goes on from it.")  # fmt: skip
 @click.option("--weights", default="", help="Weights of a PyTorch source: .safetensors, or .pt with tensors only.")
 @click.option("--threads", type=click.IntRange(min=0), default=0, show_default=True,

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from penstock.cli import _console, _layers
-from penstock.cli._options import common, config, given, sections
+from penstock.cli._options import FileToWrite, common, config, given, sections
 from penstock.cli._settings import checking, one
+
+if TYPE_CHECKING:
+    from penstock.jsonable import Json
 
 EPILOG = """\b
 Examples:
@@ -20,7 +24,7 @@ Examples:
 
 @click.command(epilog=EPILOG)
 @click.argument("model", type=click.Path())
-@click.option("-o", "--output", type=click.Path(dir_okay=False), required=True, help="The .onnx file to write.")
+@click.option("-o", "--output", type=FileToWrite(), required=True, help="The .onnx file to write.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the data roles and made-up inputs.")
 @click.option("--explain", is_flag=True, help="Tell of each layer what was done, its range, and why any is in float.")
 @sections("check", "quantize", "data")
@@ -33,13 +37,23 @@ def command(
     """Make a quantized MODEL: int8 by default, its ranges from the calibration samples."""
     from penstock import api
     from penstock.data import DataSettings
+    from penstock.errors import UsageError
     from penstock.stages.quantize import QuantizeSettings
 
     flags = given(values)
+    asked = flags.get("quantize", {})
+    for flag, is_given in (
+        ("--no-quantize", asked.get("quantize") is False),
+        ("--also-methods", "also_methods" in asked),
+    ):
+        if is_given:
+            what = f"{flag} says what a build makes, and this command makes one quantized model"
+            raise UsageError("bad-setting", what, where=flag, do="leave it out; --method names the method")
     settings, data = one("quantize", QuantizeSettings, flags, config), one("data", DataSettings, flags, config)
     with _console.progress(quiet) as progress, checking(flags, config):
         progress.begin("quantize", model)
-        done = api.quantize(model, output, settings, data=data, seed=seed)
+        # what a settings file says for the other methods of a build is nothing that was asked for here
+        done = api.quantize(model, output, settings, data=data, seed=seed, asked=asked)
         progress.end(output)
     if as_json:
         _console.emit("quantize", done)
@@ -51,7 +65,7 @@ def command(
         click.echo("note: no data was given; the ranges come from made-up inputs and will not fit real ones")
     if facts.get("calibration_samples"):
         in_batches = f", in batches of {facts['calibration_batch']}" if "calibration_batch" in facts else ""
-        click.echo(f"calibrated on {facts['calibration_samples']} samples{in_batches}")
+        click.echo(f"calibrated on {facts['calibration_samples']} samples{in_batches}{_others(done.calibrated_on)}")
     if explain:
         _layers.show(facts)
     left = facts.get("operators_left_in_float")
@@ -59,3 +73,11 @@ def command(
         click.echo(f"left in float: {', '.join(map(str, left))}")
     click.echo(f"wrote {output}: {done.size_bytes / 1e6:.2f} MB")
     return 0
+
+
+def _others(calibrated_on: Mapping[str, Json]) -> str:
+    """Say how many samples the data has that don't calibrate."""
+    whole, used = calibrated_on.get("of"), calibrated_on.get("samples")
+    if not isinstance(whole, int) or not isinstance(used, int) or whole == used:
+        return ""
+    return f"; the rest of the {whole:,} is left for other roles"

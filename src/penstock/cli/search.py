@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from penstock.cli import _console
-from penstock.cli._options import common, config, given, sections
+from penstock.cli._options import FileToWrite, common, config, given, sections
 from penstock.cli._settings import checking, one
 
 EPILOG = """\b
@@ -20,7 +20,7 @@ Examples:
 
 @click.command(epilog=EPILOG)
 @click.argument("model", type=click.Path())
-@click.option("-o", "--output", type=click.Path(dir_okay=False), required=True, help="The .onnx file to write.")
+@click.option("-o", "--output", type=FileToWrite(), required=True, help="The .onnx file to write.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the data roles.")
 @sections("check", "search", "quantize", "data", "evaluate", "bench")
 @config

@@ -47,7 +47,7 @@ def _named(spec: str) -> tuple[str, DatasetSource]:
     what = f"no data source reads {spec!r}" if spec else "no data set is given"
     if "/" in spec and ":" not in spec and not Path(spec).expanduser().exists():
         what = f"there is no file or folder {spec!r}"
-    raise InputError("unknown-data", what, where="--data", do="\n         ".join(["these are read:", *understood]))
+    raise InputError("unknown-data", what, where="--data", do="\n".join(["these are read:", *understood]))
 
 
 def _claims(source: DatasetSource, spec: str) -> bool:

@@ -13,11 +13,14 @@ import torch
 from torch import nn
 
 from penstock import store
+from penstock.errors import UsageError
 
 if TYPE_CHECKING:
     from penstock.qat.loop import Epoch
     from penstock.qat.preparation import Prepared
     from penstock.qat.settings import Recipe
+
+KEYS = ("key", "module", "optimizer", "epochs", "best", "chosen")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +31,23 @@ class Checkpoint:
     key: str
 
     def load(self) -> dict[str, Any] | None:
-        """Return the state of this run after its last whole epoch; ``None`` where there is none, or another run's."""
-        try:
-            found = torch.load(self.path, weights_only=True)
-        except Exception:  # no file, or something else under that name, which this run replaces
-            return None
-        return found if isinstance(found, dict) and found.get("key") == self.key else None
+        """Return the state of this run after its last whole epoch; ``None`` where there is none yet.
+
+        Raises ``UsageError`` for a file that holds something else, or another run: neither is written over.
+        """
+        with store.explained(self.path):
+            if not self.path.exists() or not self.path.stat().st_size:
+                return None
+            held = self.path.read_bytes()
+        found = _read(held)
+        if found is None:
+            what = "the file that would keep the run holds something else than a checkpoint of penstock qat"
+            raise UsageError("not-a-checkpoint", what, where=str(self.path), do="name another file: --checkpoint")
+        if found["key"] != self.key:
+            what = "the checkpoint is another run's: its weights, grids, recipe, seed or data are others"
+            do = "give the command that it was begun with, name another file with --checkpoint, or remove this one"
+            raise UsageError("not-a-checkpoint", what, where=str(self.path), do=do)
+        return found
 
     def save(
         self, module: nn.Module, optimizer: torch.optim.Optimizer, epochs: Sequence[Epoch], best: dict[str, Any],
@@ -47,6 +61,15 @@ class Checkpoint:
         }  # fmt: skip
         torch.save(state, buffer)
         store.write_bytes(self.path, buffer.getvalue())
+
+
+def _read(held: bytes) -> dict[str, Any] | None:
+    """Return what a checkpoint of the given loop holds; ``None`` for a file of something else."""
+    try:
+        found = torch.load(io.BytesIO(held), weights_only=True)
+    except Exception:  # torch raises many types for what it can't read
+        return None
+    return found if isinstance(found, dict) and found.keys() == set(KEYS) else None
 
 
 def of(path: str | Path | None, prepared: Prepared, recipe: Recipe, seed: int, data: str) -> Checkpoint | None:

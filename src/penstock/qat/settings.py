@@ -16,7 +16,9 @@ class QatSettings:
     consumer: str = option("ort-cpu", "what will run it: decides which tensors are quantized", choices=CONSUMERS)
     activations: str = option("", "type of activations (default: the consumer's own)", choices=("", *ACTIVATIONS))
     ranges: str = option("auto", "how the ranges that training begins with are chosen", choices=("auto", *RANGES))
-    percentile: float = option(99.99, "share of the values in per cent that `--ranges percentile` keeps", minimum=50)
+    percentile: float = option(
+        99.99, "share of the values in per cent that `--ranges percentile` keeps", minimum=50, maximum=100
+    )
     equalize: bool = option(True, "scale channels against each other before, where one grid doesn't fit them all")
     smooth: bool = option(True, "the same through normalizations, for transformers (SmoothQuant)")
     per_channel: bool = option(True, "one scale per output channel of a weight", flag="--per-channel/--per-tensor")

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from penstock import calibration, datasets, feeds, graph, intervals, store, trial
+from penstock import calibration, datasets, feeds, graph, intervals, outputs, store, trial
 from penstock.data import Dataset, DataSettings
 from penstock.errors import InputError, UsageError
 from penstock.feeds import Feeds, RoleFeeds
@@ -60,10 +60,14 @@ def run(
     """Train ``source`` on the training samples that no role judges by, and write the int8 model to ``output``.
 
     The golden set, the select role and the evaluate role are never trained on; select chooses the best state.
-    ``threads`` are torch's; 0 leaves it its own number. Raises ``UsageError`` without labelled data, ``InputError`` for
-    what can't be exported, quantized or trained.
+    ``threads`` are torch's; 0 leaves it its own number. Raises ``UsageError`` without labelled data and where a result
+    would be written over what is read, ``InputError`` for what can't be exported, quantized or trained.
     """
     settings, recipe = settings or QatSettings(), recipe or Recipe()
+    outputs.keep_apart(
+        {"-o": output, "--float-output": float_output, "--checkpoint": checkpoint},
+        {"the source that is read": source, "the weights that are read": weights, "the data that is read": data.data},
+    )
     if not data.data:
         raise UsageError("no-data", "training needs labelled data", do="give it with --data")
     dataset = datasets.find(data.data, data, progress)

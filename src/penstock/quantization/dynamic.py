@@ -48,6 +48,7 @@ class Wanted:
     per_channel: bool = True
     small: bool = False  # convert layers too small to gain
     convolutions: bool = False  # convert them, though they get slower
+    bits: int = 8  # of signed weights; with 7 no sum of two products leaves 16 bits, which some CPUs add them in
 
 
 Told = dict[Layer, dict[str, "Json"]]  # of layers on integers: what rounding did to their weights
@@ -245,7 +246,8 @@ class _Dynamic:
         if (value, how) not in self.held:
             graph = value.graph
             assert graph is not None
-            made = rounded(fit.numbers(value) if real is None else real, per_column=self.wanted.per_channel)
+            numbers = fit.numbers(value) if real is None else real
+            made = rounded(numbers, per_column=self.wanted.per_channel, bits=self.wanted.bits)
             names = ("quantized", "scale", "zero_point")
             arrays = (made.whole, made.scale.astype(np.float32), made.zero)
             held = [self.writer.hold(graph, f"{value.name}_{n}", a) for n, a in zip(names, arrays, strict=True)]

@@ -16,7 +16,6 @@ from penstock.quantization.grid import SMALLEST, Grid, of_weights
 if TYPE_CHECKING:
     Array = np.ndarray[Any, np.dtype[Any]]
 
-LOW, HIGH = -128, 127
 SHRINKS = np.linspace(1.0, 0.7, 13)  # parts of the range of a column that are tried
 
 
@@ -30,16 +29,16 @@ class Rounded:
     sqnr_db: float | None
 
 
-def matrix(real: Array, *, per_column: bool = True, even: bool = False) -> Rounded:
+def matrix(real: Array, *, per_column: bool = True, bits: int = 8, even: bool = False) -> Rounded:
     """Round a matrix ``(terms, columns)``. ``even``: let the errors in a column add up to nothing."""
-    grid = of_columns(real, per_column=per_column)
+    grid = of_columns(real, per_column=per_column, bits=bits)
     whole = balanced(real, grid) if even else grid.quantize(real)
     return Rounded(whole, grid.scale, grid.zero.astype(np.int8), _sqnr(grid.dequantize(whole), real))
 
 
-def recurrent(real: Array, *, per_column: bool = True) -> Rounded:
+def recurrent(real: Array, *, per_column: bool = True, bits: int = 8) -> Rounded:
     """Round an LSTM's weights ``(directions, 4·hidden, inputs)``; the integers have the last two axes swapped."""
-    grids = [of_weights(one, 0 if per_column else None) for one in real]
+    grids = [of_weights(one, 0 if per_column else None, bits=bits) for one in real]
     whole = np.stack([grid.quantize(one) for grid, one in zip(grids, real, strict=True)])
     back = np.stack([grid.dequantize(one) for grid, one in zip(grids, whole, strict=True)])
     scale = np.stack([grid.scale for grid in grids])
@@ -47,10 +46,11 @@ def recurrent(real: Array, *, per_column: bool = True) -> Rounded:
     return Rounded(turned, scale, np.zeros(scale.shape, np.int8), _sqnr(back, real))
 
 
-def kernel(real: Array, *, per_column: bool = True) -> Rounded:
+def kernel(real: Array, *, per_column: bool = True, bits: int = 8) -> Rounded:
     """Round a convolution's weights ``(channels, ...)`` to uint8; the scales stand beside a result of that rank.
 
-    ConvInteger of ONNX Runtime has a slow loop alone for signed weights.
+    ConvInteger of ONNX Runtime has a slow loop alone for signed weights. Two of uint8 are multiplied in 16 bits and
+    added in 32, on every CPU: ``bits`` makes no difference here.
     """
     grid = of_weights(real, 0 if per_column else None)
     whole = grid.quantize(real)
@@ -65,22 +65,26 @@ def _sqnr(got: Array, want: Array) -> float | None:
     return 10 * float(np.log10(signal / noise)) if noise and signal else None
 
 
-def of_columns(real: Array, *, per_column: bool = True) -> Grid:
-    """Choose a grid for a matrix ``(terms, columns)``: of the ranges tried, the one of the smallest squared error."""
+def of_columns(real: Array, *, per_column: bool = True, bits: int = 8) -> Grid:
+    """Choose a grid for a matrix ``(terms, columns)``: of the ranges tried, the one of the smallest squared error.
+
+    The integers are of so many ``bits``, signed: a zero point moves them within these.
+    """
+    bottom, top = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
     flat = real.astype(np.float32) if per_column else real.astype(np.float32).reshape(-1, 1)
     low, high = np.minimum(flat.min(axis=0), 0), np.maximum(flat.max(axis=0), 0)
     best = np.full(flat.shape[1], np.inf)
     scale, zero = np.zeros(flat.shape[1], np.float32), np.zeros(flat.shape[1], np.int64)
     for part in SHRINKS:
-        tried = np.maximum((high - low) * np.float32(part) / (HIGH - LOW), SMALLEST).astype(np.float32)
-        point = np.clip(np.rint(LOW - low * np.float32(part) / tried), LOW, HIGH)
-        whole = np.clip(np.rint(flat / tried) + point, LOW, HIGH)
+        tried = np.maximum((high - low) * np.float32(part) / (top - bottom), SMALLEST).astype(np.float32)
+        point = np.clip(np.rint(bottom - low * np.float32(part) / tried), bottom, top)
+        whole = np.clip(np.rint(flat / tried) + point, bottom, top)
         error = np.square((whole - point) * tried - flat).sum(axis=0)
         better = error < best * (1 - 1e-9)
         best[better], scale[better], zero[better] = error[better], tried[better], point[better]
     if per_column:
-        return Grid("int8", scale, zero, 1, LOW, HIGH)
-    return Grid("int8", scale.reshape(()), zero.reshape(()), None, LOW, HIGH)
+        return Grid("int8", scale, zero, 1, bottom, top)
+    return Grid("int8", scale.reshape(()), zero.reshape(()), None, bottom, top)
 
 
 def balanced(real: Array, grid: Grid) -> Array:

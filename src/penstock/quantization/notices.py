@@ -30,6 +30,8 @@ def few(batches: Batches, seen: Mapping[str, Statistics]) -> list[str]:
     middle, worst = found[len(found) // 2], found[-1]
     name = max(seen.values(), key=Statistics.instability).tensor
     count = f"{batches.count} calibration sample{'' if batches.count == 1 else 's'}"
+    if (whole := batches.description.get("of")) is not None:
+        count += f" of the {whole} that there are"
     return [
         f"only {count}: leaving out one of them narrows the range of half of the tensors by {middle:.0%} or more, "
         f"that of {name!r} by {worst:.0%}; give {FEW} or more"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -34,12 +34,14 @@ def prepared(path: Path, *, opset: int = OPSET, exclude: Collection[str] = ()) -
         libraries = custom_domains.libraries(path)
         if not libraries:
             what = f"calibrating would run operators of {custom[0].domain!r}, and no library of theirs is named"
-            raise InputError("cannot-quantize", what, where=str(path), do="build with --no-quantize")
+            do = f"name it: --allow-domain {custom[0].domain}=LIBRARY"
+            raise InputError("cannot-quantize", what, where=str(path), do=do)
     graph.inline(loaded)
     unfuse(loaded)
+    before = results(loaded)
     model = raised(folded(loaded), opset, path)
     named(model)
-    known_names(model, exclude)
+    known_names(model, exclude, before)
     return model
 
 
@@ -107,10 +109,28 @@ def named(model: ir.Model) -> None:
                 values.add(name)
 
 
-def known_names(model: ir.Model, exclude: Collection[str]) -> None:
-    """Refuse a name to exclude that no node has: a slip would leave the node quantized."""
-    known = [node.name for node in model.graph.all_nodes() if node.name]
+def results(model: ir.Model) -> dict[str, list[str]]:
+    """Return the names of what each named node makes, by the node's."""
+    return {
+        node.name: [value.name for value in node.outputs if value.name]
+        for node in model.graph.all_nodes() if node.name
+    }  # fmt: skip
+
+
+def known_names(model: ir.Model, exclude: Collection[str], before: Mapping[str, list[str]] | None = None) -> None:
+    """Refuse a name to exclude that no node has: a slip would leave the node quantized.
+
+    ``before`` are the :func:`results` before anything was folded: of a node that is gone since, it is told so, with the
+    node that makes its result now.
+    """
+    known = {node.name: node for node in model.graph.all_nodes() if node.name}
     for name in exclude:
+        if name not in known and name in (before or {}):
+            what = f"the node {name!r} isn't there when layers are quantized: it was folded into others"
+            made = {value.name: one for one, node in known.items() for value in node.outputs}
+            now = next((made[value] for value in (before or {})[name] if value in made), None)
+            do = f"exclude {now!r}, which makes its result now" if now else "leave it out: nothing of it is quantized"
+            raise UsageError("unknown-node", what, where="--exclude", do=do)
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             do = f"did you mean {near[0]!r}?" if near else "`penstock inspect` lists the nodes"

@@ -92,9 +92,25 @@ def measure(study: Study, made: Quantized, samples: Batches) -> list[Saturation]
     return sorted((one for one in found if one.share > 0), key=lambda one: one.sqnr_db)
 
 
+def bits(target: str) -> int:
+    """Return of how many bits weights may be for products of uint8 and int8 on the target's CPU."""
+    return SAFE_BITS if lacks_vnni(target) else 8
+
+
+def unmeasured(target: str) -> str:
+    """Say in words that weights were kept within 7 bits, where there are no samples to measure on."""
+    return (
+        f"{_where(target)} has no VNNI: weights are kept within {SAFE_BITS} bits, so that no sum of products is clipped"
+    )
+
+
+def _where(target: str) -> str:
+    return "this CPU" if target == "host" else f"a CPU with {target}"
+
+
 def note(found: Sequence[Saturation], target: str) -> str:
     """Say in words what full weights would do on the target, and that they were kept within 7 bits."""
-    where = "this CPU" if target == "host" else f"a CPU with {target}"
+    where = _where(target)
     if not found:
         return f"{where} has no VNNI: weights are kept within {SAFE_BITS} bits; with 8 no sum would have been clipped"
     worst = found[0]

@@ -14,10 +14,15 @@ if TYPE_CHECKING:
     from penstock.stages.quantize import QuantizeSettings
 
 
+FLOAT = "use the float model as it is"  # the cure where a method finds nothing; a build goes on by itself
+
+
 class Quantizer(Protocol):
     """One way to make a quantized model.
 
     A method that looks at no samples has ``NEEDS_SAMPLES = False``: then there may be none, and they aren't checked.
+    ``READS`` are the names of the settings that it reads, beside ``exclude``: others that are asked for with it are an
+    error; without ``READS`` none is. ``need(settings)``, if there is one, raises ``UsageError`` for what isn't served.
     """
 
     def available(self) -> str:

@@ -16,9 +16,20 @@ if TYPE_CHECKING:
     from penstock.stages.quantize import QuantizeSettings
 
 
+READS = frozenset({"consumer", "half_compute", "half_margin"})
+
+
 def available() -> str:
     """Return "": it needs nothing but ONNX Runtime, which is always there."""
     return ""
+
+
+def need(settings: QuantizeSettings) -> None:
+    """Raise ``UsageError`` for a consumer that bf16 is no use to."""
+    from penstock.quantization.half.convert import need_floats
+    from penstock.quantization.half.types import BF16
+
+    need_floats(BF16, settings)
 
 
 def quantize(

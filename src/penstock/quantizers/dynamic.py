@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from penstock import graph
 from penstock.errors import InputError, UsageError
+from penstock.quantizers import FLOAT
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from penstock.stages.quantize import QuantizeSettings
 
 NEEDS_SAMPLES = False
+READS = frozenset({
+    "consumer", "activations", "format", "quantize_outputs", "per_channel", "force_small", "force_conv", "target_cpu",
+})  # fmt: skip
 _OPSET = 11  # the first with DynamicQuantizeLinear
 _UNSERVED = {
     "integer-only": "it has no float arithmetic, and ranges are found in float at run time",
@@ -37,22 +41,24 @@ def quantize(
     model: Path, batches: Iterable[Mapping[str, np.ndarray]], settings: QuantizeSettings, into: Path
 ) -> Mapping[str, Json]:
     """Quantize ``model``; see :class:`penstock.quantizers.Quantizer`. ``batches`` aren't looked at."""
-    from penstock.quantization import dynamic, prepare
+    from penstock.quantization import dynamic, prepare, saturation
 
-    _refuse(settings)
+    need(settings)
     loaded = graph.load(model)
     prepare.refuse_quantized(loaded, model)
     graph.inline(loaded)
+    before = prepare.results(loaded)
     made = prepare.raised(prepare.folded(loaded), _OPSET, model)
     prepare.named(made)
-    prepare.known_names(made, settings.exclude)
+    prepare.known_names(made, settings.exclude, before)
     exclude = frozenset(settings.exclude)
-    wanted = dynamic.Wanted(exclude, settings.per_channel, settings.force_small, settings.force_conv)
+    bits = saturation.bits(settings.target_cpu)
+    wanted = dynamic.Wanted(exclude, settings.per_channel, settings.force_small, settings.force_conv, bits)
     layers, weights = dynamic.quantize(made, wanted)
     done = [layer for layer in layers if layer.state == "integer"]
     if not done:
         flags = [flag for flag in ("--force-small", "--force-conv") if any(flag in layer.reason for layer in layers)]
-        do = "build with --no-quantize" + (f", or use {' and '.join(flags)}" if flags else "")
+        do = FLOAT + (f", or use {' and '.join(flags)}" if flags else "")
         raise InputError("nothing-to-quantize", _nothing(layers), where=str(model), do=do)
     left = sorted({layer.op for layer in layers if layer.state == "float"})
     graph.tidy(made)
@@ -61,7 +67,8 @@ def quantize(
         "method": "dynamic", "precision": "int8", "format": "dynamic", "activations": "uint8", "weights": "int8",
         "per_channel": settings.per_channel, "calibration_samples": 0,
         "calibration": "none: every tensor's range is taken anew in each run, over all samples of its batch",
-        "consumer": settings.consumer,
+        "consumer": settings.consumer, "target_cpu": settings.target_cpu, "weight_bits": bits,
+        "notes": [saturation.unmeasured(settings.target_cpu)] if bits < 8 else [],
         "operators_left_in_float": list(left),
         "layers": [
             {"node": one.node, "op": one.op, "state": one.state, "reason": one.reason, **weights.get(one, {})}
@@ -70,7 +77,7 @@ def quantize(
     }  # fmt: skip
 
 
-def _refuse(settings: QuantizeSettings) -> None:
+def need(settings: QuantizeSettings) -> None:
     """Raise ``UsageError`` for settings that this method can't serve."""
     if settings.consumer in _UNSERVED:
         what = f"the method 'dynamic' can't serve {settings.consumer!r}: {_UNSERVED[settings.consumer]}"

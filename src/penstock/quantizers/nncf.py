@@ -28,6 +28,11 @@ if TYPE_CHECKING:
     from penstock.jsonable import Json
     from penstock.stages.quantize import QuantizeSettings
 
+READS = frozenset({"consumer", "activations", "format", "quantize_outputs", "per_channel"})
+_UNSERVED = {
+    "integer-only": "it leaves what it has no integers for in float",
+    "tensorrt": "TensorRT takes symmetric int8 activations alone",
+}
 INSTALL = "pip install 'penstock[nncf]'"
 
 
@@ -49,9 +54,7 @@ def quantize(
 
     from penstock.quantization import prepare
 
-    if settings.activations:
-        do = "leave --activations out, or choose another --method"
-        raise UsageError("cannot-serve", "NNCF chooses the type of activations itself", where="--activations", do=do)
+    need(settings)
     loaded = graph.load(model)
     opset = loaded.opset_imports.get("")
     graph.inline(loaded)  # the library looks into no function
@@ -76,7 +79,7 @@ def quantize(
             )
         except Exception as error:  # the library raises many types, all about this model
             what = f"NNCF can't quantize this model: {first_line(error)}"
-            raise InputError("cannot-quantize", what, where=str(model), do="build with --no-quantize") from error
+            raise InputError("cannot-quantize", what, where=str(model), do="choose --method static") from error
     result = ir.from_proto(quantized)
     left = sorted({n.op_type for n in result.graph.all_nodes() if n.op_type in ort._HEAVY and not _is_quantized(n)})
     grids = [node.inputs[2] for node in result.graph if node.op_type == "QuantizeLinear" and len(node.inputs) > 2]
@@ -89,6 +92,22 @@ def quantize(
         "activations": ", ".join(types), "weights": "int8", "per_channel": settings.per_channel,
         "opset_raised_from": opset if converted is not loaded else None, "operators_left_in_float": list(left),
     }  # fmt: skip
+
+
+def need(settings: QuantizeSettings) -> None:
+    """Raise ``UsageError`` for settings that the library isn't asked for here."""
+    if settings.consumer in _UNSERVED:
+        what = f"the method 'nncf' can't serve {settings.consumer!r}: {_UNSERVED[settings.consumer]}"
+        raise UsageError("wrong-consumer", what, where="--consumer", do="choose --method static")
+    wrong = {
+        "--activations": ("NNCF chooses the type of activations itself", settings.activations),
+        "--format": ("NNCF writes pairs of QuantizeLinear and DequantizeLinear", settings.format != "qdq"),
+        "--quantize-outputs": ("NNCF decides itself which results it quantizes", settings.quantize_outputs),
+    }
+    for flag, (what, is_wrong) in wrong.items():
+        if is_wrong:
+            do = f"leave {flag} out, or choose another --method"
+            raise UsageError("cannot-serve", what, where=flag, do=do)
 
 
 def _options(settings: QuantizeSettings) -> dict[str, Any]:

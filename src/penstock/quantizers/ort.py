@@ -1,4 +1,4 @@
-"""Static int8 through onnxruntime.quantization: QDQ, MinMax ranges, the last layer's output left in float.
+"""Static int8 through onnxruntime.quantization: MinMax ranges; with Q/DQ pairs the last layer's output left in float.
 
 What it adds to the library: models below opset 13 are brought to 13 first (per-channel scales need it), the pair of
 QuantizeLinear and DequantizeLinear before each output of the model is taken out again (it would clip the logits), and
@@ -19,6 +19,7 @@ from penstock import custom_domains, graph, store
 from penstock.calibration import Batches
 from penstock.errors import InputError, UsageError
 from penstock.graph import first_line
+from penstock.quantizers import FLOAT
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,6 +31,13 @@ if TYPE_CHECKING:
 _QUANTIZED = {"QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"}
 _HEAVY = {"Conv", "ConvTranspose", "MatMul", "Gemm"}
 _OPSET = 13
+READS = frozenset({"consumer", "activations", "quantize_outputs", "format", "per_channel", "target_cpu"})
+_UNSERVED = {
+    "openvino": "it places its pairs for ONNX Runtime",
+    "integer-only": "it leaves what it has no integers for in float",
+    "tensorrt": "TensorRT takes symmetric int8 activations alone",
+}
+_TYPES = ("uint8", "int8")
 
 
 def available() -> str:
@@ -48,6 +56,11 @@ def quantize(
     import onnxruntime
     from onnxruntime import quantization
 
+    from penstock.quantization import saturation
+
+    need(settings)
+    bits = saturation.bits(settings.target_cpu)
+    form = {"qdq": quantization.QuantFormat.QDQ, "qoperator": quantization.QuantFormat.QOperator}[settings.format]
     onnxruntime.set_default_logger_severity(4)  # what goes wrong arrives as an exception
     loaded = graph.load(model)
     graph.inline(loaded)  # the library looks into no function, and would leave all of it in float
@@ -65,8 +78,9 @@ def quantize(
                     str(source),
                     str(work / "quantized.onnx"),
                     counter,
-                    quant_format=quantization.QuantFormat.QDQ,
+                    quant_format=form,
                     per_channel=settings.per_channel,
+                    reduce_range=bits < 8,
                     activation_type={
                         "uint8": quantization.QuantType.QUInt8,
                         "int8": quantization.QuantType.QInt8,
@@ -79,7 +93,7 @@ def quantize(
                 )
             except Exception as error:  # the library raises many types, all about this model
                 what = f"onnxruntime.quantization can't quantize this model: {first_line(error)}"
-                raise InputError("cannot-quantize", what, where=str(model), do="build with --no-quantize") from error
+                raise InputError("cannot-quantize", what, where=str(model), do="choose --method static") from error
         result = graph.load(work / "quantized.onnx")
         before = {value.name: _producer_type(value) for value in converted.graph.outputs}
         floated = _float_outputs(result, before)
@@ -87,12 +101,28 @@ def quantize(
         graph.tidy(result)
         graph.save(result, into)
     return {
-        "method": "static", "format": "QDQ", "calibration": "MinMax", "calibration_batch": counter.size,
+        "method": "static", "format": settings.format.upper(), "calibration": "MinMax",
+        "calibration_batch": counter.size, "target_cpu": settings.target_cpu, "weight_bits": bits,
+        "notes": [saturation.unmeasured(settings.target_cpu)] if bits < 8 else [],
         "calibration_samples": counter.samples, "activations": settings.activations or "uint8", "weights": "int8",
         "per_channel": settings.per_channel, "outputs_left_in_float": list(floated),
         "opset_raised_from": loaded.opset_imports.get("") if converted is not loaded else None,
         "operators_left_in_float": list(left),
     }  # fmt: skip
+
+
+def need(settings: QuantizeSettings) -> None:
+    """Raise ``UsageError`` for settings that the library isn't asked for here."""
+    do = "leave it out, or choose --method static"
+    if settings.consumer in _UNSERVED:
+        what = f"the method 'ort' can't serve {settings.consumer!r}: {_UNSERVED[settings.consumer]}"
+        raise UsageError("wrong-consumer", what, where="--consumer", do="choose --method static")
+    if settings.activations not in ("", *_TYPES):
+        what = f"the method 'ort' makes activations of {', '.join(_TYPES)}, not {settings.activations}"
+        raise UsageError("cannot-serve", what, where="--activations", do=do)
+    if settings.quantize_outputs and settings.format == "qdq":
+        what = "with pairs the method 'ort' leaves the last layer's result in float"
+        raise UsageError("cannot-serve", what, where="--quantize-outputs", do=do)
 
 
 class _Counted:
@@ -129,13 +159,15 @@ def _refuse_hopeless(model: ir.Model, path: Path) -> None:
     operators = {node.op_type for node in model.graph.all_nodes()}
     if custom := custom_domains.used(model):
         what = f"calibrating would run operators of {custom[0].domain!r}, and the library loads none of others"
-        raise InputError("cannot-quantize", what, where=str(path), do="build with --no-quantize")
+        raise InputError(
+            "cannot-quantize", what, where=str(path), do="choose --method static, which loads those you name"
+        )
     if already := sorted(operators & _QUANTIZED):
         what = f"the model is quantized already: it has {already[0]}"
         raise InputError("already-quantized", what, where=str(path), do="start from the float model")
     if not operators & _HEAVY:
         what = f"there is nothing worth quantizing: no {', '.join(sorted(_HEAVY))}"
-        raise InputError("nothing-to-quantize", what, where=str(path), do="build with --no-quantize")
+        raise InputError("nothing-to-quantize", what, where=str(path), do=f"{FLOAT}, or try --method dynamic")
 
 
 def _check_names(model: ir.Model, exclude: tuple[str, ...]) -> None:

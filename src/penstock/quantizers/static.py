@@ -6,6 +6,7 @@ each output channel, biases int32 (Jacob et al., arXiv 1712.05877). What is quan
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from penstock import calibration, graph
 from penstock.calibration import Batches
 from penstock.errors import InputError
 from penstock.jsonable import to_json
+from penstock.quantizers import FLOAT
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,9 +28,26 @@ if TYPE_CHECKING:
     from penstock.stages.quantize import QuantizeSettings
 
 
+READS = frozenset({
+    "consumer", "activations", "ranges", "percentile", "equalize", "smooth", "correct_bias", "guard", "rounding",
+    "format", "int16_layers", "per_channel", "quantize_outputs", "sensitivity", "target_cpu",
+})  # fmt: skip
+
+
+_RECURRENT = ("GRU", "LSTM", "RNN")
+_DYNAMIC = ("Attention", "Gemm", "LSTM", "MatMul")  # what the dynamic method takes, in bodies too
+
+
 def available() -> str:
     """Return "": it needs nothing but ONNX Runtime, which is always there."""
     return ""
+
+
+def need(settings: QuantizeSettings) -> None:
+    """Raise ``UsageError`` for what the consumer can't be served with."""
+    from penstock.quantization.studying import of_settings
+
+    of_settings(settings)
 
 
 def quantize(
@@ -121,12 +140,20 @@ def _nothing(study: Study, choice: Choice, model: Path) -> InputError:
 
     reasons = [layer for layer in study.placed(choice).layers if layer.op in WEIGHTED]
     if not reasons:
+        held = {node.op_type for node in study.model.graph}
+        bodies = Counter(node.op_type for node in study.model.graph.all_nodes() if node.graph is not study.model.graph)
+        inside = {op: count for op, count in sorted(bodies.items()) if op in (*WEIGHTED, *_RECURRENT)}
         what = f"there is nothing worth quantizing: no {', '.join(WEIGHTED)}"
-        return InputError("nothing-to-quantize", what, where=str(model), do="build with --no-quantize")
+        if inside:
+            counted = ", ".join(f"{count} {op}" for op, count in inside.items())
+            what += f" in the main graph, and the bodies of If, Loop and Scan ({counted}) aren't gone into"
+        suits = any(op in (*held, *inside) for op in _DYNAMIC)
+        do = "try --method dynamic, which takes MatMul, Gemm and LSTM, in bodies too" if suits else FLOAT
+        return InputError("nothing-to-quantize", what, where=str(model), do=do)
     first = reasons[0]
     more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
     what = f"no layer can be quantized: {first.op} {first.node!r}: {first.reason}{more}"
-    do = "--quantize-outputs" if "--quantize-outputs" in first.reason else "try --method dynamic, or build without"
+    do = "--quantize-outputs" if "--quantize-outputs" in first.reason else f"try --method dynamic, or {FLOAT}"
     return InputError("nothing-to-quantize", what, where=str(model), do=do)
 
 

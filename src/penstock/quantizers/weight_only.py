@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from penstock import calibration, graph
 from penstock.calibration import Batches
 from penstock.errors import InputError, UsageError
+from penstock.quantizers import FLOAT
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from penstock.stages.quantize import QuantizeSettings
 
 NEEDS_SAMPLES = False  # GPTQ does, and looks at them itself
+READS = frozenset({
+    "consumer", "weight_bits", "block_size", "weight_rounding", "zero_points", "weight_format", "least_weights",
+    "embeddings", "int8_activations",
+})  # fmt: skip
 BLOCKS = (0, 16, 32, 64, 128, 256)
 OPSET, OPSET_OF_CHANNELS = 21, 13  # of DequantizeLinear with blocks, or with a scale for each column
 
@@ -32,6 +37,11 @@ OPSET, OPSET_OF_CHANNELS = 21, 13  # of DequantizeLinear with blocks, or with a 
 def available() -> str:
     """Return "": it needs nothing but ONNX Runtime, which is always there."""
     return ""
+
+
+def need(settings: QuantizeSettings) -> None:
+    """Raise ``UsageError`` for a form that nothing can run."""
+    asked(settings)
 
 
 def quantize(
@@ -47,7 +57,9 @@ def quantize(
         loaded, form, exclude=settings.exclude, least=settings.least_weights, nbits=nbits, tables=settings.embeddings
     )
     if not matrices:
-        raise InputError("nothing-to-quantize", _nothing(kept), where=str(model), do="build with --no-quantize")
+        raise InputError(
+            "nothing-to-quantize", _nothing(kept), where=str(model), do=f"{FLOAT}, or try another --method"
+        )
     divides = settings.consumer == "openvino"
     wanted = [(one, block_layers.fitting(form, one, divides=divides, nbits=nbits)) for one in matrices]
     seen = 0

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from penstock import apart, calibration, registry
+from penstock import settings as declared
 from penstock.errors import InputError, MissingError, UsageError
 from penstock.settings import option
 
@@ -25,6 +26,7 @@ FORMATS = ("qdq", "qoperator")
 ROUNDINGS = ("gptq", "hqq", "rtn")
 ZERO_POINTS = ("none", "integer", "float")
 WEIGHT_FORMATS = ("standard", "matmulnbits")
+SHARED = frozenset({"quantize", "method", "also_methods", "exclude", "calibration_batch"})  # no method's own
 RANGES = ("minmax", "moving-average", "percentile", "entropy", "mse")
 
 
@@ -38,7 +40,9 @@ class QuantizeSettings:
     consumer: str = option("ort-cpu", "what will run it: decides which tensors are quantized", choices=CONSUMERS)
     activations: str = option("", "type of activations (default: the consumer's own)", choices=("", *ACTIVATIONS))
     ranges: str = option("auto", "how ranges are chosen from what calibration saw", choices=("auto", *RANGES))
-    percentile: float = option(99.99, "share of the values in per cent that `--ranges percentile` keeps", minimum=50)
+    percentile: float = option(
+        99.99, "share of the values in per cent that `--ranges percentile` keeps", minimum=50, maximum=100
+    )
     equalize: bool = option(True, "scale channels against each other where one grid doesn't fit them all")
     smooth: bool = option(True, "the same through normalizations, for transformers (SmoothQuant)")
     correct_bias: str = option(
@@ -79,6 +83,36 @@ class QuantizeSettings:
     half_margin: float = option(2.0, "fp16, bf16: how many times larger values may be than on the samples", minimum=1)
 
 
+def changed(settings: QuantizeSettings) -> list[str]:
+    """Return the names of the settings that differ from their defaults."""
+    return [field.name for field in fields(settings) if getattr(settings, field.name) != field.default]
+
+
+def need_read(asked: Collection[str], methods: Collection[str]) -> None:
+    """Raise ``UsageError`` where a setting is asked for that none of the methods reads."""
+    held = {name: getattr(registry.load("quantizers", name), "READS", None) for name in methods}
+    if None in held.values():  # a third party's method, that doesn't say what it reads
+        return
+    for name in asked:
+        if name in SHARED or any(name in (reads or ()) for reads in held.values()):
+            continue
+        flag, theirs = _flag(name), [one for one in registry.names("quantizers") if name in _reads(one)]
+        what = f"{flag} has no effect with {' and '.join(f'--method {one}' for one in methods)}"
+        do = f"leave it out, or choose a method that reads it: {', '.join(theirs)}"
+        raise UsageError("cannot-serve", what, where=flag, do=do)
+
+
+def _reads(name: str) -> Collection[str]:
+    """Return what one of our own methods reads; a third party's isn't imported to be offered."""
+    if name in registry.origins("quantizers"):
+        return ()
+    return cast("Collection[str]", getattr(registry.load("quantizers", name), "READS", ()))
+
+
+def _flag(name: str) -> str:
+    return next((field.flag for field in declared.fields("quantize") if field.name == name), name)
+
+
 def quantize(
     model: Path, batches: Iterable[Mapping[str, np.ndarray]], settings: QuantizeSettings, into: Path
 ) -> Mapping[str, Json]:
@@ -112,4 +146,13 @@ def quantize_with(
             raise MissingError("missing-extra", f"the quantizer {name!r} can't run here", do=problem)
         if getattr(method, "NEEDS_SAMPLES", True):
             calibration.check(batches)
-        return dict(method.quantize(model, batches, settings, into) or {})
+        try:
+            return dict(method.quantize(model, batches, settings, into) or {})
+        except InputError as error:
+            if error.id not in ("run-failed", "runtime-refuses"):
+                raise
+            made_up = isinstance(batches, calibration.Batches) and batches.description.get("kind") == "seeded"
+            told = "the inputs are made up and may not suit the model: give real ones with --data" if made_up else (
+                "see that the samples suit the model")  # fmt: skip
+            do = f"{told}; or choose a method that runs nothing: --method dynamic"
+            raise InputError(error.id, error.what, where=str(model), do=do) from error

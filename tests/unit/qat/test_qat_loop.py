@@ -189,12 +189,27 @@ def test_a_stopped_run_goes_on_as_if_it_hadnt(net: Net, tmp_path: Path) -> None:
     assert [one.loss for one in done.epochs[1:]] == [one.loss for one in want.epochs[1:]] and done.chosen == want.chosen
     for name, tensor in whole.module.state_dict().items():
         assert torch.equal(tensor, resumed.module.state_dict()[name]), name
-    # another recipe is another run, and a file of something else is none
-    for recipe, junk in ((Recipe(epochs=1), b""), (RECIPE, b"junk")):
-        if junk:
-            (tmp_path / "kept").write_bytes(junk)
-        with pytest.raises(StoppedError):
-            fit(coarse(net), Stopping(0), recipe, select=select, checkpoint=tmp_path / "kept")
+
+
+def test_a_checkpoint_of_another_run_and_a_file_of_something_else_stay(net: Net, tmp_path: Path) -> None:
+    """After the first epoch they would be gone."""
+    kept, select = tmp_path / "kept", batches(TEST, TEST_LABELS)
+    with pytest.raises(StoppedError):
+        fit(coarse(net), Stopping(1), RECIPE, select=select, checkpoint=kept)
+    torch.save({"state_dict": {}}, tmp_path / "other.pt")
+    for recipe, held, told in (
+        (Recipe(epochs=1), kept.read_bytes(), "another run's"),
+        (RECIPE, net.file.read_bytes(), "something else"),
+        (RECIPE, (tmp_path / "other.pt").read_bytes(), "something else"),
+    ):
+        kept.write_bytes(held)
+        with pytest.raises(UsageError, match=told) as caught:
+            fit(coarse(net), Stopping(None), recipe, select=select, checkpoint=kept)
+        assert caught.value.id == "not-a-checkpoint" and caught.value.where == str(kept)
+        assert kept.read_bytes() == held
+    kept.write_bytes(b"")  # a file that was only made holds nothing to lose
+    with pytest.raises(StoppedError):
+        fit(coarse(net), Stopping(0), RECIPE, select=select, checkpoint=kept)
 
 
 def test_the_best_state_is_kept_which_may_be_the_first(net: Net) -> None:

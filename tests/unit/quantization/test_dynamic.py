@@ -362,6 +362,24 @@ def by_hand(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> tuple[np
     return out, np.stack(last)
 
 
+@pytest.mark.parametrize(("target", "reach"), [("avx2", (-64, 63)), ("vnni", (-128, 127))])
+def test_weights_keep_to_the_bits_of_the_target(target: str, reach: tuple[int, int], tmp_path: Path) -> None:
+    """A CPU without VNNI clips sums of two products of uint8 and int8 in 16 bits; 255 · (64 + 64) fits."""
+    model, x = product()
+    low = high = 0
+    for one in (model, lstm(1, bias=True)):
+        got, facts = made(one, tmp_path, target_cpu=target)
+        for name, array in held_in(got).items():
+            if name.endswith("_quantized"):
+                low, high = min(low, int(array.min())), max(high, int(array.max()))
+        bits = 7 if target == "avx2" else 8
+        assert (facts["target_cpu"], facts["weight_bits"]) == (target, bits)
+        assert [("has no VNNI" in note and "7 bits" in note) for note in facts["notes"]] == [True] * (bits == 7)
+    assert (low, high) == reach
+    got, _ = made(model, tmp_path, target_cpu=target)
+    assert sqnr(run(got, {"x": x})[0], run(model, {"x": x})[0]) > 35
+
+
 @pytest.mark.parametrize("per_channel", [True, False])
 @pytest.mark.parametrize("directions", [1, 2])
 @pytest.mark.parametrize("bias", [True, False])

@@ -272,6 +272,7 @@ def test_samples_of_another_scale_than_the_golden_set_are_refused(tiny: ModuleTy
 def test_a_sample_that_is_not_finite_is_named(value: float, kind: str, tiny: ModuleType, tmp_path: Path) -> None:
     spoilt = IMAGES.copy()
     spoilt[33, 2, 0, 0] = value
+    spoilt[35, 0, 0, 0] = np.nan  # another sample of the batch is no concern of it
     with pytest.raises(InputError, match=f"calibration sample 33 has {kind} in its input 'x'"):
         made(tiny, tmp_path, residual(), images=spoilt)
 
@@ -345,8 +346,95 @@ def test_a_quantized_model_is_refused(tiny: ModuleType, tmp_path: Path) -> None:
 
 def test_nothing_to_quantize(tiny: ModuleType, tmp_path: Path) -> None:
     source = tiny.save(tiny.several(), tmp_path / "m.onnx")
-    with pytest.raises(InputError, match="nothing worth quantizing"):
+    with pytest.raises(InputError, match="nothing worth quantizing") as caught:
         quantize(source, [], QuantizeSettings(), tmp_path / "q.onnx")
+    assert caught.value.do == "use the float model as it is"
+
+
+def in_bodies(op: str) -> onnx.ModelProto:
+    """Return an If with a layer in each of its bodies, and none outside."""
+
+    def body(name: str) -> onnx.GraphProto:
+        held = {"w": (64, 64), "k": (4, 4, 1, 1)}["w" if op == "MatMul" else "k"]
+        node = helper.make_node(op, ["x", f"{name}_w"], [f"{name}_y"])
+        return helper.make_graph(
+            [node], name, [], [helper.make_tensor_value_info(f"{name}_y", TensorProto.FLOAT, None)],
+            [numpy_helper.from_array(RNG.normal(size=held).astype(np.float32), f"{name}_w")],
+        )  # fmt: skip
+
+    node = helper.make_node("If", ["c"], ["y"], then_branch=body("then"), else_branch=body("else"), name="if")
+    shape = ["n", 64] if op == "MatMul" else ["n", 4, 8, 8]
+    graph = helper.make_graph(
+        [node], "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape),
+                      helper.make_tensor_value_info("c", TensorProto.BOOL, [])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize(("op", "cure"), [("MatMul", "--method dynamic"), ("Conv", "the float model")])
+def test_layers_in_bodies_are_told_of(op: str, cure: str, tiny: ModuleType, tmp_path: Path) -> None:
+    source = tiny.save(in_bodies(op), tmp_path / "m.onnx")
+    with pytest.raises(InputError) as caught:
+        quantize(source, [], QuantizeSettings(), tmp_path / "q.onnx")
+    assert f"the bodies of If, Loop and Scan (2 {op}) aren't gone into" in caught.value.what
+    assert cure in caught.value.do and "no-quantize" not in caught.value.do
+    if op == "MatMul":
+        facts = quantize(source, [], QuantizeSettings(method="dynamic"), tmp_path / "q.onnx")
+        assert [layer["state"] for layer in facts["layers"]] == ["integer"] * 2  # type: ignore[union-attr, call-overload, index]
+
+
+def normalized() -> onnx.ModelProto:
+    """Return two convolutions; a BatchNormalization and a Mul are folded into them."""
+    held = {
+        "w": RNG.normal(size=(4, 3, 3, 3)), "v": RNG.normal(size=(4, 4, 3, 3)), "one": np.ones(4), "none": np.zeros(4),
+        "k": np.full((1, 4, 1, 1), 3.0),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], name="first"),
+        helper.make_node("BatchNormalization", ["a", "one", "none", "none", "one"], ["b"], name="norm"),
+        helper.make_node("Relu", ["b"], ["r"], name="relu"),
+        helper.make_node("Conv", ["r", "v"], ["c"], name="second"),
+        helper.make_node("Mul", ["c", "k"], ["y"], name="scaled"),
+    ]
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 8, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4, 4, 4])],
+        [numpy_helper.from_array(array.astype(np.float32), name) for name, array in held.items()],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize("method", ["static", "dynamic", "weight-only"])
+@pytest.mark.parametrize(("name", "now"), [("norm", "first"), ("scaled", "second")])
+def test_a_folded_node_is_told_with_what_does_its_work(
+    method: str, name: str, now: str, tiny: ModuleType, tmp_path: Path
+) -> None:
+    source = tiny.save(normalized(), tmp_path / "m.onnx")
+    with pytest.raises(UsageError, match=f"the node '{name}' isn't there when layers are quantized") as caught:
+        quantize(
+            source, batches(IMAGES[:, :, :8, :8]), QuantizeSettings(method=method, exclude=(name,)), tmp_path / "q"
+        )
+    assert caught.value.id == "unknown-node" and f"exclude '{now}'" in caught.value.do
+
+
+@pytest.mark.parametrize(("kind", "told"), [("seeded", "the inputs are made up"), ("data", "that the samples suit")])
+def test_what_the_runtime_refuses_at_calibration_is_told_with_a_cure(
+    kind: str, told: str, tiny: ModuleType, tmp_path: Path
+) -> None:
+    """A Reshape whose sizes no batch fits."""
+    model = tiny.mlp()
+    model.graph.node.insert(0, helper.make_node("Reshape", ["x", "sizes"], ["shaped"], name="shaped"))
+    model.graph.node[1].input[0] = "shaped"
+    model.graph.initializer.append(numpy_helper.from_array(np.array([7, 6], np.int64), "sizes"))
+    source = tiny.save(model, tmp_path / "m.onnx")
+    rows = RNG.normal(size=(16, 6)).astype(np.float32)
+    given = dataclasses.replace(calibration.of_list([{"x": rows}]), description={"kind": kind})
+    with pytest.raises(InputError, match="ONNX Runtime can't run the model") as caught:
+        quantize(source, given, QuantizeSettings(), tmp_path / "q.onnx")
+    error = caught.value
+    assert error.id == "run-failed" and error.where == str(source)
+    assert told in error.do and "--method dynamic" in error.do
 
 
 def test_another_way_to_choose_ranges_costs_no_run(tiny: ModuleType, tmp_path: Path) -> None:

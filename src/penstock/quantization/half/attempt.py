@@ -15,6 +15,7 @@ from penstock.quantization.half.binding import is_float32
 from penstock.quantization.half.emitting import Emitted, Plan, emit
 from penstock.quantization.half.operators import COMPUTING
 from penstock.quantization.half.reasons import Reason, Reasons
+from penstock.quantizers import FLOAT
 from penstock.rewriting.walk import graphs_of
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class Attempt:
             told = "; ".join(f"{text} ({count} node{'s' * (count > 1)})" for text, count in counted)
             told = told or "Casts would cost more than it gains"
             what = f"nothing of the model can be in {found.half.name}, and it has no large weights to store so: {told}"
-            raise InputError("nothing-to-quantize", what, where=str(self.path), do="build with --no-quantize")
+            raise InputError("nothing-to-quantize", what, where=str(self.path), do=f"{FLOAT}, or try another --method")
         graph.tidy(made.model)
         return made, chosen
 

@@ -37,14 +37,19 @@ class Converted:
     facts: Mapping[str, Json]
 
 
+def need_floats(half: Half, settings: QuantizeSettings) -> None:
+    """Raise ``UsageError`` for a consumer that computes on integers alone."""
+    if settings.consumer == "integer-only":
+        what = f"an integer-only consumer has no float arithmetic, so {half.name} is no use to it"
+        raise UsageError("bad-option", what, where="--consumer", do="choose another consumer, or --method static")
+
+
 def convert(
     path: Path, batches: Batches, half: Half, settings: QuantizeSettings,
     done: Callable[[int, int], None] | None = None,
 ) -> Converted:  # fmt: skip
     """Convert a model file. Raises ``InputError`` for one that can't be or needn't be converted, ``UsageError``."""
-    if settings.consumer == "integer-only":
-        what = f"an integer-only consumer has no float arithmetic, so {half.name} is no use to it"
-        raise UsageError("bad-option", what, where="--consumer", do="choose another consumer, or --method static")
+    need_floats(half, settings)
     model = _loaded(path, half, settings.exclude)
     bindings = {str(node.name): bound(node, model.opset_imports, half) for node in model.graph}
     roots = [node for node in model.graph if node.op_type in operators.AFTER_ZERO]
