@@ -79,9 +79,9 @@ def layers(
 
 
 def whole(study: Study, choice: Choice, samples: Batches, wanted: list[Array]) -> float:
-    """Return the signal to noise at the output in dB with all layers quantized, without repair."""
-    plain = replace(choice, correct_bias="none", rounding="nearest")
-    return effect("", "", outputs(study.quantized(plain).model, samples), wanted, samples.count).sqnr_db
+    """Return the signal to noise at the output in dB with all layers quantized, their biases corrected as chosen."""
+    made = study.quantized(replace(choice, rounding="nearest")).model
+    return effect("", "", outputs(made, samples), wanted, samples.count).sqnr_db
 
 
 def ranked(found: list[LayerEffect]) -> list[LayerEffect]:
