@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from penstock.quantization import sensitivity
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ MOST_LEFT = 0.1  # of the layers may go back to float
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """A layer that goes back to float: its effect alone, and its share of the sum of all."""
+    """A layer that goes back to float: its effect alone at the output that is worst, and its share of all effects."""
 
     node: str
     sqnr_db: float
@@ -49,13 +51,20 @@ def guarded(study: Study, choice: Choice) -> tuple[Choice, list[Left]]:
 
 
 def worst(effects: Sequence[LayerEffect], count: int) -> list[Left]:
-    """Choose, of effects sorted by the worst first, those to leave in float."""
-    noise = [(one, 10 ** (-one.sqnr_db / 10)) for one in effects]
-    whole = sum(part for _, part in noise)
+    """Choose layers to leave in float: the one that makes most of the error of the output that is worst, and again."""
+    noise = np.array([[10 ** (-level / 10) for level in one.outputs_db] for one in effects])
+    if not noise.size:
+        return []
+    whole = noise.sum(axis=0)
     found: list[Left] = []
-    for one, part in noise:
-        rest = sum(part for _, part in noise[len(found) :])
-        if rest <= 10 ** (-GOOD_DB / 10) or part <= SHARE * rest or len(found) >= max(1, int(MOST_LEFT * count)):
+    while len(found) < max(1, int(MOST_LEFT * count)):
+        rest = noise.sum(axis=0)
+        output = int(rest.argmax())
+        layer = int(noise[:, output].argmax())
+        if rest[output] <= 10 ** (-GOOD_DB / 10) or noise[layer, output] <= SHARE * rest[output]:
             break
-        found.append(Left(one.node, one.sqnr_db, part / whole))
+        found.append(
+            Left(effects[layer].node, effects[layer].outputs_db[output], float(noise[layer, output] / whole[output]))
+        )
+        noise[layer] = 0.0
     return found

@@ -40,6 +40,7 @@ class LayerEffect:
     kl: float | None
     top1_agreement: float | None
     samples: int
+    outputs_db: tuple[float, ...] = ()  # of each output of floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +98,11 @@ def effect(node: str, op: str, got: list[Array], want: list[Array], samples: int
     ]  # fmt: skip
     kls = [one.kl for one in held if one.kl is not None]
     agreements = [one.top1_agreement for one in held if one.top1_agreement is not None]
+    levels = tuple(float("inf") if one.sqnr_db is None else one.sqnr_db for one in held)
     return LayerEffect(
-        node, op, min((one.sqnr_db for one in held if one.sqnr_db is not None), default=float("inf")),
+        node, op, min(levels, default=float("inf")),
         min((one.cosine for one in held if one.cosine is not None), default=1.0),
-        max(kls, default=None), min(agreements, default=None), samples,
+        max(kls, default=None), min(agreements, default=None), samples, levels,
     )  # fmt: skip
 
 
