@@ -37,6 +37,8 @@ MACS = 2e12  # multiply-accumulates that all runs may take together, about
 UNKNOWN_MACS = 1e9  # of a sample, where the model's cost isn't known
 HELD = 0.1  # how strongly gains and offsets are held where they begin, against what no normalization tells of them
 WEAK = 0.02  # the same for colour and noise
+NEARER = 0.75  # of the squared distance of random inputs: what doesn't come nearer isn't worth its name
+NOT_NEARER = "no made-up inputs were found that meet the statistics clearly better than random ones"
 SPREAD = 1.0  # remembered deviations in the last normalizations: breeding ends there
 
 
@@ -100,11 +102,13 @@ def _made(look: Look, asked: Asked) -> Samples | str:
     fitted, _ = look.at(rows(_arrays(asked, textures, parameters)), few)
     if not (fitted.finite and before.finite):
         return "the model makes NaN or infinity of made-up inputs"
-    if np.square(fitted.residuals).sum() >= np.square(before.residuals).sum():
-        return "no made-up inputs were found that meet the statistics better than random ones"
+    if not _nearer(fitted, before):
+        return NOT_NEARER
     calibrate = _arrays(asked, _drawn(asked, _whole(asked.calibrate, asked.batch), asked.seed + 1), parameters)
     golden = _arrays(asked, _drawn(asked, _whole(asked.golden, asked.batch), asked.seed + 2), parameters)
     calibrate, bred, after = _bred(look, asked, calibrate, rows, [one.axis for one in textures])
+    if not (after.finite and _nearer(after, before)):
+        return NOT_NEARER
     facts: dict[str, Json] = {
         "normalizations": len(look.found.remembered), "left_out": [*look.found.reasons],
         "fitted_inputs": [part.name for part in asked.parts], "parameters": len(parameters),
@@ -138,6 +142,10 @@ def _bred(
         if done % CHECKED == 0 or done == most:
             distance, _ = look.at(rows(arrays), count)
     return arrays, done, distance
+
+
+def _nearer(one: Distance, other: Distance) -> bool:
+    return bool(np.square(one.residuals).sum() < NEARER * np.square(other.residuals).sum())
 
 
 def _runs(asked: Asked) -> int:

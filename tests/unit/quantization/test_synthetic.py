@@ -261,6 +261,15 @@ def test_tokens_are_not_fitted(tiny: ModuleType, tmp_path: Path) -> None:
     assert "no input of floats" in absent(model, tiny, tmp_path)
 
 
+def test_statistics_that_no_input_can_meet_leave_the_inputs_random(
+    net: onnx.ModelProto, tiny: ModuleType, tmp_path: Path
+) -> None:
+    model = onnx.ModelProto()
+    model.CopyFrom(net)
+    _hold(model, "w_n1", np.zeros((8, 3, 3, 3)))  # nothing of the input gets through
+    assert "clearly better than random" in absent(model, tiny, tmp_path)
+
+
 def test_work_and_memory_are_bounded(net: onnx.ModelProto, tiny: ModuleType, tmp_path: Path) -> None:
     from penstock.quantization import looking, synthetic
 
