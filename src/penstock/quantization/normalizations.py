@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # passes that would fold one, or make one of constants that no data is behind
 FOLDING = ("fold-affine", "fold-batchnorm", "fold-scale", "fuse-batch-normalization")
 DEAD = 0.01  # of epsilon: a channel of less variance never changed
-MOST = 64  # that are looked at, evenly spread over the model
+MOST = 16  # that are looked at, evenly spread over the model
 
 
 @dataclass(frozen=True, slots=True)

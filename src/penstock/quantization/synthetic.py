@@ -33,7 +33,8 @@ HEADROOM = 1.1  # by which ranges of made-up samples are widened: real ones reac
 FIT_SAMPLES, FIT_STEPS = 32, 8
 GENERATIONS = 48
 CHECKED = 4  # generations from one look at the statistics to the next
-MACS = 2e12  # multiply-accumulates that all runs may take together, about
+WORK = 1e12  # multiply-accumulates that all runs may take together, about
+BYTE = 25  # multiply-accumulates that a byte of what a run returns is worth, in time
 UNKNOWN_MACS = 1e9  # of a sample, where the model's cost isn't known
 HELD = 0.1  # how strongly gains and offsets are held where they begin, against what no normalization tells of them
 WEAK = 0.02  # the same for colour and noise
@@ -88,8 +89,9 @@ def _made(look: Look, asked: Asked) -> Samples | str:
         others = asked.base if asked.mixed else lambda start, stop: {}
         return lambda start, stop: {**others(start, stop), **_cut(arrays, start, stop, asked.batch)}
 
-    few = _whole(int(np.clip(MACS / 4 / (asked.macs * _runs(asked)), 4, FIT_SAMPLES)), asked.batch)
-    look.measure(asked.base, few)
+    look.measure(asked.base, _whole(FIT_SAMPLES, asked.batch))
+    work = asked.macs + BYTE * look.held
+    few = _whole(int(np.clip(WORK / 4 / (work * _runs(asked)), 4, FIT_SAMPLES)), asked.batch)
     before, _ = look.at(asked.base, min(few, asked.calibrate))
     textures = _drawn(asked, few, asked.seed)
 
@@ -123,7 +125,7 @@ def _bred(
 ) -> tuple[dict[str, Array], int, Distance]:
     """Breed the samples; return them, after how many generations, and their distance."""
     count, random = asked.calibrate, np.random.RandomState(asked.seed + 3)
-    most = int(np.clip(MACS / 2 / (asked.macs * count), 0, GENERATIONS))
+    most = int(np.clip(WORK / 2 / ((asked.macs + BYTE * look.held) * count), 0, GENERATIONS))
     distance, answers = look.at(rows(arrays), count)
     usual = Outputs()
     usual.settle(answers)
