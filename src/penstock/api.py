@@ -24,6 +24,7 @@ from penstock import (
     precheck,
     registry,
     store,
+    synthetic_feeds,
     trial,
 )
 from penstock.backends import Backend, Loadable, Session, ways
@@ -190,9 +191,10 @@ def quantize(
 ) -> Quantized:
     """Write an int8 model to the file ``output``; return what was done. Raises ``InputError``.
 
-    Without data it calibrates on inputs made from the signature, and the result says so. Raises ``UsageError`` where
-    ``output`` is the model or the data itself, and for a setting that the method doesn't read. ``asked`` names those
-    that were asked for (default: all that differ from their defaults).
+    Without data it calibrates on inputs that meet the model's BatchNorm statistics, or on random ones where it has
+    none, and the result says so. Raises ``UsageError`` where ``output`` is the model or the data itself, and for a
+    setting that the method doesn't read. ``asked`` names those that were asked for (default: all that differ from
+    their defaults).
     """
     settings, data = settings or QuantizeSettings(), data or DataSettings()
     outputs.keep_apart({"-o": output}, {"the model that is read": model, "the data that is read": data.data})
@@ -202,6 +204,9 @@ def quantize(
     kept = Cache(store.default_cache())
     batches = calibration.of_feeds(roles.calibrate, settings.calibration_batch, golden=roles.golden, cache=kept)
     trial.survive(Path(model), [roles.calibrate.first(1), *batches], str(model))
+    if settings.calibration == "auto" and quantize_stage.needs_samples(settings.method):
+        roles = synthetic_feeds.of_model(Path(model), roles, data or DataSettings(), seed, kept)
+        batches = calibration.of_feeds(roles.calibrate, settings.calibration_batch, golden=roles.golden, cache=kept)
     with store.scratch() as work:
         made = work / Path(output).name
         facts = dict(quantize_stage.quantize(Path(model), batches, settings, made))

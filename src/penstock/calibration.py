@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from penstock.errors import InputError
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from penstock.store import Cache
 
 Batch = Mapping[str, "np.ndarray"]
+SYNTHETIC, RANDOM = "synthetic (BatchNorm statistics)", "random"  # what samples are where there is no data
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,3 +104,34 @@ def check(batches: Iterable[Batch]) -> None:
             what = f"{who} has {kind} in its input {name!r} ({int(rows[row].sum())} values)"
             raise InputError("not-finite", what, do="take the sample out of the data")
         start += size(batch)
+
+
+def accounted(facts: dict[str, Json], batches: Batches) -> dict[str, Json]:
+    """Return a quantizer's facts with what its samples were, and a note where they were made up.
+
+    A method that looked at no samples has nothing to tell of them.
+    """
+    described = batches.description
+    if not facts.get("calibration_samples") or "kind" not in described:
+        return facts
+    if described["kind"] != "seeded":
+        return {**facts, "calibration": "data"}
+    notes = [*cast("list[Json]", facts.get("notes") or [])]
+    if "statistics" in described:
+        statistics = cast("dict[str, Json]", described["statistics"])
+        notes.append(f"no data: the samples were made up to meet {met(statistics)}; give real ones with --data")
+        return {**facts, "calibration": SYNTHETIC, "statistics": statistics, "notes": notes}
+    why = f" ({described['no_statistics']})" if "no_statistics" in described else ""
+    notes.append(f"no data: the ranges come from random inputs and may not fit real ones{why}; give some with --data")
+    return {**facts, "calibration": RANDOM, "notes": notes}
+
+
+def met(statistics: Mapping[str, Json]) -> str:
+    """Say how well samples meet the statistics that they were made for."""
+    made, random = (cast("dict[str, float]", statistics[key]) for key in ("made", "random"))
+    count = cast("int", statistics["normalizations"])
+    return (
+        f"the statistics of {count} BatchNormalization{'' if count == 1 else 's'} (means are off by "
+        f"{made['mean_off']:.2f} of a standard deviation, deviations by {made['deviation_off']:.0%}; those of random "
+        f"inputs by {random['mean_off']:.2f} and {random['deviation_off']:.0%})"
+    )

@@ -22,6 +22,7 @@ from penstock import (
     preflight,
     reproduction,
     store,
+    synthetic_feeds,
     transforms,
     trial,
 )
@@ -37,6 +38,7 @@ from penstock.measures import Runnable
 from penstock.progress import SILENT, Progress
 from penstock.record import Record
 from penstock.stages import optimize
+from penstock.stages import quantize as quantize_stage
 from penstock.stages.evaluate import metric_digest
 from penstock.stages.inspect import inspect
 from penstock.stages.place import place, reference
@@ -116,7 +118,7 @@ class Build:
         """Run the stages in order."""
         dataset = self._open_data()
         exported, data = self._export(dataset)
-        data = self._try(exported, data)
+        data = self._meet_statistics(exported, self._try(exported, data))
         slim = self._optimize(exported)
         self._quantize(slim, data)
         runnables = place(self.variants, self.settings.backends, self.settings.bench)
@@ -235,6 +237,16 @@ class Build:
         self.progress.end(f"it runs with {shown}")
         self.notes.append(f"sizes of dynamic axes that the model runs with were found by trial: {shown}")
         return for_build(None, exported.path, self.settings, sizes)[0]
+
+    def _meet_statistics(self, exported: Transformed, data: RoleFeeds) -> RoleFeeds:
+        """Bring made-up inputs to the statistics of the export's BatchNormalizations, before anything folds them."""
+        settings = self.settings.quantize
+        looking = any(quantize_stage.needs_samples(name) for name in (settings.method, *settings.also_methods))
+        if not settings.quantize or settings.calibration != "auto" or not looking:
+            return data
+        return synthetic_feeds.of_model(
+            exported.path, data, self.settings.data, self.settings.seed, self.cache, self.progress
+        )
 
     def _runs(self, exported: Transformed, data: RoleFeeds) -> list[Mapping[str, np.ndarray]]:
         """Return the golden samples in the golden set's batches, and a batch of each size that other stages use."""

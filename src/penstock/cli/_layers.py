@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
+from penstock import calibration
 from penstock.cli import _console
 
 if TYPE_CHECKING:
@@ -32,6 +33,19 @@ def show(facts: Mapping[str, Json]) -> None:
 def _state(layer: Mapping[str, Json]) -> str:
     told = STATES.get(str(layer["state"]), str(layer["state"]))
     return f"{told} of 16 bits" if layer.get("bits") == 16 else told
+
+
+def show_statistics(facts: Mapping[str, Json]) -> None:
+    """Print how made-up samples came to be, and what they don't meet."""
+    if not isinstance(statistics := facts.get("statistics"), dict):
+        return
+    named = ", ".join(map(str, cast("list[str]", statistics["fitted_inputs"])))
+    click.echo(
+        f"made up: {statistics['parameters']} parameters of {named} fitted on {statistics['fitted_on']} samples to "
+        f"{calibration.met(statistics)}, then bred for {statistics['generations']} generations"
+    )
+    for reason in cast("list[str]", statistics["left_out"]):
+        click.echo(f"statistics not used: {_console.printable(reason)}")
 
 
 def _sensitivity(facts: Mapping[str, Json]) -> None:

@@ -61,12 +61,13 @@ def command(
     facts = done.facts
     for note in cast("list[str]", facts.get("notes") or []):
         click.echo(f"note: {note}")
-    if done.calibrated_on.get("kind") == "seeded" and facts.get("calibration_samples"):
-        click.echo("note: no data was given; the ranges come from made-up inputs and will not fit real ones")
     if facts.get("calibration_samples"):
         in_batches = f", in batches of {facts['calibration_batch']}" if "calibration_batch" in facts else ""
-        click.echo(f"calibrated on {facts['calibration_samples']} samples{in_batches}{_others(done.calibrated_on)}")
+        made = f": {facts['calibration']}" if facts.get("calibration", "data") != "data" else ""
+        others = _others(done.calibrated_on)
+        click.echo(f"calibrated on {facts['calibration_samples']} samples{in_batches}{others}{made}")
     if explain:
+        _layers.show_statistics(facts)
         _layers.show(facts)
     left = facts.get("operators_left_in_float")
     if isinstance(left, list) and left:

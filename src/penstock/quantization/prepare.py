@@ -53,14 +53,14 @@ def refuse_quantized(model: ir.Model, path: Path) -> None:
         raise InputError("already-quantized", what, where=str(path), do="start from the float model")
 
 
-def folded(model: ir.Model) -> ir.Model:
-    """Run the graph optimizer's own passes: what it folds needn't be quantized."""
+def folded(model: ir.Model, without: Collection[str] = ()) -> ir.Model:
+    """Run the graph optimizer's own passes but those named: what it folds needn't be quantized."""
     from penstock.passes._order import in_order
     from penstock.rewriting.run import rewrite
 
     foreign = registry.origins("passes")
     passes = {name: cast("Pass | Rule", registry.load("passes", name)) for name in registry.names("passes")
-              if name not in foreign}  # fmt: skip
+              if name not in foreign and name not in without}  # fmt: skip
     chosen = {name: one for name, one in passes.items() if not getattr(one, "OPTIONAL", False)}
     backup = model.clone()
     try:

@@ -14,7 +14,7 @@ import numpy as np
 from penstock.calibration import Batches
 from penstock.quantization import probe, ranges, wide
 from penstock.quantization.consumers import CONSUMERS, Consumer
-from penstock.quantization.emit import Weights, bias_home, emit
+from penstock.quantization.emit import Weights, bias_home, bounds, emit
 from penstock.quantization.grid import SPANS, Grid, of_range, of_weights
 from penstock.quantization.placement import Placement, place
 from penstock.quantization.repair import corrected
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 
 SOME = 128  # samples whose mean a bias is corrected by
+BOUNDED = {"Sigmoid": (0.0, 1.0), "HardSigmoid": (0.0, 1.0), "Softmax": (0.0, 1.0), "Tanh": (-1.0, 1.0)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,7 @@ class Study:
     cleaned: Batches | None = None  # without samples that stand out, where that isn't all of them
     notes: list[str] = field(default_factory=list)
     shelf: Shelf | None = None  # where statistics are kept from one time to the next
+    headroom: float = 1.0  # by which ranges are widened, where samples don't reach as far as real ones
     runs: int = 0
     progress: Callable[[int, int], None] | None = None
 
@@ -141,7 +143,20 @@ class Study:
             array = value.const_value.numpy()
             return float(array.min(initial=0)), float(array.max(initial=0))
         seen = self.statistics[name]
-        return ranges.of(method, seen, aim) if np.isfinite(seen.low) else (0.0, 0.0)
+        if not np.isfinite(seen.low):
+            return 0.0, 0.0
+        low, high = ranges.of(method, seen, aim)
+        if self.headroom == 1.0:
+            return low, high
+        least, most = self._bounds(name)
+        return max(low * self.headroom, min(low, least)), min(high * self.headroom, max(high, most))
+
+    def _bounds(self, name: str) -> tuple[float, float]:
+        """Return the interval that a tensor can't leave, whatever the sample."""
+        node = probe.values(self.model)[name].producer()
+        if node is None:
+            return -float("inf"), float("inf")
+        return bounds(node) if node.op_type in ("Relu", "Clip") else BOUNDED.get(node.op_type, (-np.inf, np.inf))
 
     def _fixed(self, placement: Placement) -> Mapping[str, tuple[float, float]]:
         """Return the ranges that the consumer prescribes, by tensor."""

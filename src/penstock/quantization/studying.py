@@ -12,6 +12,7 @@ from penstock.quantization import balance, outliers, prepare, saturation, wide
 from penstock.quantization.consumers import CONSUMERS
 from penstock.quantization.shelf import Shelf
 from penstock.quantization.study import Choice, Study
+from penstock.quantization.synthetic import HEADROOM
 from penstock.store import digest_of
 
 if TYPE_CHECKING:
@@ -79,7 +80,8 @@ def studied(path: Path, samples: Batches, choice: Choice) -> tuple[Study, list[b
     shelf = None
     if seen.cache is not None and seen.description:
         shelf = Shelf(seen.cache, digest(model), digest_of([dict(seen.description), seen.size]))
-    study = Study(model, seen, shelf=shelf, cleaned=cleaned)
+    headroom = HEADROOM if "statistics" in samples.description else 1.0
+    study = Study(model, seen, shelf=shelf, cleaned=cleaned, headroom=headroom)
     study.notes += [] if full else [one.text for one in found]
     if choice.int16_layers:
         wide.check(study.placed(choice), choice.int16_layers)

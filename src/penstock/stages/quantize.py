@@ -23,10 +23,13 @@ CONSUMERS = ("ort-cpu", "openvino", "integer-only", "tensorrt")
 ACTIVATIONS = ("uint8", "int8", "uint16", "int16")
 TARGET_CPUS = ("host", "vnni", "avx512", "avx2")
 FORMATS = ("qdq", "qoperator")
+CALIBRATIONS = ("auto", "random")
 ROUNDINGS = ("gptq", "hqq", "rtn")
 ZERO_POINTS = ("none", "integer", "float")
 WEIGHT_FORMATS = ("standard", "matmulnbits")
-SHARED = frozenset({"quantize", "method", "also_methods", "exclude", "calibration_batch"})  # no method's own
+SHARED = frozenset(
+    {"quantize", "method", "also_methods", "exclude", "calibration", "calibration_batch"}
+)  # no method's own
 RANGES = ("minmax", "moving-average", "percentile", "entropy", "mse")
 
 
@@ -61,6 +64,11 @@ class QuantizeSettings:
         0.0, "seconds to measure what quantizing each layer alone does to the output (0: not at all)", minimum=0.0
     )
     target_cpu: str = option("host", "CPU that will run it: without VNNI weights keep to 7 bits", choices=TARGET_CPUS)
+    calibration: str = option(
+        "auto",
+        "without data: inputs that meet the model's BatchNorm statistics where it has any, or random ones",
+        choices=CALIBRATIONS,
+    )
     calibration_batch: int = option(32, "samples per calibration batch, where the model's batch is dynamic", minimum=1)
     exclude: tuple[str, ...] = option((), "names of nodes to leave in float")
     int16_layers: tuple[str, ...] = option(
@@ -125,12 +133,18 @@ def quantize(
     method = cast("Quantizer", registry.load("quantizers", name))
     batches = batches if isinstance(batches, calibration.Batches) else calibration.of_list(batches)
     if apart.foreign("quantizers", name):
-        return apart.quantize(name, model, batches.whole(), settings, into)
+        facts = dict(apart.quantize(name, model, batches.whole(), settings, into))
+        return calibration.accounted(facts, batches)
     facts = quantize_with(method, model, batches, settings, into)
     if not into.is_file():
         what, do = f"the quantizer {name!r} wrote no model", "tell its authors, or choose another: --method"
         raise InputError("plug-in-failed", what, where=str(model), do=do)
-    return facts
+    return calibration.accounted(facts, batches)
+
+
+def needs_samples(name: str) -> bool:
+    """Tell whether a method looks at calibration samples. Raises what its import does."""
+    return bool(getattr(registry.load("quantizers", name), "NEEDS_SAMPLES", True))
 
 
 def quantize_with(
