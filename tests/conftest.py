@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
 import tiny_models
@@ -90,3 +91,10 @@ def shared() -> Path:
 def tiny() -> ModuleType:
     """Return the builders of tiny models."""
     return tiny_models
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers(request: pytest.FixtureRequest) -> None:
+    """Let each test draw the same numbers from its module's generator, whichever ran before it."""
+    if isinstance(getattr(request.module, "RNG", None), np.random.Generator):
+        request.module.RNG = np.random.default_rng(1)
