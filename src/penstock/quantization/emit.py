@@ -17,6 +17,7 @@ from penstock.quantization import probe
 from penstock.quantization.grid import SPANS, Grid
 from penstock.quantization.keep_float import LOWEST, keep_float, rounds_again
 from penstock.quantization.placement import Placement
+from penstock.quantization.writing import Writer
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -44,7 +45,7 @@ class _Emitting:
         self.graph = model.graph
         self.nodes = {str(node.name): node for node in model.graph}
         self.values = {**model.graph.initializers, **probe.values(model)}
-        self.taken = set(self.values) | {str(v.name) for n in model.graph.all_nodes() for v in n.outputs}
+        self.writer = Writer(model)
         self.lowest: ir.Value | None = None
         self.narrowed = {key: tensor for keys in placement.borders.values() for tensor, key in keys.items()}
         self.parameters: dict[int, tuple[ir.Value, ir.Value]] = {}
@@ -125,7 +126,7 @@ class _Emitting:
             for index, end in enumerate(self.graph.outputs):
                 if end is value:
                     self.graph.outputs[index] = back.outputs[0]
-                    back.outputs[0].name, value.name = value.name, self._free(f"{tensor}_real")
+                    back.outputs[0].name, value.name = value.name, self.writer.free(f"{tensor}_real")
                     back.outputs[0].type, back.outputs[0].shape = value.type, value.shape
 
     def _place(self, node: ir.Node) -> int:
@@ -212,35 +213,15 @@ class _Emitting:
         return self.held[key]
 
     def _initializer(self, name: str, array: Array) -> ir.Value:
-        import onnx_ir as ir
-
-        name = self._free(name)
-        tensor = ir.tensor(array, name=name)
-        value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
-        self.graph.register_initializer(value)
-        return value
+        return self.writer.hold(self.graph, name, array)
 
     def _node(
         self, op: str, inputs: list[ir.Value], name: str, axis: int | None = None, *, like: ir.Value | None = None
     ) -> ir.Node:
-        import onnx_ir as ir
-
-        name = self._free(name)
-        node = ir.node(op, inputs, {} if axis is None else {"axis": axis}, name=name)
-        node.outputs[0].name = name
-        kind = inputs[2].dtype if op == "QuantizeLinear" else ir.DataType.FLOAT
-        assert kind is not None
-        node.outputs[0].type = ir.TensorType(kind)
-        node.outputs[0].shape = (like if like is not None else inputs[0]).shape
-        return node
-
-    def _free(self, name: str) -> str:
-        found, number = name, 0
-        while found in self.taken:
-            number += 1
-            found = f"{name}_{number}"
-        self.taken.add(found)
-        return found
+        kind = inputs[2].dtype if op == "QuantizeLinear" else None
+        more: dict[str, Any] = {} if axis is None else {"axis": axis}
+        shape = (like if like is not None else inputs[0]).shape
+        return self.writer.node(op, inputs, name, ["FLOAT" if kind is None else kind.name], shape=shape, **more)
 
 
 def bias_home(node: ir.Node) -> tuple[ir.Node, int] | None:

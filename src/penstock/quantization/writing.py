@@ -36,12 +36,12 @@ class Writer:
         self._taken.add(found)
         return found
 
-    def hold(self, graph: ir.Graph, name: str, array: Array) -> ir.Value:
-        """Make an initializer of ``graph``."""
+    def hold(self, graph: ir.Graph, name: str, array: Array, dtype: ir.DataType | None = None) -> ir.Value:
+        """Make an initializer of ``graph``, of the array's own type if none is given."""
         import onnx_ir as ir
 
         name = self.free(name)
-        tensor = ir.tensor(array, name=name)
+        tensor = ir.tensor(array, dtype=dtype, name=name)
         value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
         graph.register_initializer(value)
         return value

@@ -18,6 +18,7 @@ import numpy as np
 from penstock.quantization.half.binding import Binding, is_float32
 from penstock.quantization.half.types import Half
 from penstock.quantization.placement import constant
+from penstock.quantization.writing import Writer
 from penstock.rewriting.walk import graphs_of
 
 if TYPE_CHECKING:
@@ -56,10 +57,7 @@ def emit(model: ir.Model, plan: Plan) -> Emitted:
 class _Emitting:
     def __init__(self, model: ir.Model, plan: Plan) -> None:
         self.model, self.graph, self.plan, self.half = model, model.graph, plan, plan.half
-        self.taken = {
-            str(value.name) for graph in graphs_of(model)
-            for value in (*graph.inputs, *graph.initializers.values(), *(v for n in graph for v in n.outputs))
-        }  # fmt: skip
+        self.writer = Writer(model)
         self.narrowed: dict[ir.Value, ir.Value] = {}
         self.widened: dict[ir.Value, ir.Value] = {}
         self.casts = 0
@@ -177,7 +175,7 @@ class _Emitting:
     def _cast(self, value: ir.Value, to: ir.DataType, name: str, graph: ir.Graph | None = None) -> ir.Value:
         import onnx_ir as ir
 
-        name = self._free(name)
+        name = self.writer.free(name)
         node = ir.Node("", "Cast", [value], [ir.AttrInt64("to", int(to))], name=name)
         out = node.outputs[0]
         out.name, out.type, out.shape = name, ir.TensorType(to), value.shape
@@ -190,21 +188,7 @@ class _Emitting:
         return out
 
     def _held(self, graph: ir.Graph, name: str, array: Array) -> ir.Value:
-        import onnx_ir as ir
-
-        name = self._free(name)
-        tensor = ir.tensor(array, dtype=self.half.dtype, name=name)
-        value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
-        graph.register_initializer(value)
-        return value
-
-    def _free(self, name: str) -> str:
-        found, number = name, 0
-        while found in self.taken:
-            number += 1
-            found = f"{name}_{number}"
-        self.taken.add(found)
-        return found
+        return self.writer.hold(graph, name, array, self.half.dtype)
 
     def _told(self) -> Emitted:
         held = [v for graph in graphs_of(self.model) for v in graph.initializers.values() if v.const_value is not None]
