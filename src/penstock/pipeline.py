@@ -29,7 +29,7 @@ from penstock import (
 from penstock.backends import Loadable
 from penstock.build_feeds import for_build
 from penstock.build_settings import BuildSettings, lock_text
-from penstock.errors import InputError, UsageError
+from penstock.errors import InputError, PenstockError, UsageError
 from penstock.frontends import Source
 from penstock.journal import Journal
 from penstock.jsonable import Json, to_json
@@ -244,9 +244,19 @@ class Build:
         looking = any(quantize_stage.needs_samples(name) for name in (settings.method, *settings.also_methods))
         if not settings.quantize or settings.calibration != "auto" or not looking:
             return data
-        return synthetic_feeds.of_model(
-            exported.path, data, self.settings.data, self.settings.seed, self.cache, self.progress
-        )
+        path = self._unfolded(exported) if data.calibrate.description.get("kind") == "seeded" else exported.path
+        return synthetic_feeds.of_model(path, data, self.settings.data, self.settings.seed, self.cache, self.progress)
+
+    def _unfolded(self, exported: Transformed) -> Path:
+        """Return a model with its BatchNormalizations: another export where this one folded them."""
+        settings = self.settings.export
+        if settings.raw or not exported.facts.get("batch_normalizations"):
+            return exported.path
+        try:
+            raw = transforms.export_source(self.source, replace(settings, raw=True), lambda: None, "", self.cache)
+        except PenstockError:  # what folds may be what exports: then there are no statistics
+            return exported.path
+        return raw.path if raw.variant.signature == exported.variant.signature else exported.path
 
     def _runs(self, exported: Transformed, data: RoleFeeds) -> list[Mapping[str, np.ndarray]]:
         """Return the golden samples in the golden set's batches, and a batch of each size that other stages use."""

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,6 +27,9 @@ from penstock.frontends._torch_source import Loaded
 from penstock.frontends._torch_writers import Order, dynamo, quiet, recapture, torchscript
 from penstock.jsonable import Json, to_json
 from penstock.stages.export import ExportSettings
+
+if TYPE_CHECKING:
+    import torch
 
 # the opsets that each exporter writes by itself, without converting afterwards; the lowest not below 13
 LOWEST_NATIVE = {"dynamo": 18, "torchscript": 13}
@@ -129,6 +132,7 @@ def _exported(job: _Job, exporter: str) -> Exported:
         "exporter": exporter,
         "opset": opset,
         "raw": settings.raw,
+        "batch_normalizations": _normalizations(loaded.module),
         "dynamic": {name: {str(a): d for a, d in axes.items()} for name, axes in plan.dynamic.items()},
         "proved_at": [dict(sizes) for sizes in proof.sizes],
         "probes": proof.probes,
@@ -144,6 +148,13 @@ def _exported(job: _Job, exporter: str) -> Exported:
         facts["functions"] = to_json(_torch_functions.calls(model))
     measured: dict[str, Json] = {"relative_difference": dict(proof.differences)}
     return Exported(signature, facts, measured, _reads(job))
+
+
+def _normalizations(module: torch.nn.Module) -> int:
+    """Count the BatchNorm layers that remember statistics: an export folds them, but for a raw one."""
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    return sum(isinstance(one, _BatchNorm) and one.running_mean is not None for one in module.modules())
 
 
 def _reads(job: _Job) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Synthetic calibration: made-up inputs meet a model's BatchNorm statistics, and the figures say so."""
 
 import dataclasses
+import json
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,9 +13,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from penstock import api, calibration, synthetic_feeds
+from penstock.build_settings import BuildSettings
 from penstock.data import DataSettings
 from penstock.metrics import compare
+from penstock.pipeline import build
 from penstock.quantization import breeding, fitting, normalizations, textures
+from penstock.stages.bench import BenchSettings
+from penstock.stages.export import ExportSettings
 from penstock.stages.quantize import QuantizeSettings
 from penstock.store import Cache
 
@@ -325,3 +330,42 @@ def test_children_stay_within_what_their_parents_hold() -> None:
     assert (made.max(axis=ends) <= parents.max(axis=ends)).all()
     assert (made.min(axis=ends) >= parents.min(axis=ends)).all()
     assert breeding.children(np.zeros((2, 1), np.float32), 1, np.random.RandomState(0)).shape == (2, 1)
+
+
+NET = '''
+import torch
+from torch import nn
+
+
+def net():
+    """Return a net whose normalizations remember inputs from 100 to 200."""
+    torch.manual_seed(0)
+    first = [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, momentum=None), nn.ReLU()]
+    second = [nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8, momentum=None), nn.ReLU()]
+    made = nn.Sequential(*first, *second, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    with torch.no_grad():
+        made.train()(100 + 100 * torch.rand(64, 3, 16, 16))
+    return made.eval()
+'''
+
+
+@pytest.mark.torch
+def test_a_build_reads_the_statistics_that_the_export_folded(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(NET)
+    quick = BenchSettings(warmup_calls=1, min_rounds=2, calls_per_round=1, seconds=0.05)
+    given = BuildSettings(
+        str(tmp_path / "net.py:net"), export=ExportSettings(input=("x:float32[n,3,16,16]",)), bench=quick,
+        backends=("onnxruntime",),
+    )  # fmt: skip
+    result = build(given, tmp_path / "out", cache=tmp_path / "cache")
+    lines = [json.loads(line) for line in (tmp_path / "out" / "ledger.jsonl").read_text().splitlines()]
+    facts = {x["body"]["stage"]: x["body"]["facts"] for x in lines if x["kind"] == "record"}
+    assert facts["export"]["batch_normalizations"] == 2
+    assert facts["quantize"]["calibration"] == "synthetic (BatchNorm statistics)"
+    low, high = (
+        facts["quantize"]["layers"][0]["reads"][0]["seen_low"],
+        facts["quantize"]["layers"][0]["reads"][0]["seen_high"],
+    )
+    assert low > -100 and high > 150, "random inputs lie between -5 and 5"
+    ops = {node.op_type for node in onnx.load(tmp_path / "out" / "models" / "fp32" / "model.onnx").graph.node}
+    assert "BatchNormalization" not in ops and result.chosen
