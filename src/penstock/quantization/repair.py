@@ -31,16 +31,21 @@ MOST_LENGTH = 8192  # of a column: the moments of longer ones would take gigabyt
 
 def corrected(
     model: ir.Model, placement: Placement, weights: Mapping[str, Weights], batches: Batches, *,
-    seen: ir.Model, adaptive: bool,
+    seen: ir.Model, adaptive: bool, known: dict[str, moments.Moments] | None = None,
 ) -> dict[str, Weights]:  # fmt: skip
     """Return weights whose biases, and with ``adaptive`` whose integers, are chosen on the samples.
 
     ``seen`` is the model in which the layers are looked at: the float one, or the one quantized with ``weights``.
+    ``known`` has what was gathered of layers before, in the same model on the same samples, and gets the rest.
     """
     nodes = {str(node.name): node for node in model.graph}
     done = dict(weights)
     for part in _chunks(nodes, placement, weights, squares=adaptive):
-        held = _gathered(seen, {name: nodes[name] for name in part}, placement, batches, squares=adaptive)
+        held = {name: known[name] for name in part if known is not None and name in known}
+        if missing := {name: nodes[name] for name in part if name not in held}:
+            held |= _gathered(seen, missing, placement, batches, squares=adaptive)
+        if known is not None:
+            known |= held
         for name, found in held.items():
             done[name] = _chosen(nodes[name], _real(nodes[name], placement.weights[name]), weights[name], found)
     return done

@@ -24,6 +24,8 @@ from penstock.quantization.statistics import Statistics
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from penstock.quantization.moments import Moments
+
     Array = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -85,6 +87,7 @@ class Study:
     statistics: dict[str, Statistics] = field(default_factory=dict)
     cleaned: Batches | None = None  # without samples that stand out, where that isn't all of them
     notes: list[str] = field(default_factory=list)
+    means: dict[str, Moments] = field(default_factory=dict)  # of what layers read in the float model
     shelf: Shelf | None = None  # where statistics are kept from one time to the next
     headroom: float = 1.0  # by which ranges are widened, where samples don't reach as far as real ones
     runs: int = 0
@@ -193,10 +196,11 @@ class Study:
         made = emit(self.model, placement, grids, weights)
         adaptive = choice.rounding == "adaptive"
         if adaptive or choice.correct_bias != "none":
-            seen = self.model if choice.correct_bias == "analytic" and not adaptive else made
+            plain = choice.correct_bias == "analytic" and not adaptive
+            seen, known = (self.model, self.means) if plain else (made, None)
             cleaned = self.cleaned or self.batches
             samples = cleaned if adaptive else cleaned.some(SOME)
-            weights = corrected(self.model, placement, weights, samples, seen=seen, adaptive=adaptive)
+            weights = corrected(self.model, placement, weights, samples, seen=seen, adaptive=adaptive, known=known)
             made = emit(self.model, placement, grids, weights)
         return Quantized(made, placement, grids, weights)
 

@@ -308,6 +308,14 @@ def test_a_bias_of_one_number_is_added_to_all(consumer: str, tiny: ModuleType, t
     assert 10 * np.log10((want**2).sum() / ((want - got) ** 2).sum()) > 30
 
 
+def test_trying_other_ranges_leaves_no_trace(tiny: ModuleType, tmp_path: Path) -> None:
+    path, facts = made(tiny, tmp_path, residual())
+    assert len(facts["ranges_tried_db"]) == 3
+    chosen, tried = str(facts["ranges"]), path.read_bytes()
+    path, _ = made(tiny, tmp_path, residual(), ranges=chosen)
+    assert path.read_bytes() == tried
+
+
 def test_wide_activations_need_no_narrow_weights(tiny: ModuleType, tmp_path: Path) -> None:
     _, narrow = made(tiny, tmp_path, residual(), target_cpu="avx2")
     _, wide = made(tiny, tmp_path, residual(), target_cpu="avx2", activations="uint16")
