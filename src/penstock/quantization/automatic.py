@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 AUTO = "auto"
 WAYS = ("mse", "minmax", "entropy")
 SAMPLES = 512  # one sample in a hundred that a range clips hard can cost what the others gain: few don't show it
-MARGIN_DB = 4.0  # by which another way than the first has to be better: less is these samples alone, as often as not
+GOOD_DB = 25.0  # an output that is better than this has little to gain
+# by which another way than the first has to be better: less is these samples alone, as often as not
+MARGIN_DB, MARGIN_WHERE_BAD_DB = 4.0, 1.0
 
 
 def resolved(study: Study, choice: Choice) -> tuple[Choice, dict[str, float]]:
@@ -27,5 +29,6 @@ def resolved(study: Study, choice: Choice) -> tuple[Choice, dict[str, float]]:
     samples = (study.cleaned or study.batches).some(SAMPLES)
     want = sensitivity.outputs(study.model, samples)
     found = {way: sensitivity.whole(study, replace(choice, ranges=way), samples, want) for way in WAYS}
-    best = max(WAYS, key=lambda way: found[way] + (MARGIN_DB if way == WAYS[0] else 0.0))
+    margin = MARGIN_DB if found[WAYS[0]] >= GOOD_DB else MARGIN_WHERE_BAD_DB
+    best = max(WAYS, key=lambda way: found[way] + (margin if way == WAYS[0] else 0.0))
     return replace(choice, ranges=best), found
