@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, cast
 from penstock.errors import InputError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
 
     from penstock.feeds import Feeds
@@ -104,6 +106,17 @@ def check(batches: Iterable[Batch]) -> None:
             what = f"{who} has {kind} in its input {name!r} ({int(rows[row].sum())} values)"
             raise InputError("not-finite", what, do="take the sample out of the data")
         start += size(batch)
+
+
+def explained(error: InputError, model: Path | str, batches: Iterable[Batch], instead: str = "") -> InputError:
+    """Return an error of a model that can't be run on samples with its place and a cure; any other as it is."""
+    if error.id not in ("run-failed", "runtime-refuses"):
+        return error
+    made_up = isinstance(batches, Batches) and batches.description.get("kind") == "seeded"
+    told = "see that the samples suit the model"
+    if made_up:
+        told = "the inputs are made up and may not suit the model: give real ones with --data"
+    return InputError(error.id, error.what, where=str(model), do=f"{told}; or {instead}" if instead else told)
 
 
 def accounted(facts: dict[str, Json], batches: Batches) -> dict[str, Json]:

@@ -30,6 +30,8 @@ def here(tmp_path: Path, tiny: ModuleType, monkeypatch: pytest.MonkeyPatch) -> P
     y = tiny.oracle(tiny.conv(), {"x": x})[0].argmax(1)  # what the float model says, so that rounding costs accuracy
     np.savez(tmp_path / "data.npz", x_train=x[:300], y_train=y[:300], x_test=x[300:], y_test=y[300:])
     np.savez(tmp_path / "bare.npz", x=x)
+    holed = np.where(np.arange(400)[:, None, None, None] % 2 == 0, np.float32("nan"), x)
+    np.savez(tmp_path / "holed.npz", x_train=holed[:300], y_train=y[:300], x_test=x[300:], y_test=y[300:])
     return tmp_path
 
 
@@ -99,7 +101,8 @@ def test_json_holds_all_of_it(here: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_no_epochs_give_the_static_quantizers_file(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     common = ["conv.onnx", "--data", "data.npz", "-q", *SPLIT]
     assert run(["qat", *common, "-o", "one.onnx", "--epochs", "0"]) == 0
-    assert run(["quantize", *common, "-o", "two.onnx", "--correct-bias", "none", "--no-guard"]) == 0
+    plain = ["--correct-bias", "none", "--no-guard", "--rounding", "nearest"]
+    assert run(["quantize", *common, "-o", "two.onnx", *plain]) == 0
     assert (here / "one.onnx").read_bytes() == (here / "two.onnx").read_bytes()
 
 
@@ -126,6 +129,7 @@ def test_a_module_is_exported_first(here: Path, capsys: pytest.CaptureFixture[st
     (["conv.onnx", "--data", "data.npz", "--epochs", "-1"], 2, "bad-setting"),
     (["conv.onnx", "--data", "data.npz", "--crop", "8"], 2, "data-wrong-shape"),
     (["conv.onnx", "--data", "data.npz", "--learning-rate", "1e30", "--clip-gradient", "0"], 2, "training-diverged"),
+    (["conv.onnx", "--data", "holed.npz"], 2, "data-not-finite"),
     (["unclassed.onnx", "--data", "data.npz"], 2, "no-classes"),
     (["net.py:gone", "--data", "data.npz"], 2, "no-such-name"),
     (["int8.onnx", "--data", "data.npz"], 2, "already-quantized"),

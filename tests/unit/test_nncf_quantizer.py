@@ -41,6 +41,7 @@ def stand(monkeypatch: pytest.MonkeyPatch) -> Stand:
     module.quantize, module.Dataset, module.__version__ = made.quantize, lambda samples: samples, "9.9"  # type: ignore[attr-defined]
     module.IgnoredScope = module.AdvancedQuantizationParameters = SimpleNamespace  # type: ignore[attr-defined]
     deep.QuantizationParameters = SimpleNamespace  # type: ignore[attr-defined]
+    deep.OverflowFix = SimpleNamespace(ENABLE="enable")  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "nncf", module)
     monkeypatch.setitem(sys.modules, "nncf.quantization", ModuleType("nncf.quantization"))
     monkeypatch.setitem(sys.modules, "nncf.quantization.advanced_parameters", deep)
@@ -114,6 +115,17 @@ def test_settings_are_said_in_its_words(stand: Stand, tiny: ModuleType, tmp_path
     quantize(tiny.save(model, tmp_path / "m.onnx"), batches(), settings, tmp_path / "q.onnx")
     assert stand.options["ignored_scope"].names == ["first"]  # type: ignore[attr-defined]
     assert stand.options["advanced_parameters"].weights_quantization_params.per_channel is False  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("target", "fix", "bits"), [("avx2", "enable", 7), ("vnni", None, 8)])
+def test_it_keeps_weights_small_for_a_cpu_whose_sums_would_clip(
+    target: str, fix: str | None, bits: int, stand: Stand, tiny: ModuleType, tmp_path: Path
+) -> None:
+    settings = QuantizeSettings(method="nncf", target_cpu=target)
+    facts = quantize(tiny.save(tiny.mlp(), tmp_path / "m.onnx"), batches(), settings, tmp_path / "q.onnx")
+    assert getattr(stand.options["advanced_parameters"], "overflow_fix", None) == fix
+    assert facts["weight_bits"] == bits
+    assert bool(facts["notes"]) == (bits == 7)
 
 
 def test_a_model_with_nothing_to_quantize_is_refused(stand: Stand, tiny: ModuleType, tmp_path: Path) -> None:

@@ -314,7 +314,9 @@ def test_an_interrupted_search_goes_on_with_layers_in_float_and_in_16_bits(
         searching.search(model, tmp_path / "best.onnx", data, wanted, quantize=base, bench=FAST)
     assert not (tmp_path / "best.onnx").exists()
     found = searching.search(model, tmp_path / "best.onnx", data, wanted, quantize=base, bench=FAST)
-    assert [rung.reused for rung in found.rungs] == [True] * 6 + [False] * (len(found.rungs) - 6)
+    before, after = found.rungs[:6], found.rungs[6:]
+    assert all(rung.reused or rung.latency is not None for rung in before), "but for the best, which is timed at last"
+    assert sum(rung.reused for rung in before) >= 5 and not any(rung.reused for rung in after)
     assert len(made) - 1 == len({*made}) == len(found.rungs) <= 24, "none is made twice but the one that was cut off"
     names = [rung.name for rung in found.rungs]
     assert any("in int16" in name for name in names) and any("in float" in name for name in names), names

@@ -82,9 +82,12 @@ def run(
         if path.suffix == ".onnx" and Path(source).suffix == ".onnx":
             trial.survive(path, [roles.calibrate.first(1)], source)
         progress.begin("calibrate", f"{roles.calibrate.count} samples")
-        prepared = prepare_model(
-            path, calibration.of_feeds(roles.calibrate, CALIBRATION_BATCH, golden=roles.golden), settings, named=named
-        )
+        samples = calibration.of_feeds(roles.calibrate, CALIBRATION_BATCH, golden=roles.golden)
+        try:
+            calibration.check(samples)
+            prepared = prepare_model(path, samples, settings, named=named)
+        except InputError as error:
+            raise calibration.explained(error, source, samples) from error.__cause__
         progress.end(f"{len(prepared.placement.weights)} layers on integers, {prepared.calibration_samples} samples")
     rows = _rows(dataset, signature, data, seed, recipe)
     assert roles.select is not None

@@ -20,7 +20,9 @@ import numpy as np
 if TYPE_CHECKING:
     Array = np.ndarray[Any, np.dtype[Any]]
 
-DAMPING = 0.01  # of the mean of the diagonal: what is known of few columns isn't believed further
+# of the mean of the diagonal: what is known of some samples isn't believed further (at 0.01 three models of ten lost up
+# to 0.9 dB on other samples; from 0.1 to 0.5 hardly anything changes)
+DAMPING = 0.1
 BLOCK = 64  # columns that are worked on before what they do is carried over to all others
 SWEEPS = 3
 

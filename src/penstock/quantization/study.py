@@ -47,7 +47,7 @@ class Choice:
     equalize: bool = False
     smooth: bool = False
     correct_bias: str = "none"  # none, analytic or empirical
-    rounding: str = "nearest"  # or adaptive
+    rounding: str = "nearest"  # or adaptive, or auto, which :mod:`.automatic` decides
     exclude: tuple[str, ...] = ()
     int16_layers: tuple[str, ...] = ()  # names, or patterns of them: their activations have 16 bits
     only: tuple[str, ...] | None = None

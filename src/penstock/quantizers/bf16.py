@@ -6,9 +6,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from penstock import calibration, graph
-from penstock.calibration import Batches
-
 if TYPE_CHECKING:
     import numpy as np
 
@@ -36,10 +33,7 @@ def quantize(
     model: Path, batches: Iterable[Mapping[str, np.ndarray]], settings: QuantizeSettings, into: Path
 ) -> Mapping[str, Json]:
     """Convert ``model``; see :class:`penstock.quantizers.Quantizer`."""
-    from penstock.quantization.half.convert import convert
+    from penstock.quantization.half.convert import write
     from penstock.quantization.half.types import BF16
 
-    samples = batches if isinstance(batches, Batches) else calibration.of_list(batches)
-    made = convert(model, samples, BF16, settings)
-    graph.save(made.model, into)
-    return made.facts
+    return write(BF16, model, batches, settings, into)

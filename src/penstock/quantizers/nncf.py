@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from penstock.jsonable import Json
     from penstock.stages.quantize import QuantizeSettings
 
-READS = frozenset({"consumer", "activations", "format", "quantize_outputs", "per_channel"})
+READS = frozenset({"consumer", "activations", "format", "quantize_outputs", "per_channel", "target_cpu"})
 _UNSERVED = {
     "integer-only": "it leaves what it has no integers for in float",
     "tensorrt": "TensorRT takes symmetric int8 activations alone",
@@ -52,7 +52,7 @@ def quantize(
     """Quantize ``model``; see :class:`penstock.quantizers.Quantizer`."""
     import onnx_ir as ir
 
-    from penstock.quantization import prepare
+    from penstock.quantization import prepare, saturation
 
     need(settings)
     loaded = graph.load(model)
@@ -81,6 +81,7 @@ def quantize(
             what = f"NNCF can't quantize this model: {first_line(error)}"
             raise InputError("cannot-quantize", what, where=str(model), do="choose --method static") from error
     result = ir.from_proto(quantized)
+    bits = saturation.bits(settings.target_cpu)
     left = sorted({n.op_type for n in result.graph.all_nodes() if n.op_type in ort._HEAVY and not _is_quantized(n)})
     grids = [node.inputs[2] for node in result.graph if node.op_type == "QuantizeLinear" and len(node.inputs) > 2]
     types = sorted({graph.dtype_name(grid) for grid in grids if grid is not None})
@@ -90,6 +91,8 @@ def quantize(
         "method": "static", "format": "QDQ", "calibration": "mean of each sample's range", "library": version,
         "calibration_batch": samples.size, "calibration_samples": samples.count,
         "activations": ", ".join(types), "weights": "int8", "per_channel": settings.per_channel,
+        "target_cpu": settings.target_cpu, "weight_bits": bits,
+        "notes": [saturation.unmeasured(settings.target_cpu)] if bits < 8 else [],
         "opset_raised_from": opset if converted is not loaded else None, "operators_left_in_float": list(left),
     }  # fmt: skip
 
@@ -113,9 +116,13 @@ def need(settings: QuantizeSettings) -> None:
 def _options(settings: QuantizeSettings) -> dict[str, Any]:
     """Say the settings in the library's words; what isn't set stays its default."""
     from nncf import AdvancedQuantizationParameters, IgnoredScope
-    from nncf.quantization.advanced_parameters import QuantizationParameters
+    from nncf.quantization.advanced_parameters import OverflowFix, QuantizationParameters
+
+    from penstock.quantization import saturation
 
     advanced = AdvancedQuantizationParameters()
+    if saturation.lacks_vnni(settings.target_cpu):
+        advanced.overflow_fix = OverflowFix.ENABLE  # by default it is the first layers alone whose sums can't overflow
     if not settings.per_channel:
         advanced.weights_quantization_params = QuantizationParameters(per_channel=False)
     scope = {"ignored_scope": IgnoredScope(names=list(settings.exclude))} if settings.exclude else {}

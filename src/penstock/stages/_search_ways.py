@@ -31,7 +31,7 @@ def unguarded(best: Candidate, told: Told) -> Iterator[Candidate]:
     if best.settings.guard and told.get("guarded"):
         free = _step(best, "no guard", guard=False)
         yield free
-        if free.settings.rounding != "adaptive":
+        if not _adaptive(free.settings, told):
             yield _step(free, "adaptive rounding", rounding="adaptive")
 
 
@@ -39,21 +39,27 @@ def repairs() -> tuple[Callable[[QuantizeSettings, Told], tuple[str, Mapping[str
     """Return what may be changed at the same speed, the likeliest to help first: each a name and settings, or None."""
     return (
         lambda now, told: _unless(
-            now.correct_bias == "empirical" or now.rounding == "adaptive",
+            now.correct_bias == "empirical" or _adaptive(now, told),
             "bias corrected on samples", correct_bias="empirical",
         ),
-        lambda now, told: _unless(now.rounding == "adaptive", "adaptive rounding", rounding="adaptive"),
+        lambda now, told: _unless(_adaptive(now, told), "adaptive rounding", rounding="adaptive"),
+        lambda now, told: _unless(not _adaptive(now, told), "rounded to the nearest", rounding="nearest"),
         *(_ranges(name) for name in ("minmax", "mse", "percentile", "entropy", "moving-average") if name in RANGES),
         lambda now, told: _switched(now.equalize, told.get("equalized"), "equalize", "equalized"),
         lambda now, told: _switched(now.smooth, told.get("smoothed"), "smooth", "smoothed"),
         lambda now, told: _unless(
-            now.correct_bias == "analytic" or now.rounding == "adaptive",
+            now.correct_bias == "analytic" or _adaptive(now, told),
             "bias corrected by the weights", correct_bias="analytic",
         ),
         lambda now, told: _unless(
-            now.correct_bias == "none" or now.rounding == "adaptive", "bias not corrected", correct_bias="none"
+            now.correct_bias == "none" or _adaptive(now, told), "bias not corrected", correct_bias="none"
         ),
     )  # fmt: skip
+
+
+def _adaptive(now: QuantizeSettings, told: Told) -> bool:
+    """Whether the last model's weights were rounded by what the layers read."""
+    return (told.get("rounding") if now.rounding == "auto" else now.rounding) == "adaptive"
 
 
 def _ranges(name: str) -> Callable[[QuantizeSettings, Told], tuple[str, Mapping[str, object]] | None]:

@@ -52,7 +52,9 @@ class QuantizeSettings:
         "analytic", "take back in the biases what rounding the weights adds", choices=("none", "analytic", "empirical")
     )
     guard: bool = option(True, "leave layers in float that by themselves make most of the error at the output")
-    rounding: str = option("nearest", "how weights are rounded", choices=("nearest", "adaptive"))
+    rounding: str = option(
+        "auto", "how weights are rounded (auto: adaptive, where there is data)", choices=("auto", "nearest", "adaptive")
+    )
     format: str = option(
         "qdq", "pairs of QuantizeLinear and DequantizeLinear, or operators on integers", choices=FORMATS
     )
@@ -163,10 +165,5 @@ def quantize_with(
         try:
             return dict(method.quantize(model, batches, settings, into) or {})
         except InputError as error:
-            if error.id not in ("run-failed", "runtime-refuses"):
-                raise
-            made_up = isinstance(batches, calibration.Batches) and batches.description.get("kind") == "seeded"
-            told = "the inputs are made up and may not suit the model: give real ones with --data" if made_up else (
-                "see that the samples suit the model")  # fmt: skip
-            do = f"{told}; or choose a method that runs nothing: --method dynamic"
-            raise InputError(error.id, error.what, where=str(model), do=do) from error
+            instead = "choose a method that runs nothing: --method dynamic"
+            raise calibration.explained(error, model, batches, instead) from error.__cause__

@@ -125,6 +125,7 @@ def told(facts: Mapping[str, Json]) -> dict[str, Json]:
     scaled = cast("list[dict[str, Json]]", facts.get("balanced") or [])
     return {
         "guarded": len(cast("list[Json]", facts.get("guarded") or [])), "ranges": facts.get("ranges"),
+        "rounding": facts.get("rounding"),
         "smoothed": sum(one.get("by") == "smooth" for one in scaled),
         "equalized": sum(one.get("by") == "equalize" for one in scaled),
         "float_outputs": len(cast("list[Json]", facts.get("outputs_left_in_float") or [])),

@@ -10,7 +10,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from penstock import calibration, store
+from penstock import api, calibration, store
+from penstock.data import DataSettings
 from penstock.errors import InputError, UsageError
 from penstock.metrics import compare
 from penstock.quantization import balance, notices, prepare
@@ -218,10 +219,24 @@ def test_rounding_by_what_a_layer_reads_is_better_than_to_the_nearest() -> None:
 )
 def test_repair_does_not_harm(repair: dict, tiny: ModuleType, tmp_path: Path) -> None:
     model = residual(seed=3)
-    plain, _ = made(tiny, tmp_path, model, correct_bias="none", ranges="mse")
+    bare = {"correct_bias": "none", "ranges": "mse", "rounding": "nearest"}
+    plain, _ = made(tiny, tmp_path, model, **bare)
     plain_db = sqnr(plain, model, tiny)
-    done, _ = made(tiny, tmp_path, model, **{"correct_bias": "none", "ranges": "mse", **repair})
+    done, _ = made(tiny, tmp_path, model, **bare | repair)
     assert sqnr(done, model, tiny) > plain_db - 0.3
+
+
+def test_weights_are_rounded_by_what_layers_read_where_there_is_data(tiny: ModuleType, tmp_path: Path) -> None:
+    def rounded_by(images: np.ndarray, **settings: object) -> tuple[object, bytes]:
+        path, facts = made(tiny, tmp_path, residual(), images=images, **settings)
+        return facts["rounding"], path.read_bytes()
+
+    assert rounded_by(IMAGES) == rounded_by(IMAGES, rounding="adaptive") != rounded_by(IMAGES, rounding="nearest")
+    assert rounded_by(IMAGES[:31])[0] == "nearest" and rounded_by(IMAGES[:32])[0] == "adaptive"
+    path = tiny.save(residual(), tmp_path / "m.onnx")
+    roles = api.role_feeds(path, DataSettings(calibrate=64), 0)  # no data: made up from the signature
+    facts = quantize(path, calibration.of_feeds(roles.calibrate, 16), QuantizeSettings(), tmp_path / "q.onnx")
+    assert facts["rounding"] == "nearest"
 
 
 def test_an_outlier_costs_less_than_a_decibel(tiny: ModuleType, tmp_path: Path) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from penstock import graph, store
-from penstock.calibration import Batch, Batches, size
+from penstock.calibration import Batch, Batches, of_list, size
 from penstock.errors import InputError, UsageError
 from penstock.jsonable import Json, to_json
 from penstock.quantization import prepare, probe
@@ -35,6 +35,15 @@ class Converted:
 
     model: ir.Model
     facts: Mapping[str, Json]
+
+
+def write(
+    half: Half, model: Path, samples: Iterable[Batch], settings: QuantizeSettings, into: Path
+) -> Mapping[str, Json]:
+    """Convert a model file into another, and return what was done to it: the method of this half's name."""
+    made = convert(model, samples if isinstance(samples, Batches) else of_list(samples), half, settings)
+    graph.save(made.model, into)
+    return made.facts
 
 
 def need_floats(half: Half, settings: QuantizeSettings) -> None:
