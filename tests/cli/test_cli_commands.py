@@ -1,6 +1,8 @@
 """Every command once on tiny models: what it prints, its JSON, its exit code."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -195,3 +197,8 @@ def test_warnings_do_not_hide_in_results(model: Path, capsys: pytest.CaptureFixt
     run(["inspect", "mlp.onnx", "--json"])
     out, err = told(capsys)
     assert err == "" and out.startswith("{")
+
+
+def test_it_runs_as_a_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "penstock", "--version"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stdout.startswith("penstock"), done.stderr

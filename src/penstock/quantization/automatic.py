@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from penstock.quantization import sensitivity
+from penstock.quantization import beside, sensitivity
 
 if TYPE_CHECKING:
     from penstock.quantization.study import Choice, Study
@@ -36,8 +36,8 @@ def resolved(study: Study, choice: Choice) -> tuple[Choice, dict[str, float]]:
     if choice.ranges != AUTO:
         return choice, {}
     samples = (study.cleaned or study.batches).some(SAMPLES)
-    want = sensitivity.outputs(study.model, samples)
-    found = {way: sensitivity.whole(study, replace(choice, ranges=way), samples, want) for way in WAYS}
+    with beside.opened(study.model, samples) as held:
+        found = {way: sensitivity.whole(study, replace(choice, ranges=way), held) for way in WAYS}
     margin = MARGIN_DB if found[WAYS[0]] >= GOOD_DB else MARGIN_WHERE_BAD_DB
     best = max(WAYS, key=lambda way: found[way] + (margin if way == WAYS[0] else 0.0))
     return replace(choice, ranges=best), found

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from penstock.quantization import sensitivity
+from penstock.quantization import beside, sensitivity
 
 if TYPE_CHECKING:
     from penstock.quantization.sensitivity import LayerEffect
@@ -43,10 +43,10 @@ def guarded(study: Study, choice: Choice) -> tuple[Choice, list[Left]]:
     if count < FEWEST or count > MOST_LAYERS or choice.only is not None or choice.table.everything:
         return choice, []
     samples = (study.cleaned or study.batches).some(SAMPLES)
-    want = sensitivity.outputs(study.model, samples)
-    if sensitivity.whole(study, choice, samples, want) >= GOOD_DB:
-        return choice, []
-    left = worst(sensitivity.layers(study, choice, samples=samples, wanted=want)[0], count)
+    with beside.opened(study.model, samples) as held:
+        if sensitivity.whole(study, choice, held) >= GOOD_DB:
+            return choice, []
+        left = worst(sensitivity.layers(study, choice, held=held)[0], count)
     return replace(choice, exclude=(*choice.exclude, *(one.node for one in left))), left
 
 
