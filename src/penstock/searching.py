@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +23,17 @@ from penstock.stages import quantize as quantize_stage
 from penstock.stages.bench import BenchSettings, Subject
 from penstock.stages.evaluate import EvaluateSettings
 from penstock.stages.quantize import QuantizeSettings
-from penstock.stages.search import Candidate, Measured, Searched, SearchSettings, climb, plain, told, unusable
+from penstock.stages.search import (
+    Candidate,
+    Measured,
+    Searched,
+    SearchSettings,
+    climb,
+    need_read,
+    plain,
+    told,
+    unusable,
+)
 from penstock.store import Cache, Made, digest_of
 
 if TYPE_CHECKING:
@@ -45,15 +55,20 @@ def search(
     bench: BenchSettings | None = None,
     seed: int = 0,
     progress: Progress = SILENT,
+    asked: Mapping[str, Collection[str]] | None = None,
 ) -> Searched:
     """Find the fastest quantized model within an accuracy budget and write it to the file ``output``.
 
     Accuracy is measured on the select split. Nothing is written where none fits: the result's ``chosen`` is empty.
-    Raises ``UsageError`` without labelled data, ``InputError`` for a model that can't be quantized at all.
+    Raises ``UsageError`` without labelled data and for a setting that a search doesn't read, ``InputError`` for a model
+    that can't be quantized at all. ``asked`` names by section what was asked for, to be held to what a search reads
+    (default: all settings that differ from their defaults).
     """
     from penstock import api
 
-    evaluate = evaluate or EvaluateSettings()
+    evaluate, quantize, bench = evaluate or EvaluateSettings(), quantize or QuantizeSettings(), bench or BenchSettings()
+    need_read(quantize, "quantize", None if asked is None else asked.get("quantize", ()))
+    need_read(bench, "bench", None if asked is None else asked.get("bench", ()))
     outputs.keep_apart({"-o": output}, {"the model that is read": model, "the data that is read": data.data})
     if not data.data:
         raise UsageError("no-data", "a search measures accuracy and needs labelled data", do="give it with --data")
@@ -68,8 +83,8 @@ def search(
         raise UsageError("no-metric", what, do="name a measure with --metric module:function")
     trial.survive(path, [roles.golden.first(1), roles.select.first(evaluate.batch)], str(path))
     return run(
-        path, Path(output), roles, quantize or QuantizeSettings(), settings or SearchSettings(), evaluate,
-        bench or BenchSettings(), Cache(store.default_cache()), progress,
+        path, Path(output), roles, quantize, settings or SearchSettings(), evaluate, bench,
+        Cache(store.default_cache()), progress,
     )  # fmt: skip
 
 
@@ -82,6 +97,7 @@ def run(
     progress.begin("search", f"{roles.select.count} samples of the select split, {settings.evaluations} models at most")
     one = _Search(model, roles, evaluating, timing, cache, settings, progress)
     methods = [name for name in OTHERS if name in registry.names("quantizers") and _can_run(name)]
+    base = replace(base, sensitivity=0.0)  # nothing of it would be told
     found = climb(base, settings, methods, one.measure, one.ranking)
     if found.chosen:
         made = one.made(next(candidate for candidate in one.tried if candidate.name == found.chosen))

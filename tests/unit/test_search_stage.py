@@ -10,14 +10,15 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from penstock import searching
+from penstock import registry, searching
+from penstock.cli import run as cli
 from penstock.cli._search import _points
 from penstock.data import DataSettings
 from penstock.errors import UsageError
 from penstock.stages import quantize as quantize_stage
 from penstock.stages.bench import BenchSettings
 from penstock.stages.quantize import QuantizeSettings
-from penstock.stages.search import Candidate, Measured, SearchSettings, climb, front
+from penstock.stages.search import UNREAD, Candidate, Measured, SearchSettings, climb, front
 
 LAYERS = tuple(f"layer{i}" for i in range(8))
 
@@ -327,6 +328,63 @@ def test_an_interrupted_search_goes_on_with_layers_in_float_and_in_16_bits(
     again = searching.search(model, tmp_path / "again.onnx", data, wanted, quantize=base, bench=FAST)
     assert all(rung.reused or "can't be made" in rung.refused for rung in again.rungs)
     assert len({*made}) == len(found.rungs) and again.chosen == found.chosen
+
+
+@pytest.mark.parametrize(
+    ("flags", "shown"),
+    [
+        (["--method", "dynamic"], "--method has no effect in a search: a search begins with static"),
+        (["--method", "static"], "--method has no effect in a search: a search begins with static"),
+        (["--also-methods", "fp16"], "--also-methods has no effect in a search"),
+        (["--no-quantize"], "--no-quantize has no effect in a search"),
+        (["--calibration", "random"], "--calibration has no effect in a search"),
+        (["--sensitivity", "3"], "--sensitivity has no effect in a search"),
+        (["--baseline", "x"], "--baseline has no effect in a search: a search holds every model against the float one"),
+        (["--throughput-batch", "8"], "--throughput-batch has no effect in a search"),
+        (["--no-footprint"], "--no-footprint has no effect in a search"),
+    ],
+)
+def test_flags_that_a_search_does_not_read_are_refused(
+    flags: list[str], shown: str, tiny: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tiny.save(tiny.conv(), tmp_path / "m.onnx")
+    assert cli(["search", str(model), "--data", "digits", "-o", str(tmp_path / "q.onnx"), *flags]) == 2
+    told = capsys.readouterr().err
+    assert shown in " ".join(told.split()) and "leave it out" in told and "Traceback" not in told
+
+
+def test_a_search_offers_only_what_it_reads(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli(["search", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "--consumer" in text and "--bench-seconds" in text
+    for flag in (
+        "--method TEXT",
+        "--also-methods",
+        "--no-quantize ",
+        "--calibration auto",
+        "--baseline",
+        "--footprint",
+    ):
+        assert flag not in text, flag
+
+
+def test_every_setting_of_quantize_is_read_by_a_method_of_a_search_or_refused() -> None:
+    methods = ("static", *searching.OTHERS)
+    read = {name for method in methods for name in registry.load("quantizers", method).READS}  # type: ignore[attr-defined]
+    ours = {"exclude", "calibration_batch"}
+    assert {field.name for field in dataclasses.fields(QuantizeSettings)} - read - ours == UNREAD["quantize"].keys() - {
+        "sensitivity"
+    }
+    assert UNREAD["bench"].keys() <= {field.name for field in dataclasses.fields(BenchSettings)}
+
+
+def test_what_a_settings_file_says_for_a_build_is_passed_over(tiny: ModuleType, tmp_path: Path) -> None:
+    model = tiny.save(tiny.conv(), tmp_path / "m.onnx")
+    base, data = QuantizeSettings(method="fp16"), DataSettings()
+    with pytest.raises(UsageError, match="--method has no effect"):
+        searching.search(model, tmp_path / "q.onnx", data, quantize=base)
+    with pytest.raises(UsageError, match="needs labelled data"):
+        searching.search(model, tmp_path / "q.onnx", data, quantize=base, asked={"quantize": ["ranges"]})
 
 
 @pytest.mark.parametrize(

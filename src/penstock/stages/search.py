@@ -14,14 +14,55 @@ Every evaluation is kept in the cache, so that a search that was interrupted goe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
+from penstock import settings as declared
 from penstock.errors import InputError, UsageError
 from penstock.jsonable import Json
 from penstock.settings import option
 from penstock.stages.quantize import QuantizeSettings
+
+if TYPE_CHECKING:
+    from penstock.stages.bench import BenchSettings
+
+
+# settings of other sections that a search doesn't read, each with the reason
+_TIMED_ALONE = "a search measures the latency of single samples"
+UNREAD: dict[str, dict[str, str]] = {
+    "quantize": {
+        "quantize": "a search makes quantized models, and nothing else",
+        "method": "a search begins with static and tries the other methods after it",
+        "also_methods": "a search begins with static and tries the other methods after it",
+        "calibration": "a search calibrates on the data that it needs anyway",
+        "sensitivity": "a search measures by itself which layers the output minds most, and tells no more of it",
+    },
+    "bench": {
+        "baseline": "a search holds every model against the float one",
+        "throughput_batch": _TIMED_ALONE,
+        "footprint": _TIMED_ALONE,
+        "footprint_timeout_s": _TIMED_ALONE,
+    },
+}
+
+
+def need_read(values: QuantizeSettings | BenchSettings, section: str, asked: Collection[str] | None = None) -> None:
+    """Raise ``UsageError`` where a setting is asked for that a search doesn't read.
+
+    ``asked`` names those that were asked for (default: all that differ from their defaults).
+    """
+    for one in declared.fields(section):
+        value = getattr(values, one.name)
+        if one.name not in UNREAD[section] or (value == one.default if asked is None else one.name not in asked):
+            continue
+        on, _, off = one.flag.partition("/")
+        flag = (off or f"--no-{on[2:]}") if value is False else on
+        do = "leave it out"
+        if "method" in one.name:
+            do += "; `penstock quantize --method NAME` makes a model by one method"
+        what = f"{flag} has no effect in a search: {UNREAD[section][one.name]}"
+        raise UsageError("cannot-serve", what, where=flag, do=do)
 
 
 @dataclass(frozen=True, slots=True)
