@@ -206,6 +206,51 @@ def test_evaluations_are_kept_for_the_other_methods() -> None:
     assert found.chosen == "fp16" and asked[-2:] == ["dynamic", "fp16"] and len(asked) == 9 and found.exhausted
 
 
+def helped(one: Candidate) -> float:
+    """Return a drop that bias correction and adaptive rounding make smaller."""
+    now = one.settings
+    if now.activations or now.quantize_outputs:
+        return 9.0
+    return 0.6 - 0.3 * (now.correct_bias == "empirical") - 0.2 * (now.rounding == "adaptive")
+
+
+BEST = "static, bias corrected on samples, adaptive rounding"
+
+
+def test_what_was_not_timed_is_not_chosen_where_its_twin_is_slow() -> None:
+    measure, asked = measuring(helped, lambda one: 0.9 if one.name == "static" else 1.3)
+    wanted = SearchSettings(max_drop=0.7, objective="accuracy")
+    found = climb(QuantizeSettings(), wanted, [], measure, lambda one: ())
+    twin = next(rung for rung in found.rungs if rung.name == "static, bias corrected on samples")
+    assert found.chosen == "static" and twin.latency is None and asked.count(BEST) == 2
+    told = f"as fast as {BEST}, and that one is no faster than the float model: 1.30× (1.27–1.33) of its latency"
+    assert twin.refused == told
+
+
+def test_what_is_chosen_was_timed() -> None:
+    measure, asked = measuring(helped, lambda one: 0.5)
+
+    def failing(candidate: Candidate, timed: bool) -> Measured:
+        found = measure(candidate, timed)
+        return dataclasses.replace(found, refused="it can't be timed") if timed and candidate.name == BEST else found
+
+    wanted = SearchSettings(max_drop=0.7, objective="accuracy")
+    found = climb(QuantizeSettings(), wanted, [], failing, lambda one: ())
+    chosen = next(rung for rung in found.rungs if rung.name == found.chosen)
+    assert BEST in asked and chosen.name != "static" and chosen.latency == 0.5, "the next best is timed in its place"
+    assert len({*asked}) == len(found.rungs), "and no further model is made for it"
+
+
+def test_a_model_whose_time_can_not_be_compared_is_not_chosen() -> None:
+    measure, _ = measuring(lambda one: 0.1, lambda one: 0.5)
+
+    def vague(candidate: Candidate, timed: bool) -> Measured:
+        return dataclasses.replace(measure(candidate, timed), latency=None, latency_range=None)
+
+    found = climb(QuantizeSettings(), SearchSettings(), [], vague, lambda one: ())
+    assert not found.chosen and "it can't be timed" in found.nearest_miss
+
+
 def test_the_front_holds_what_no_other_beats() -> None:
     def one(name: str, size: int, latency: float, drop: float) -> Measured:
         return Measured(name, 0.9, drop, (drop, drop), latency, (latency, latency), size, "")

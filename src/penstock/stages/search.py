@@ -6,8 +6,9 @@
 3. Where the budget isn't kept yet, the layers that the output minds most go to float, or get 16-bit activations: twice
    as many at each rung, then as few as suffice, then half of each.
 4. Other methods (dynamic, 16-bit floats, weights alone) are tried beside it; evaluations are kept for them.
-5. The best by the objective among those within the budget is the result. A variant that isn't faster than the float
-   model is refused with the figures, but where a small one is wanted: the float model is more accurate than any.
+5. The best by the objective among those within the budget is the result, and it was timed. A variant that isn't faster
+   than the float model is refused with the figures, but where a small one is wanted: the float model is more accurate
+   than any.
 
 Every evaluation is kept in the cache, so that a search that was interrupted goes on where it was.
 """
