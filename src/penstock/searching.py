@@ -31,6 +31,7 @@ from penstock.stages.search import (
     climb,
     need_read,
     plain,
+    same,
     told,
     unusable,
 )
@@ -122,6 +123,7 @@ class _Search:
     settings: SearchSettings
     progress: Progress
     tried: list[Candidate] = field(default_factory=list)
+    seen: dict[str, Measured] = field(default_factory=dict)  # by the file's digest
     digest: str = ""
     plain: evaluate_stage.Evaluation | None = None  # the float model's
 
@@ -137,25 +139,39 @@ class _Search:
         """Make, score and, where asked for, time a candidate; or take over what was measured before."""
         if candidate not in self.tried:
             self.tried.append(candidate)
-        self.progress.step(len(self.tried), self.settings.evaluations, candidate.name)
+        self.progress.step(
+            min(len(self.seen) + 1, self.settings.evaluations), self.settings.evaluations, candidate.name
+        )
         key = self._key("measured", candidate, timed)
         if not self.settings.fresh and (entry := self.cache.get(key)) is not None:
             # another way to the same settings may have been called by other steps
-            return replace(from_json(Measured, entry.facts["measured"]), name=candidate.name, reused=True)
+            found = replace(from_json(Measured, entry.facts["measured"]), name=candidate.name, reused=True)
+            return self._first(candidate, found.digest) or self._noted(found)
         try:
             made = self.made(candidate)
         except (InputError, UsageError) as error:
             if isinstance(error, UsageError) and len(self.tried) == 1:
                 raise  # what was asked for can't be had; later ones are the search's own
             return unusable(error, candidate.name)
-        path = made / MODEL
+        digest = _digest(made)
+        if (other := self._first(candidate, digest)) is not None:
+            return other
         try:
-            found = self._figures(candidate, path, timed)
+            found = replace(self._figures(candidate, made / MODEL, timed), digest=digest)
         except PenstockError as error:
             told = unusable(InputError(error.id, error.what), candidate.name)
             return replace(told, settings=plain(candidate.settings))
         self.cache.put(key, lambda into: Made({"measured": to_json(found)}))
+        return self._noted(found)
+
+    def _noted(self, found: Measured) -> Measured:
+        self.seen[found.digest] = found
         return found
+
+    def _first(self, candidate: Candidate, digest: str) -> Measured | None:
+        """Return the figures of an earlier candidate whose file this one's is too; ``None`` where there is none."""
+        other = self.seen.get(digest)
+        return same(candidate, other) if other is not None and other.name != candidate.name else None
 
     def _figures(self, candidate: Candidate, path: Path, timed: bool) -> Measured:
         score = self._score(path, candidate.name)
@@ -247,3 +263,8 @@ class _Search:
         choice, _ = automatic.resolved(study, choice)
         ranked, left = sensitivity.layers(study, choice)
         return [one.node for one in ranked] + left
+
+
+def _digest(folder: Path) -> str:
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return digest_of([[str(file.relative_to(folder)), store.file_digest(file)] for file in files])

@@ -18,7 +18,7 @@ from penstock.errors import UsageError
 from penstock.stages import quantize as quantize_stage
 from penstock.stages.bench import BenchSettings
 from penstock.stages.quantize import QuantizeSettings
-from penstock.stages.search import UNREAD, Candidate, Measured, SearchSettings, climb, front
+from penstock.stages.search import UNREAD, Candidate, Measured, SearchSettings, climb, front, same
 
 LAYERS = tuple(f"layer{i}" for i in range(8))
 
@@ -251,6 +251,23 @@ def test_a_model_whose_time_can_not_be_compared_is_not_chosen() -> None:
     assert not found.chosen and "it can't be timed" in found.nearest_miss
 
 
+def test_two_that_are_one_file_count_once_and_the_first_is_chosen() -> None:
+    measure, _ = measuring(lambda one: 0.2, lambda one: 0.4)
+
+    def telling(candidate: Candidate, timed: bool) -> Measured:
+        if candidate.settings.quantize_outputs:
+            found = same(candidate, measure(Candidate("static", QuantizeSettings()), timed))
+            return dataclasses.replace(found, latency=0.1, latency_range=(0.1, 0.1), size_bytes=1)
+        return measure(candidate, timed)
+
+    found = climb(QuantizeSettings(), SearchSettings(evaluations=3), ["fp16"], telling, lambda one: ())
+    assert [rung.name for rung in found.rungs] == [
+        "static", "static, outputs quantized", "static, uint16 activations", "fp16"
+    ]  # fmt: skip
+    assert found.rungs[1].refused == "the same file as static" and found.chosen == "static"
+    assert "static, outputs quantized" not in found.front and not found.exhausted
+
+
 def test_the_front_holds_what_no_other_beats() -> None:
     def one(name: str, size: int, latency: float, drop: float) -> Measured:
         return Measured(name, 0.9, drop, (drop, drop), latency, (latency, latency), size, "")
@@ -285,7 +302,9 @@ def test_a_search_on_the_digits_goes_on_where_it_was(
     wanted = SearchSettings(max_drop=100.0, objective="size", evaluations=2)
     first = searching.search(model, tmp_path / "best.onnx", data, wanted, bench=FAST)
     assert first.chosen and (tmp_path / "best.onnx").is_file()
-    assert not any(rung.reused for rung in first.rungs) and len(first.rungs) == 2
+    assert not any(rung.reused for rung in first.rungs)
+    assert [rung.same_as for rung in first.rungs] == ["", "static", ""], "quantized outputs make the same file here"
+    assert first.rungs[1].refused == "the same file as static" and first.rungs[1].score == first.rungs[0].score
     again = searching.search(model, tmp_path / "again.onnx", data, wanted, bench=FAST)
     assert all(rung.reused for rung in again.rungs)
     assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "best.onnx").read_bytes()

@@ -27,6 +27,7 @@ def show(found: Searched, settings: SearchSettings, output: str) -> None:
         mark = "CHOSEN" if rung.name == found.chosen else f"refused: {rung.refused}" if rung.refused else "passed"
         mark += ", on the front" if rung.name in found.front else ""
         mark += ", measured before" if rung.reused else ""
+        mark = rung.refused if rung.same_as else mark
         table.add_row(
             rung.name, rung.changed, *_figures(rung), mark, style="bold green" if rung.name == found.chosen else None
         )

@@ -43,7 +43,8 @@ class Climb:
 
     def try_one(self, candidate: Candidate, *, timed: bool = True) -> Measured | None:
         """Measure a candidate, if one more may be measured."""
-        if len(self.rungs) >= self.settings.evaluations - self._reserved:
+        measured = sum(not rung.same_as for rung in self.rungs)
+        if measured >= self.settings.evaluations - self._reserved:
             self.exhausted = True
             return None
         self._tried.append(candidate.settings)
@@ -87,7 +88,7 @@ class Climb:
         if self.within(found):
             for candidate in ways.unguarded(first, found.told):
                 free = self.try_one(candidate)
-                if free is not None and self.within(free):
+                if free is not None and self.within(free) and not free.same_as:
                     best = candidate, free
                     break
         if (self.within(best[1]) and self.settings.objective != "accuracy") or self.slow(best[1]):
@@ -183,7 +184,7 @@ class Climb:
         while chosen is not None and chosen.latency is None:
             self._time(chosen)
             chosen = self._best()
-        missed = [rung for rung in self.rungs if rung.refused]
+        missed = [rung for rung in self.rungs if rung.refused and not rung.same_as]
         nearest = min(missed, key=lambda one: one.drop if one.drop is not None else float("inf"), default=None)
         told = "" if chosen is not None or nearest is None else f"{nearest.name}: {nearest.refused}"
         return Searched(

@@ -8,7 +8,7 @@
 4. Other methods (dynamic, 16-bit floats, weights alone) are tried beside it; evaluations are kept for them.
 5. The best by the objective among those within the budget is the result, and it was timed. A variant that isn't faster
    than the float model is refused with the figures, but where a small one is wanted: the float model is more accurate
-   than any.
+   than any. One that is the same file as another is neither measured again nor chosen.
 
 Every evaluation is kept in the cache, so that a search that was interrupted goes on where it was.
 """
@@ -16,7 +16,7 @@ Every evaluation is kept in the cache, so that a search that was interrupted goe
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from penstock import settings as declared
@@ -92,7 +92,8 @@ class Measured:
 
     ``drop`` in points of the score, with its 95 % interval, on the select split. ``latency`` is the ratio to the float
     model, with its interval; ``None`` where it wasn't timed. ``changed``: what this step changed; ``told``: what making
-    the model told, by which the next steps are chosen.
+    the model told, by which the next steps are chosen. ``same_as`` names the rung that is the same file and has its
+    figures.
     """
 
     name: str
@@ -107,6 +108,8 @@ class Measured:
     settings: Mapping[str, Json] = field(default_factory=dict)
     changed: str = ""
     told: Mapping[str, Json] = field(default_factory=dict)
+    digest: str = ""  # of the model's files
+    same_as: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +141,7 @@ def climb(
 
 def front(rungs: Sequence[Measured]) -> tuple[str, ...]:
     """Return the names of those that no other one beats in size, latency and accuracy together (Pareto)."""
-    held = [rung for rung in rungs if rung.latency is not None and rung.drop is not None]
+    held = [rung for rung in rungs if rung.latency is not None and rung.drop is not None and not rung.same_as]
 
     def figures(one: Measured) -> tuple[float, float, float]:
         assert one.latency is not None and one.drop is not None
@@ -158,6 +161,12 @@ def plain(settings: QuantizeSettings) -> dict[str, Any]:
     """Return what differs from the defaults, as a settings file would hold it."""
     base = asdict(QuantizeSettings())
     return {name: value for name, value in asdict(settings).items() if value != base[name]}
+
+
+def same(candidate: Candidate, other: Measured) -> Measured:
+    """Return the figures of another rung for a candidate that is the same file; it is never chosen before that one."""
+    refused = f"the same file as {other.name}"
+    return replace(other, name=candidate.name, refused=refused, settings=plain(candidate.settings), same_as=other.name)
 
 
 def told(facts: Mapping[str, Json]) -> dict[str, Json]:
