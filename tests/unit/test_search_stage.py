@@ -14,9 +14,11 @@ from penstock import registry, searching
 from penstock.cli import run as cli
 from penstock.cli._search import _points
 from penstock.data import DataSettings
-from penstock.errors import UsageError
+from penstock.deployment import Deployment
+from penstock.errors import MissingError, UsageError
 from penstock.stages import quantize as quantize_stage
 from penstock.stages.bench import BenchSettings
+from penstock.stages.evaluate import EvaluateSettings
 from penstock.stages.quantize import QuantizeSettings
 from penstock.stages.search import UNREAD, Candidate, Measured, SearchSettings, climb, front, same
 
@@ -268,6 +270,36 @@ def test_two_that_are_one_file_count_once_and_the_first_is_chosen() -> None:
     assert "static, outputs quantized" not in found.front and not found.exhausted
 
 
+def two_ways(measure: Callable) -> Callable[[Candidate, bool], Measured]:
+    """Say of weight-only models that there is another way to compute them."""
+
+    def telling(candidate: Candidate, timed: bool) -> Measured:
+        if candidate.settings.method != "weight-only":
+            return measure(candidate, timed)
+        options = {"session.level": "4" if candidate.way else "1"}
+        ways = () if candidate.way else ("int8-activations",)
+        return dataclasses.replace(measure(candidate, timed), options=options, ways=ways)
+
+    return telling
+
+
+def test_each_way_to_compute_a_model_is_a_rung_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    from penstock.cli import _search
+
+    measure, asked = measuring(lambda one: 0.2, lambda one: 0.3 if one.way else 0.4)
+    found = climb(QuantizeSettings(), SearchSettings(), ["weight-only"], two_ways(measure), lambda one: ())
+    assert asked[-2:] == ["weight-only", "weight-only+int8-activations"]
+    assert found.chosen == "weight-only+int8-activations" and found.options == {"session.level": "4"}
+    _search.show(dataclasses.replace(found, backend="onnxruntime"), SearchSettings(), "best.onnx")
+    text = capsys.readouterr().out
+    assert "measured on onnxruntime" in text and "run with  session.level = 4" in text
+    few = SearchSettings(evaluations=6, max_drop=0.1)
+    bounded = climb(QuantizeSettings(), few, ["weight-only"], two_ways(measure), lambda one: LAYERS)
+    assert len(bounded.rungs) == 6 and [rung.name for rung in bounded.rungs][-2:] == [
+        "weight-only", "weight-only+int8-activations"
+    ], "an evaluation is kept for the other way"  # fmt: skip
+
+
 def test_the_front_holds_what_no_other_beats() -> None:
     def one(name: str, size: int, latency: float, drop: float) -> Measured:
         return Measured(name, 0.9, drop, (drop, drop), latency, (latency, latency), size, "")
@@ -392,6 +424,80 @@ def test_an_interrupted_search_goes_on_with_layers_in_float_and_in_16_bits(
     again = searching.search(model, tmp_path / "again.onnx", data, wanted, quantize=base, bench=FAST)
     assert all(rung.reused or "can't be made" in rung.refused for rung in again.rungs)
     assert len({*made}) == len(found.rungs) and again.chosen == found.chosen
+
+
+def _products(tiny: ModuleType, folder: Path) -> tuple[Path, DataSettings, EvaluateSettings]:
+    """Save a net of MatMuls, data for it, and a measure that any answer pleases."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(240, 5, 16)).astype(np.float32)
+    np.savez(folder / "data.npz", x=x, y=rng.integers(0, 4, 240))
+    (folder / "pleased.py").write_text("def any(outputs, labels):\n    return (labels >= 0).astype(float)\n")
+    measure = EvaluateSettings(metric=f"{folder / 'pleased.py'}:any")
+    return tiny.save(tiny.products(), folder / "m.onnx"), DataSettings(data=str(folder / "data.npz")), measure
+
+
+@pytest.mark.parametrize(
+    ("consumer", "backend", "plain", "rounding"),
+    [
+        ("ort-cpu", "onnxruntime", {"session.qdq_matmulnbits_accuracy_level": "1"}, "4"),
+        ("openvino", "openvino", {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}, "32"),
+    ],
+)
+def test_models_are_measured_where_they_will_run_and_in_each_way(
+    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    consumer: str, backend: str, plain: dict[str, str], rounding: str,
+) -> None:  # fmt: skip
+    module = pytest.importorskip(f"penstock.backends.{backend}")
+    if module.available():
+        pytest.skip(f"{backend} is not installed")
+    monkeypatch.setenv("PENSTOCK_CACHE", str(tmp_path / "cache"))
+    model, data, measure = _products(tiny, tmp_path)
+    opened: list[Deployment] = []
+    load = module.load
+
+    def loading(model: object, deployment: Deployment) -> object:
+        opened.append(deployment)
+        return load(model, deployment)
+
+    monkeypatch.setattr(module, "load", loading)
+    wanted = SearchSettings(max_drop=100.0, objective="size", evaluations=7)
+    found = searching.search(
+        model, tmp_path / "best.onnx", data, wanted, quantize=QuantizeSettings(consumer=consumer), bench=FAST,
+        evaluate=measure,
+    )  # fmt: skip
+    assert found.backend == backend
+    assert {"float", "static", "weight-only"} <= {one.variant for one in opened}, "scored and timed there"
+    two = {rung.name: rung for rung in found.rungs if "weight-only" in rung.name}
+    assert [*two] == ["weight-only", "weight-only+int8-activations"]
+    other = dict.fromkeys(plain, rounding)
+    assert [rung.options for rung in two.values()] == [plain, other]
+    given = {one.variant: [*one.options.values()] for one in opened if "weight-only" in one.variant}
+    assert given == {"weight-only": [*plain.values()], "weight-only+int8-activations": [rounding]}
+    assert found.options == two[found.chosen].options, "the smallest are these two"
+
+
+@pytest.mark.parametrize("consumer", ["integer-only", "tensorrt"])
+def test_no_search_for_what_nothing_here_can_run(consumer: str, tiny: ModuleType, tmp_path: Path) -> None:
+    model = tiny.save(tiny.conv(), tmp_path / "m.onnx")
+    with pytest.raises(UsageError, match=f"no backend here stands for '{consumer}'") as error:
+        searching.search(
+            model, tmp_path / "q.onnx", DataSettings(data="digits"), quantize=QuantizeSettings(consumer=consumer)
+        )
+    assert error.value.where == "--consumer" and "ort-cpu or openvino" in error.value.do
+
+
+def test_a_search_for_a_runtime_that_is_not_there_says_how_to_get_it(
+    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from penstock.backends import openvino
+
+    monkeypatch.setattr(openvino, "available", lambda: "pip install 'penstock[openvino]'")
+    model = tiny.save(tiny.conv(), tmp_path / "m.onnx")
+    with pytest.raises(MissingError, match="'openvino', on which a search") as error:
+        searching.search(
+            model, tmp_path / "q.onnx", DataSettings(data="digits"), quantize=QuantizeSettings(consumer="openvino")
+        )
+    assert error.value.do == "pip install 'penstock[openvino]'"
 
 
 @pytest.mark.parametrize(

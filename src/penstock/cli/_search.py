@@ -32,6 +32,7 @@ def show(found: Searched, settings: SearchSettings, output: str) -> None:
             rung.name, rung.changed, *_figures(rung), mark, style="bold green" if rung.name == found.chosen else None
         )
     _console.stdout().print(table)
+    click.echo(f"measured on {found.backend}")
     if any(rung.reused for rung in found.rungs):
         click.echo("what was measured before is from an earlier search on this machine; --fresh measures it anew")
     if any(rung.score is not None and rung.latency is None for rung in found.rungs):
@@ -42,6 +43,9 @@ def show(found: Searched, settings: SearchSettings, output: str) -> None:
         click.echo(f"no model fits the budget of {settings.max_drop:g} points; nearest: {found.nearest_miss}")
         return
     click.echo(f"chosen    {found.chosen}")
+    if found.options:
+        given = ", ".join(f"{name} = {value}" for name, value in found.options.items())
+        click.echo(f"run with  {given}: a session on {found.backend} computes it as measured only so")
     if found.settings:
         click.echo("settings  " + ", ".join(f"{name} = {value!r}" for name, value in found.settings.items()))
     click.echo(f"wrote {output}")

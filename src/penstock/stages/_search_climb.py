@@ -27,7 +27,8 @@ class Climb:
 
     def run(self, base: QuantizeSettings, methods: Sequence[str], ranking: Ranking) -> Searched:
         """Try integers everywhere and their repairs, then layers in float and 16 bits, then the other methods."""
-        self._reserved = min(len(methods), self.settings.evaluations // 3)
+        asked = len(methods) + (ways.TWO_WAYS in methods)
+        self._reserved = min(asked, self.settings.evaluations // 3)
         best = self._integers(base)
         if best is not None:
             hopeless = self.slow(best[1])  # whatever is added to it makes it slower still
@@ -42,7 +43,13 @@ class Climb:
         return self.result()
 
     def try_one(self, candidate: Candidate, *, timed: bool = True) -> Measured | None:
-        """Measure a candidate, if one more may be measured."""
+        """Measure a candidate, and the other ways to compute it, as far as more may be measured."""
+        found = self._try(candidate, timed)
+        for way in found.ways if timed and found is not None and not found.same_as else ():
+            self._try(ways.computed(candidate, way), timed)
+        return found
+
+    def _try(self, candidate: Candidate, timed: bool) -> Measured | None:
         measured = sum(not rung.same_as for rung in self.rungs)
         if measured >= self.settings.evaluations - self._reserved:
             self.exhausted = True
@@ -189,7 +196,7 @@ class Climb:
         told = "" if chosen is not None or nearest is None else f"{nearest.name}: {nearest.refused}"
         return Searched(
             chosen.name if chosen else "", tuple(self.rungs), front(self.rungs), told,
-            chosen.settings if chosen else {}, self.exhausted,
+            chosen.settings if chosen else {}, self.exhausted, options=chosen.options if chosen else {},
         )  # fmt: skip
 
     def _best(self) -> Measured | None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from penstock.stages.bench import BenchSettings
 
 
+BACKENDS = {"ort-cpu": "onnxruntime", "openvino": "openvino"}  # what measures for a consumer
 # settings of other sections that a search doesn't read, each with the reason
 _TIMED_ALONE = "a search measures the latency of single samples"
 UNREAD: dict[str, dict[str, str]] = {
@@ -84,6 +85,7 @@ class Candidate:
     settings: QuantizeSettings
     changed: str = ""  # against the candidate that it was made from
     steps: tuple[tuple[str, str], ...] = ()  # what it is called after: a setting and what was chosen for it, in words
+    way: str = ""  # how the backend computes it, as its ``ways`` name it; "" is the plain way
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +94,8 @@ class Measured:
 
     ``drop`` in points of the score, with its 95 % interval, on the select split. ``latency`` is the ratio to the float
     model, with its interval; ``None`` where it wasn't timed. ``changed``: what this step changed; ``told``: what making
-    the model told, by which the next steps are chosen. ``same_as`` names the rung that is the same file and has its
-    figures.
+    the model told, by which the next steps are chosen. ``options``: what the runtime has to be given to compute it as
+    it was measured, as the runtime names them. ``same_as`` names the rung that is the same file and has its figures.
     """
 
     name: str
@@ -108,13 +110,18 @@ class Measured:
     settings: Mapping[str, Json] = field(default_factory=dict)
     changed: str = ""
     told: Mapping[str, Json] = field(default_factory=dict)
+    options: Mapping[str, str] = field(default_factory=dict)
+    ways: tuple[str, ...] = ()  # the other ways in which the backend can compute it
     digest: str = ""  # of the model's files
     same_as: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Searched:
-    """The result: the chosen candidate ("" where none fits), each rung in order, and those that no other one beats."""
+    """The result: the chosen candidate ("" where none fits), each rung in order, and those that no other one beats.
+
+    ``backend`` is where all was measured; ``options`` are what it has to be given to run the chosen one so.
+    """
 
     chosen: str
     rungs: tuple[Measured, ...]
@@ -122,6 +129,8 @@ class Searched:
     nearest_miss: str
     settings: Mapping[str, Json]
     exhausted: bool  # the evaluations were used up before everything was tried
+    backend: str = ""
+    options: Mapping[str, str] = field(default_factory=dict)
 
 
 # measures a candidate: with its latency or without
