@@ -69,7 +69,7 @@ def _command(name: str, command: click.Command) -> list[str]:
     lines += [*_paragraphs(command.help), ""]
     groups: dict[str, list[tuple[str, str, str]]] = {"": []}
     for option in command.get_params(click.Context(command, info_name=name)):
-        if isinstance(option, click.Option) and "--help" not in option.opts:
+        if isinstance(option, click.Option) and "--help" not in option.opts and not option.hidden:
             section, text = re.fullmatch(r"(?:\[(\w+)\] )?(.*)", option.help or "", re.DOTALL).groups()  # type: ignore[union-attr]  # it matches anything
             default = _option_default(option)
             if found := re.search(r" \(default: ([^()]*)\)\.?$", text):

@@ -13,10 +13,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from penstock import api, custom_domains, graph, precheck
+from penstock import api, custom_domains, graph, precheck, searching
 from penstock.backends import Loadable
 from penstock.build_settings import BuildSettings, resolve
 from penstock.cli import run as cli
+from penstock.data import DataSettings
 from penstock.deployment import Deployment
 from penstock.errors import InputError, UsageError
 from penstock.measures import Runnable
@@ -24,6 +25,7 @@ from penstock.pipeline import build
 from penstock.precheck import CheckSettings
 from penstock.stages.bench import BenchSettings
 from penstock.stages.optimize import OptimizeSettings, optimize
+from penstock.stages.search import SearchSettings
 
 DOMAIN = "ai.onnx.contrib"
 
@@ -212,3 +214,16 @@ def test_a_tokenizer_is_inspected_and_optimized_and_its_texts_cannot_be_made_up(
     assert [n.SerializeToString() for n in after.graph.node] == [n.SerializeToString() for n in before.graph.node]
     with pytest.raises(InputError, match="type object can be made"):
         build(settings(source, f"{DOMAIN}={library}"), tmp_path / "out")
+
+
+def test_a_search_runs_a_model_whose_library_is_named(model: Path, library: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x, labels = rng.normal(size=(64, 4)).astype(np.float32), rng.integers(0, 4, 64)
+    np.savez(tmp_path / "data.npz", x=x, y=labels)
+    wanted = SearchSettings(max_drop=100.0, objective="size", evaluations=1)
+    quick = BenchSettings(seconds=0, min_rounds=3, calls_per_round=2, warmup_calls=2)
+    with precheck.limits(CheckSettings(allow_domain=(f"{DOMAIN}={library}",))):
+        found = searching.search(
+            model, tmp_path / "best.onnx", DataSettings(data=str(tmp_path / "data.npz")), wanted, bench=quick
+        )
+    assert found.chosen == "static" and found.rungs[0].latency is not None

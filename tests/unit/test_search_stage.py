@@ -10,14 +10,17 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from penstock import searching
+from penstock import registry, searching
+from penstock.cli import run as cli
 from penstock.cli._search import _points
 from penstock.data import DataSettings
-from penstock.errors import UsageError
+from penstock.deployment import Deployment
+from penstock.errors import MissingError, UsageError
 from penstock.stages import quantize as quantize_stage
 from penstock.stages.bench import BenchSettings
+from penstock.stages.evaluate import EvaluateSettings
 from penstock.stages.quantize import QuantizeSettings
-from penstock.stages.search import Candidate, Measured, SearchSettings, climb, front
+from penstock.stages.search import UNREAD, Candidate, Measured, SearchSettings, climb, front, same
 
 LAYERS = tuple(f"layer{i}" for i in range(8))
 
@@ -205,6 +208,98 @@ def test_evaluations_are_kept_for_the_other_methods() -> None:
     assert found.chosen == "fp16" and asked[-2:] == ["dynamic", "fp16"] and len(asked) == 9 and found.exhausted
 
 
+def helped(one: Candidate) -> float:
+    """Return a drop that bias correction and adaptive rounding make smaller."""
+    now = one.settings
+    if now.activations or now.quantize_outputs:
+        return 9.0
+    return 0.6 - 0.3 * (now.correct_bias == "empirical") - 0.2 * (now.rounding == "adaptive")
+
+
+BEST = "static, bias corrected on samples, adaptive rounding"
+
+
+def test_what_was_not_timed_is_not_chosen_where_its_twin_is_slow() -> None:
+    measure, asked = measuring(helped, lambda one: 0.9 if one.name == "static" else 1.3)
+    wanted = SearchSettings(max_drop=0.7, objective="accuracy")
+    found = climb(QuantizeSettings(), wanted, [], measure, lambda one: ())
+    twin = next(rung for rung in found.rungs if rung.name == "static, bias corrected on samples")
+    assert found.chosen == "static" and twin.latency is None and asked.count(BEST) == 2
+    told = f"as fast as {BEST}, and that one is no faster than the float model: 1.30× (1.27–1.33) of its latency"
+    assert twin.refused == told
+
+
+def test_what_is_chosen_was_timed() -> None:
+    measure, asked = measuring(helped, lambda one: 0.5)
+
+    def failing(candidate: Candidate, timed: bool) -> Measured:
+        found = measure(candidate, timed)
+        return dataclasses.replace(found, refused="it can't be timed") if timed and candidate.name == BEST else found
+
+    wanted = SearchSettings(max_drop=0.7, objective="accuracy")
+    found = climb(QuantizeSettings(), wanted, [], failing, lambda one: ())
+    chosen = next(rung for rung in found.rungs if rung.name == found.chosen)
+    assert BEST in asked and chosen.name != "static" and chosen.latency == 0.5, "the next best is timed in its place"
+    assert len({*asked}) == len(found.rungs), "and no further model is made for it"
+
+
+def test_a_model_whose_time_can_not_be_compared_is_not_chosen() -> None:
+    measure, _ = measuring(lambda one: 0.1, lambda one: 0.5)
+
+    def vague(candidate: Candidate, timed: bool) -> Measured:
+        return dataclasses.replace(measure(candidate, timed), latency=None, latency_range=None)
+
+    found = climb(QuantizeSettings(), SearchSettings(), [], vague, lambda one: ())
+    assert not found.chosen and "it can't be timed" in found.nearest_miss
+
+
+def test_two_that_are_one_file_count_once_and_the_first_is_chosen() -> None:
+    measure, _ = measuring(lambda one: 0.2, lambda one: 0.4)
+
+    def telling(candidate: Candidate, timed: bool) -> Measured:
+        if candidate.settings.quantize_outputs:
+            found = same(candidate, measure(Candidate("static", QuantizeSettings()), timed))
+            return dataclasses.replace(found, latency=0.1, latency_range=(0.1, 0.1), size_bytes=1)
+        return measure(candidate, timed)
+
+    found = climb(QuantizeSettings(), SearchSettings(evaluations=3), ["fp16"], telling, lambda one: ())
+    assert [rung.name for rung in found.rungs] == [
+        "static", "static, outputs quantized", "static, uint16 activations", "fp16"
+    ]  # fmt: skip
+    assert found.rungs[1].refused == "the same file as static" and found.chosen == "static"
+    assert "static, outputs quantized" not in found.front and not found.exhausted
+
+
+def two_ways(measure: Callable) -> Callable[[Candidate, bool], Measured]:
+    """Say of weight-only models that there is another way to compute them."""
+
+    def telling(candidate: Candidate, timed: bool) -> Measured:
+        if candidate.settings.method != "weight-only":
+            return measure(candidate, timed)
+        options = {"session.level": "4" if candidate.way else "1"}
+        ways = () if candidate.way else ("int8-activations",)
+        return dataclasses.replace(measure(candidate, timed), options=options, ways=ways)
+
+    return telling
+
+
+def test_each_way_to_compute_a_model_is_a_rung_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    from penstock.cli import _search
+
+    measure, asked = measuring(lambda one: 0.2, lambda one: 0.3 if one.way else 0.4)
+    found = climb(QuantizeSettings(), SearchSettings(), ["weight-only"], two_ways(measure), lambda one: ())
+    assert asked[-2:] == ["weight-only", "weight-only+int8-activations"]
+    assert found.chosen == "weight-only+int8-activations" and found.options == {"session.level": "4"}
+    _search.show(dataclasses.replace(found, backend="onnxruntime"), SearchSettings(), "best.onnx")
+    text = capsys.readouterr().out
+    assert "measured on onnxruntime" in text and "run with  session.level = 4" in text
+    few = SearchSettings(evaluations=6, max_drop=0.1)
+    bounded = climb(QuantizeSettings(), few, ["weight-only"], two_ways(measure), lambda one: LAYERS)
+    assert len(bounded.rungs) == 6 and [rung.name for rung in bounded.rungs][-2:] == [
+        "weight-only", "weight-only+int8-activations"
+    ], "an evaluation is kept for the other way"  # fmt: skip
+
+
 def test_the_front_holds_what_no_other_beats() -> None:
     def one(name: str, size: int, latency: float, drop: float) -> Measured:
         return Measured(name, 0.9, drop, (drop, drop), latency, (latency, latency), size, "")
@@ -239,7 +334,9 @@ def test_a_search_on_the_digits_goes_on_where_it_was(
     wanted = SearchSettings(max_drop=100.0, objective="size", evaluations=2)
     first = searching.search(model, tmp_path / "best.onnx", data, wanted, bench=FAST)
     assert first.chosen and (tmp_path / "best.onnx").is_file()
-    assert not any(rung.reused for rung in first.rungs) and len(first.rungs) == 2
+    assert not any(rung.reused for rung in first.rungs)
+    assert [rung.same_as for rung in first.rungs] == ["", "static", ""], "quantized outputs make the same file here"
+    assert first.rungs[1].refused == "the same file as static" and first.rungs[1].score == first.rungs[0].score
     again = searching.search(model, tmp_path / "again.onnx", data, wanted, bench=FAST)
     assert all(rung.reused for rung in again.rungs)
     assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "best.onnx").read_bytes()
@@ -327,6 +424,137 @@ def test_an_interrupted_search_goes_on_with_layers_in_float_and_in_16_bits(
     again = searching.search(model, tmp_path / "again.onnx", data, wanted, quantize=base, bench=FAST)
     assert all(rung.reused or "can't be made" in rung.refused for rung in again.rungs)
     assert len({*made}) == len(found.rungs) and again.chosen == found.chosen
+
+
+def _products(tiny: ModuleType, folder: Path) -> tuple[Path, DataSettings, EvaluateSettings]:
+    """Save a net of MatMuls, data for it, and a measure that any answer pleases."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(240, 5, 16)).astype(np.float32)
+    np.savez(folder / "data.npz", x=x, y=rng.integers(0, 4, 240))
+    (folder / "pleased.py").write_text("def any(outputs, labels):\n    return (labels >= 0).astype(float)\n")
+    measure = EvaluateSettings(metric=f"{folder / 'pleased.py'}:any")
+    return tiny.save(tiny.products(), folder / "m.onnx"), DataSettings(data=str(folder / "data.npz")), measure
+
+
+@pytest.mark.parametrize(
+    ("consumer", "backend", "plain", "rounding"),
+    [
+        ("ort-cpu", "onnxruntime", {"session.qdq_matmulnbits_accuracy_level": "1"}, "4"),
+        ("openvino", "openvino", {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}, "32"),
+    ],
+)
+def test_models_are_measured_where_they_will_run_and_in_each_way(
+    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    consumer: str, backend: str, plain: dict[str, str], rounding: str,
+) -> None:  # fmt: skip
+    module = pytest.importorskip(f"penstock.backends.{backend}")
+    if module.available():
+        pytest.skip(f"{backend} is not installed")
+    monkeypatch.setenv("PENSTOCK_CACHE", str(tmp_path / "cache"))
+    model, data, measure = _products(tiny, tmp_path)
+    opened: list[Deployment] = []
+    load = module.load
+
+    def loading(model: object, deployment: Deployment) -> object:
+        opened.append(deployment)
+        return load(model, deployment)
+
+    monkeypatch.setattr(module, "load", loading)
+    wanted = SearchSettings(max_drop=100.0, objective="size", evaluations=7)
+    found = searching.search(
+        model, tmp_path / "best.onnx", data, wanted, quantize=QuantizeSettings(consumer=consumer), bench=FAST,
+        evaluate=measure,
+    )  # fmt: skip
+    assert found.backend == backend
+    assert {"float", "static", "weight-only"} <= {one.variant for one in opened}, "scored and timed there"
+    two = {rung.name: rung for rung in found.rungs if "weight-only" in rung.name}
+    assert [*two] == ["weight-only", "weight-only+int8-activations"]
+    other = dict.fromkeys(plain, rounding)
+    assert [rung.options for rung in two.values()] == [plain, other]
+    given = {one.variant: [*one.options.values()] for one in opened if "weight-only" in one.variant}
+    assert given == {"weight-only": [*plain.values()], "weight-only+int8-activations": [rounding]}
+    assert found.options == two[found.chosen].options, "the smallest are these two"
+
+
+@pytest.mark.parametrize("consumer", ["integer-only", "tensorrt"])
+def test_no_search_for_what_nothing_here_can_run(consumer: str, tiny: ModuleType, tmp_path: Path) -> None:
+    model = tiny.save(tiny.conv(), tmp_path / "m.onnx")
+    with pytest.raises(UsageError, match=f"no backend here stands for '{consumer}'") as error:
+        searching.search(
+            model, tmp_path / "q.onnx", DataSettings(data="digits"), quantize=QuantizeSettings(consumer=consumer)
+        )
+    assert error.value.where == "--consumer" and "ort-cpu or openvino" in error.value.do
+
+
+def test_a_search_for_a_runtime_that_is_not_there_says_how_to_get_it(
+    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from penstock.backends import openvino
+
+    monkeypatch.setattr(openvino, "available", lambda: "pip install 'penstock[openvino]'")
+    model = tiny.save(tiny.conv(), tmp_path / "m.onnx")
+    with pytest.raises(MissingError, match="'openvino', on which a search") as error:
+        searching.search(
+            model, tmp_path / "q.onnx", DataSettings(data="digits"), quantize=QuantizeSettings(consumer="openvino")
+        )
+    assert error.value.do == "pip install 'penstock[openvino]'"
+
+
+@pytest.mark.parametrize(
+    ("flags", "shown"),
+    [
+        (["--method", "dynamic"], "--method has no effect in a search: a search begins with static"),
+        (["--method", "static"], "--method has no effect in a search: a search begins with static"),
+        (["--also-methods", "fp16"], "--also-methods has no effect in a search"),
+        (["--no-quantize"], "--no-quantize has no effect in a search"),
+        (["--calibration", "random"], "--calibration has no effect in a search"),
+        (["--sensitivity", "3"], "--sensitivity has no effect in a search"),
+        (["--baseline", "x"], "--baseline has no effect in a search: a search holds every model against the float one"),
+        (["--throughput-batch", "8"], "--throughput-batch has no effect in a search"),
+        (["--no-footprint"], "--no-footprint has no effect in a search"),
+    ],
+)
+def test_flags_that_a_search_does_not_read_are_refused(
+    flags: list[str], shown: str, tiny: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tiny.save(tiny.conv(), tmp_path / "m.onnx")
+    assert cli(["search", str(model), "--data", "digits", "-o", str(tmp_path / "q.onnx"), *flags]) == 2
+    told = capsys.readouterr().err
+    assert shown in " ".join(told.split()) and "leave it out" in told and "Traceback" not in told
+
+
+def test_a_search_offers_only_what_it_reads(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli(["search", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "--consumer" in text and "--bench-seconds" in text
+    for flag in (
+        "--method TEXT",
+        "--also-methods",
+        "--no-quantize ",
+        "--calibration auto",
+        "--baseline",
+        "--footprint",
+    ):
+        assert flag not in text, flag
+
+
+def test_every_setting_of_quantize_is_read_by_a_method_of_a_search_or_refused() -> None:
+    methods = ("static", *searching.OTHERS)
+    read = {name for method in methods for name in registry.load("quantizers", method).READS}  # type: ignore[attr-defined]
+    ours = {"exclude", "calibration_batch"}
+    assert {field.name for field in dataclasses.fields(QuantizeSettings)} - read - ours == UNREAD["quantize"].keys() - {
+        "sensitivity"
+    }
+    assert UNREAD["bench"].keys() <= {field.name for field in dataclasses.fields(BenchSettings)}
+
+
+def test_what_a_settings_file_says_for_a_build_is_passed_over(tiny: ModuleType, tmp_path: Path) -> None:
+    model = tiny.save(tiny.conv(), tmp_path / "m.onnx")
+    base, data = QuantizeSettings(method="fp16"), DataSettings()
+    with pytest.raises(UsageError, match="--method has no effect"):
+        searching.search(model, tmp_path / "q.onnx", data, quantize=base)
+    with pytest.raises(UsageError, match="needs labelled data"):
+        searching.search(model, tmp_path / "q.onnx", data, quantize=base, asked={"quantize": ["ranges"]})
 
 
 @pytest.mark.parametrize(

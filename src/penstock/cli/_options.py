@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -20,16 +20,20 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def sections(*names: str, short: Mapping[str, str] | None = None) -> Callable[[F], F]:
+def sections(
+    *names: str, short: Mapping[str, str] | None = None, hidden: Mapping[str, Collection[str]] | None = None
+) -> Callable[[F], F]:
     """Add the options of settings sections; values arrive as ``section__field``, ``None`` where not given.
 
-    ``short`` gives options, by that name, another flag beside their own.
+    ``short`` gives options, by that name, another flag beside their own. ``hidden`` are fields by section that a
+    command doesn't read: they aren't offered, and arrive where they are given all the same, to be refused.
     """
 
     def decorate(function: F) -> F:
         for name in reversed(names):
             for field in reversed(settings.fields(name)):
-                function = _option(field, (short or {}).get(f"{field.section}__{field.name}"))(function)
+                other = (short or {}).get(f"{field.section}__{field.name}")
+                function = _option(field, other, hidden=field.name in (hidden or {}).get(name, ()))(function)
         return function
 
     return decorate
@@ -47,14 +51,14 @@ def of_class(name: str, place: str) -> Callable[[F], F]:
     return decorate
 
 
-def _option(field: Field, short: str | None) -> Callable[[F], F]:
+def _option(field: Field, short: str | None, *, hidden: bool = False) -> Callable[[F], F]:
     target = f"{field.section}__{field.name}"
     shown = _default(field)
     where = f"[{field.section}] " if field.section in settings.SECTIONS else ""
     text = f"{where}{field.help}" + (f" (default: {shown})" if shown else "")
     if field.kind is bool:
         flag = field.flag if "/" in field.flag else f"{field.flag}/--no-{field.flag[2:]}"
-        return click.option(flag, target, default=None, help=text)
+        return click.option(flag, target, default=None, help=text, hidden=hidden)
     metavar = {int: "N", float: "X", str: "TEXT"}[field.kind]
     if field.choices:
         metavar = "|".join(choice for choice in field.choices if choice)
@@ -68,7 +72,7 @@ def _option(field: Field, short: str | None) -> Callable[[F], F]:
 
     return click.option(
         *flags, target, default=None, multiple=field.many, help=text, metavar=metavar, shell_complete=_values(field),
-        callback=whole,
+        callback=whole, hidden=hidden,
     )  # fmt: skip
 
 

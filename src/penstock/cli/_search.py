@@ -27,10 +27,12 @@ def show(found: Searched, settings: SearchSettings, output: str) -> None:
         mark = "CHOSEN" if rung.name == found.chosen else f"refused: {rung.refused}" if rung.refused else "passed"
         mark += ", on the front" if rung.name in found.front else ""
         mark += ", measured before" if rung.reused else ""
+        mark = rung.refused if rung.same_as else mark
         table.add_row(
             rung.name, rung.changed, *_figures(rung), mark, style="bold green" if rung.name == found.chosen else None
         )
     _console.stdout().print(table)
+    click.echo(f"measured on {found.backend}")
     if any(rung.reused for rung in found.rungs):
         click.echo("what was measured before is from an earlier search on this machine; --fresh measures it anew")
     if any(rung.score is not None and rung.latency is None for rung in found.rungs):
@@ -41,6 +43,9 @@ def show(found: Searched, settings: SearchSettings, output: str) -> None:
         click.echo(f"no model fits the budget of {settings.max_drop:g} points; nearest: {found.nearest_miss}")
         return
     click.echo(f"chosen    {found.chosen}")
+    if found.options:
+        given = ", ".join(f"{name} = {value}" for name, value in found.options.items())
+        click.echo(f"run with  {given}: a session on {found.backend} computes it as measured only so")
     if found.settings:
         click.echo("settings  " + ", ".join(f"{name} = {value!r}" for name, value in found.settings.items()))
     click.echo(f"wrote {output}")

@@ -9,6 +9,7 @@ import click
 from penstock.cli import _console
 from penstock.cli._options import FileToWrite, common, config, given, sections
 from penstock.cli._settings import checking, one
+from penstock.stages.search import UNREAD
 
 EPILOG = """\b
 Examples:
@@ -22,7 +23,7 @@ Examples:
 @click.argument("model", type=click.Path())
 @click.option("-o", "--output", type=FileToWrite(), required=True, help="The .onnx file to write.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the data roles.")
-@sections("check", "search", "quantize", "data", "evaluate", "bench")
+@sections("check", "search", "quantize", "data", "evaluate", "bench", hidden=UNREAD)
 @config
 @common
 def command(
@@ -46,7 +47,7 @@ def command(
     with _console.progress(quiet) as progress, checking(flags, config):
         found = searching.search(
             model, output, data, settings, quantize=base, evaluate=evaluating, bench=timing, seed=seed,
-            progress=progress,
+            progress=progress, asked=flags,
         )  # fmt: skip
     if as_json:
         _console.emit("search", found)

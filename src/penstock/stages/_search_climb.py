@@ -22,11 +22,13 @@ class Climb:
         self.rungs: list[Measured] = []
         self.exhausted = False
         self._tried: list[QuantizeSettings] = []
+        self._candidates: dict[str, Candidate] = {}
         self._reserved = 0  # evaluations that are kept for the other methods, which come last
 
     def run(self, base: QuantizeSettings, methods: Sequence[str], ranking: Ranking) -> Searched:
         """Try integers everywhere and their repairs, then layers in float and 16 bits, then the other methods."""
-        self._reserved = min(len(methods), self.settings.evaluations // 3)
+        asked = len(methods) + (ways.TWO_WAYS in methods)
+        self._reserved = min(asked, self.settings.evaluations // 3)
         best = self._integers(base)
         if best is not None:
             hopeless = self.slow(best[1])  # whatever is added to it makes it slower still
@@ -41,11 +43,19 @@ class Climb:
         return self.result()
 
     def try_one(self, candidate: Candidate, *, timed: bool = True) -> Measured | None:
-        """Measure a candidate, if one more may be measured."""
-        if len(self.rungs) >= self.settings.evaluations - self._reserved:
+        """Measure a candidate, and the other ways to compute it, as far as more may be measured."""
+        found = self._try(candidate, timed)
+        for way in found.ways if timed and found is not None and not found.same_as else ():
+            self._try(ways.computed(candidate, way), timed)
+        return found
+
+    def _try(self, candidate: Candidate, timed: bool) -> Measured | None:
+        measured = sum(not rung.same_as for rung in self.rungs)
+        if measured >= self.settings.evaluations - self._reserved:
             self.exhausted = True
             return None
         self._tried.append(candidate.settings)
+        self._candidates[candidate.name] = candidate
         found = replace(self._measure(candidate, timed), changed=candidate.changed)
         self.rungs.append(self._judged(found))
         return self.rungs[-1]
@@ -85,7 +95,7 @@ class Climb:
         if self.within(found):
             for candidate in ways.unguarded(first, found.told):
                 free = self.try_one(candidate)
-                if free is not None and self.within(free):
+                if free is not None and self.within(free) and not free.same_as:
                     best = candidate, free
                     break
         if (self.within(best[1]) and self.settings.objective != "accuracy") or self.slow(best[1]):
@@ -113,9 +123,20 @@ class Climb:
         """Time the best where it wasn't: others of the same speed are only held against its accuracy."""
         if best[1].latency is not None:
             return best
-        found = self._judged(replace(self._measure(best[0], True), changed=best[0].changed))
-        self.rungs[next(place for place, one in enumerate(self.rungs) if one is best[1])] = found
-        return best[0], found
+        return best[0], self._time(best[1])
+
+    def _time(self, rung: Measured) -> Measured:
+        """Time what was only scored. Where it is slow, so are the others that weren't timed: they differ in values."""
+        found = self._judged(replace(self._measure(self._candidates[rung.name], True), changed=rung.changed))
+        if found.latency is None and not found.refused:
+            found = replace(found, refused="it can't be timed")
+        self.rungs[next(place for place, one in enumerate(self.rungs) if one is rung)] = found
+        if self.slow(found):
+            told = f"as fast as {found.name}, and that one is {self.slow(found)}"
+            self.rungs = [
+                replace(one, refused=told) if one.latency is None and not one.refused else one for one in self.rungs
+            ]
+        return found
 
     # -- layers in float and in 16 bits ------------------------------------------------------------------------------
 
@@ -165,16 +186,21 @@ class Climb:
     # -- the result ----------------------------------------------------------------------------------------------------
 
     def result(self) -> Searched:
-        """Choose among those that weren't refused."""
-        fitting = [rung for rung in self.rungs if not rung.refused]
-        chosen = min(fitting, key=self._rank, default=None)
-        missed = [rung for rung in self.rungs if rung.refused]
+        """Choose among those that weren't refused, and none that wasn't timed."""
+        chosen = self._best()
+        while chosen is not None and chosen.latency is None:
+            self._time(chosen)
+            chosen = self._best()
+        missed = [rung for rung in self.rungs if rung.refused and not rung.same_as]
         nearest = min(missed, key=lambda one: one.drop if one.drop is not None else float("inf"), default=None)
         told = "" if chosen is not None or nearest is None else f"{nearest.name}: {nearest.refused}"
         return Searched(
             chosen.name if chosen else "", tuple(self.rungs), front(self.rungs), told,
-            chosen.settings if chosen else {}, self.exhausted,
+            chosen.settings if chosen else {}, self.exhausted, options=chosen.options if chosen else {},
         )  # fmt: skip
+
+    def _best(self) -> Measured | None:
+        return min((rung for rung in self.rungs if not rung.refused), key=self._rank, default=None)
 
     def _rank(self, one: Measured) -> tuple[float, ...]:
         latency = one.latency if one.latency is not None else float("inf")

@@ -18,6 +18,7 @@ from penstock.stages.quantize import RANGES, QuantizeSettings
 from penstock.stages.search import Candidate
 
 MOST_NAMES = 3  # of layers that a step lists
+TWO_WAYS = "weight-only"  # the method whose models a runtime can compute with activations in float or in integers
 Told = Mapping[str, Json]  # what making a model told: layers guarded, sites scaled, the ranges that were chosen
 
 
@@ -118,6 +119,11 @@ def methods(base: QuantizeSettings, names: Sequence[str]) -> Iterator[Candidate]
     """Yield the other quantizers."""
     for name in names:
         yield Candidate(name, replace(base, method=name, int16_layers=()), f"method = {name}")
+
+
+def computed(candidate: Candidate, way: str) -> Candidate:
+    """Return the same model, computed in another way."""
+    return replace(candidate, name=f"{candidate.name}+{way}", changed=f"computed with {way}", way=way)
 
 
 def _step(best: Candidate, name: str, **changes: object) -> Candidate:

@@ -6,22 +6,65 @@
 3. Where the budget isn't kept yet, the layers that the output minds most go to float, or get 16-bit activations: twice
    as many at each rung, then as few as suffice, then half of each.
 4. Other methods (dynamic, 16-bit floats, weights alone) are tried beside it; evaluations are kept for them.
-5. The best by the objective among those within the budget is the result. A variant that isn't faster than the float
-   model is refused with the figures, but where a small one is wanted: the float model is more accurate than any.
+5. The best by the objective among those within the budget is the result, and it was timed. A variant that isn't faster
+   than the float model is refused with the figures, but where a small one is wanted: the float model is more accurate
+   than any. One that is the same file as another is neither measured again nor chosen.
 
 Every evaluation is kept in the cache, so that a search that was interrupted goes on where it was.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, cast
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, cast
 
+from penstock import settings as declared
 from penstock.errors import InputError, UsageError
 from penstock.jsonable import Json
 from penstock.settings import option
 from penstock.stages.quantize import QuantizeSettings
+
+if TYPE_CHECKING:
+    from penstock.stages.bench import BenchSettings
+
+
+BACKENDS = {"ort-cpu": "onnxruntime", "openvino": "openvino"}  # what measures for a consumer
+# settings of other sections that a search doesn't read, each with the reason
+_TIMED_ALONE = "a search measures the latency of single samples"
+UNREAD: dict[str, dict[str, str]] = {
+    "quantize": {
+        "quantize": "a search makes quantized models, and nothing else",
+        "method": "a search begins with static and tries the other methods after it",
+        "also_methods": "a search begins with static and tries the other methods after it",
+        "calibration": "a search calibrates on the data that it needs anyway",
+        "sensitivity": "a search measures by itself which layers the output minds most, and tells no more of it",
+    },
+    "bench": {
+        "baseline": "a search holds every model against the float one",
+        "throughput_batch": _TIMED_ALONE,
+        "footprint": _TIMED_ALONE,
+        "footprint_timeout_s": _TIMED_ALONE,
+    },
+}
+
+
+def need_read(values: QuantizeSettings | BenchSettings, section: str, asked: Collection[str] | None = None) -> None:
+    """Raise ``UsageError`` where a setting is asked for that a search doesn't read.
+
+    ``asked`` names those that were asked for (default: all that differ from their defaults).
+    """
+    for one in declared.fields(section):
+        value = getattr(values, one.name)
+        if one.name not in UNREAD[section] or (value == one.default if asked is None else one.name not in asked):
+            continue
+        on, _, off = one.flag.partition("/")
+        flag = (off or f"--no-{on[2:]}") if value is False else on
+        do = "leave it out"
+        if "method" in one.name:
+            do += "; `penstock quantize --method NAME` makes a model by one method"
+        what = f"{flag} has no effect in a search: {UNREAD[section][one.name]}"
+        raise UsageError("cannot-serve", what, where=flag, do=do)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +85,7 @@ class Candidate:
     settings: QuantizeSettings
     changed: str = ""  # against the candidate that it was made from
     steps: tuple[tuple[str, str], ...] = ()  # what it is called after: a setting and what was chosen for it, in words
+    way: str = ""  # how the backend computes it, as its ``ways`` name it; "" is the plain way
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +94,8 @@ class Measured:
 
     ``drop`` in points of the score, with its 95 % interval, on the select split. ``latency`` is the ratio to the float
     model, with its interval; ``None`` where it wasn't timed. ``changed``: what this step changed; ``told``: what making
-    the model told, by which the next steps are chosen.
+    the model told, by which the next steps are chosen. ``options``: what the runtime has to be given to compute it as
+    it was measured, as the runtime names them. ``same_as`` names the rung that is the same file and has its figures.
     """
 
     name: str
@@ -65,11 +110,18 @@ class Measured:
     settings: Mapping[str, Json] = field(default_factory=dict)
     changed: str = ""
     told: Mapping[str, Json] = field(default_factory=dict)
+    options: Mapping[str, str] = field(default_factory=dict)
+    ways: tuple[str, ...] = ()  # the other ways in which the backend can compute it
+    digest: str = ""  # of the model's files
+    same_as: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Searched:
-    """The result: the chosen candidate ("" where none fits), each rung in order, and those that no other one beats."""
+    """The result: the chosen candidate ("" where none fits), each rung in order, and those that no other one beats.
+
+    ``backend`` is where all was measured; ``options`` are what it has to be given to run the chosen one so.
+    """
 
     chosen: str
     rungs: tuple[Measured, ...]
@@ -77,6 +129,8 @@ class Searched:
     nearest_miss: str
     settings: Mapping[str, Json]
     exhausted: bool  # the evaluations were used up before everything was tried
+    backend: str = ""
+    options: Mapping[str, str] = field(default_factory=dict)
 
 
 # measures a candidate: with its latency or without
@@ -96,7 +150,7 @@ def climb(
 
 def front(rungs: Sequence[Measured]) -> tuple[str, ...]:
     """Return the names of those that no other one beats in size, latency and accuracy together (Pareto)."""
-    held = [rung for rung in rungs if rung.latency is not None and rung.drop is not None]
+    held = [rung for rung in rungs if rung.latency is not None and rung.drop is not None and not rung.same_as]
 
     def figures(one: Measured) -> tuple[float, float, float]:
         assert one.latency is not None and one.drop is not None
@@ -116,6 +170,12 @@ def plain(settings: QuantizeSettings) -> dict[str, Any]:
     """Return what differs from the defaults, as a settings file would hold it."""
     base = asdict(QuantizeSettings())
     return {name: value for name, value in asdict(settings).items() if value != base[name]}
+
+
+def same(candidate: Candidate, other: Measured) -> Measured:
+    """Return the figures of another rung for a candidate that is the same file; it is never chosen before that one."""
+    refused = f"the same file as {other.name}"
+    return replace(other, name=candidate.name, refused=refused, settings=plain(candidate.settings), same_as=other.name)
 
 
 def told(facts: Mapping[str, Json]) -> dict[str, Json]:
