@@ -73,8 +73,9 @@ def quantize(
     hazard: list[str] = []
     clipping: list[saturation.Saturation] = []
     if choice.weight_bits == saturation.SAFE_BITS:
-        full = study.quantized(replace(choice, weight_bits=8, correct_bias="none", rounding="nearest"))
-        clipping = saturation.measure(study, full, samples)
+        if settings.format == "qdq" or choice.dtype == "uint8":  # else the runtime has a kernel that isn't emulated
+            full = study.quantized(replace(choice, weight_bits=8, correct_bias="none", rounding="nearest"))
+            clipping = saturation.measure(study, full, samples)
         hazard = [saturation.note(clipping, settings.target_cpu)]
     told = _sensitivity(study, choice, done, settings.sensitivity)
     ran, said = _wide(study, choice, done, into)
@@ -99,7 +100,8 @@ def quantize(
             | {one.node: f"alone it makes {one.share:.0%} of the error at the output" for one in left},
         ), kept),
         "histograms": account.histograms(used, done.grids),
-        "target_cpu": settings.target_cpu, "weight_bits": choice.weight_bits, "saturation": to_json(clipping),
+        "target_cpu": settings.target_cpu, "weight_bits": choice.weight_bits,
+        "saturation": to_json([one for one in clipping if one.share > 0]),
         "notes": [*study.notes, *hazard, *said, *notices.few(samples, used), *notices.raw_pixels(samples)],
     }  # fmt: skip
 
