@@ -30,12 +30,13 @@ class QatSettings:
     def static(self) -> QuantizeSettings:
         """Return the static quantizer's settings that give the same file before training.
 
-        What it repairs afterwards is left to the training: biases, and layers that it would leave in float.
+        What it repairs afterwards is left to the training: biases, how weights are rounded, and layers that it would
+        leave in float.
         """
         return QuantizeSettings(
             method="static", consumer=self.consumer, activations=self.activations, ranges=self.ranges,
             percentile=self.percentile, equalize=self.equalize, smooth=self.smooth, correct_bias="none", guard=False,
-            per_channel=self.per_channel, quantize_outputs=self.quantize_outputs,
+            rounding="nearest", per_channel=self.per_channel, quantize_outputs=self.quantize_outputs,
             target_cpu=self.target_cpu, exclude=self.exclude,
         )  # fmt: skip
 
