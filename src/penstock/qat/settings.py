@@ -24,7 +24,7 @@ class QatSettings:
     per_channel: bool = option(True, "one scale per output channel of a weight", flag="--per-channel/--per-tensor")
     quantize_outputs: bool = option(False, "quantize the result of the last layer too, which clips it")
     target_cpu: str = option("host", "CPU that will run it: without VNNI weights keep to 7 bits", choices=TARGET_CPUS)
-    exclude: tuple[str, ...] = option((), "names of nodes to leave in float")
+    exclude: tuple[str, ...] = option((), "nodes to leave in float, by name; `*` stands for anything")
     scales: str = option("learned", "whether the scales are trained with the weights", choices=("learned", "fixed"))
 
     def static(self) -> QuantizeSettings:

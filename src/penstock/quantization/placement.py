@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Literal
 from penstock.quantization import ends
 from penstock.quantization.consumers import Consumer
 from penstock.quantization.ends import CLIPS
+from penstock.quantization.prepare import fitting
 from penstock.rewriting.walk import refers
 
 if TYPE_CHECKING:
@@ -89,10 +90,11 @@ def place(
 ) -> Placement:  # fmt: skip
     """Decide for a model whose nodes have names and whose weights are initializers.
 
-    ``exclude`` stay in float; with ``only``, of the weighted nodes all others do. ``outputs``: quantize the results of
-    the last layers too.
+    ``exclude``, names or patterns of them, stay in float; with ``only``, of the weighted nodes all others do.
+    ``outputs``: quantize the results of the last layers too.
     """
-    return _Placing(model, consumer, frozenset(exclude), None if only is None else frozenset(only), outputs).run()
+    left = fitting((str(node.name) for node in model.graph), exclude)
+    return _Placing(model, consumer, left, None if only is None else frozenset(only), outputs).run()
 
 
 class _Placing:

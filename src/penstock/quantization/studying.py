@@ -68,10 +68,10 @@ def _widen(settings: QuantizeSettings) -> None:
 
 def studied(path: Path, samples: Batches, choice: Choice) -> tuple[Study, list[balance.Balanced]]:
     """Prepare a model, balance it where the choice says so, and return its study. Raises ``InputError``."""
-    found = outliers.find(samples)
-    cleaned = outliers.without(samples, found)
     opset = WIDE_OPSET if choice.dtype in WIDE or choice.int16_layers else prepare.OPSET
     model = prepare.prepared(path, opset=opset, exclude=choice.exclude)
+    found = outliers.find(samples)
+    cleaned = outliers.without(samples, found)
     done = []
     if choice.equalize or choice.smooth:
         done = balance.balance(model, cleaned.some(SOME), layers=choice.equalize, normalizations=choice.smooth)
