@@ -138,7 +138,10 @@ class _Placing:
         elif op in WEIGHTED:
             reason = f"{table.name} computes no {op} on integers"
         else:
-            reason = "" if op in CLIPS else f"{table.name} computes {op} in float"
+            lack = (
+                f"{table.name} has no {op} on integers" if table.everything else f"{table.name} computes {op} in float"
+            )
+            reason = "" if op in CLIPS else lack
             return False if not reason else not self._no(node, reason)
         return not reason or not self._no(node, reason)
 
@@ -175,6 +178,8 @@ class _Placing:
         op = node.op_type
         if op == "Resize" and node.attributes.get_string("mode", "nearest") not in ("nearest", "linear"):
             return "cubic interpolation overshoots the grid"
+        if op == "Pad" and not _pads_zeros(node):
+            return "what it pads with isn't known to be 0, which every grid has"
         if op == "MaxPool" and len(node.outputs) > 1:
             return "its indices are read"
         return ""
@@ -209,7 +214,9 @@ class _Placing:
         moving = node.op_type in table.moving
         data = [value for value in self._data(node) if not constant(value)]
         if not data:
-            return "all of its inputs are constant"
+            # a table of embeddings is moved too, where nothing may stay in float
+            chooses = table.everything and moving and not all(constant(value) for value in node.inputs if value)
+            return "" if chooses and _is_float(node.inputs[0]) else "all of its inputs are constant"
         if not table.everything:
             for value in data:
                 maker = self._maker(value)
@@ -375,10 +382,18 @@ def _moves(value: ir.Value | None, consumer: Consumer, chosen: set[ir.Node]) -> 
     return maker is not None and maker in chosen and maker.op_type in consumer.moving
 
 
-def _is_float(value: ir.Value) -> bool:
+def _pads_zeros(node: ir.Node) -> bool:
+    """Whether a Pad adds zeros, or what is there already."""
+    value = node.inputs[2] if len(node.inputs) > 2 else None
+    if node.attributes.get_string("mode", "constant") != "constant" or value is None:
+        return True
+    return constant(value) and value.const_value is not None and not value.const_value.numpy().any()
+
+
+def _is_float(value: ir.Value | None) -> bool:
     import onnx_ir as ir
 
-    return value.dtype in (None, ir.DataType.FLOAT)
+    return value is not None and value.dtype in (None, ir.DataType.FLOAT)
 
 
 def _name(node: ir.Node) -> str:
