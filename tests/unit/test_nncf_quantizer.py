@@ -117,6 +117,21 @@ def test_settings_are_said_in_its_words(stand: Stand, tiny: ModuleType, tmp_path
     assert stand.options["advanced_parameters"].weights_quantization_params.per_channel is False  # type: ignore[attr-defined]
 
 
+def test_patterns_to_exclude_become_names(stand: Stand, tiny: ModuleType, tmp_path: Path) -> None:
+    settings = QuantizeSettings(method="nncf", exclude=("*s*",))
+    quantize(tiny.save(tiny.mlp(), tmp_path / "m.onnx"), batches(), settings, tmp_path / "q.onnx")
+    assert stand.options["ignored_scope"].names == ["first", "second"]  # type: ignore[attr-defined]
+
+
+def test_weights_that_are_not_finite_are_refused(stand: Stand, tiny: ModuleType, tmp_path: Path) -> None:
+    model = tiny.mlp()
+    held = next(one for one in model.graph.initializer if one.name == "w2")
+    held.CopyFrom(onnx.numpy_helper.from_array(np.full((16, 3), np.inf, np.float32), "w2"))
+    with pytest.raises(InputError, match="'w2', which Gemm 'second' reads, holds infinity"):
+        quantize(tiny.save(model, tmp_path / "m.onnx"), batches(), QuantizeSettings(method="nncf"), tmp_path / "q.onnx")
+    assert stand.model is None
+
+
 @pytest.mark.parametrize(("target", "fix", "bits"), [("avx2", "enable", 7), ("vnni", None, 8)])
 def test_it_keeps_weights_small_for_a_cpu_whose_sums_would_clip(
     target: str, fix: str | None, bits: int, stand: Stand, tiny: ModuleType, tmp_path: Path

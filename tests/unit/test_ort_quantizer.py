@@ -162,6 +162,15 @@ def test_an_unknown_name_to_exclude_is_refused(tiny: ModuleType, tmp_path: Path)
         )  # fmt: skip
 
 
+def test_a_model_whose_weights_alone_are_quantized_is_refused(tiny: ModuleType, tmp_path: Path) -> None:
+    source = tiny.save(tiny.mlp(), tmp_path / "m.onnx")
+    settings = QuantizeSettings(method="weight-only", weight_bits=8, weight_rounding="rtn", least_weights=0)
+    quantize(source, batches(ROWS), settings, tmp_path / "w.onnx")
+    with pytest.raises(InputError, match="quantized already: it has DequantizeLinear") as caught:
+        quantize(tmp_path / "w.onnx", batches(ROWS), QuantizeSettings(method="ort"), tmp_path / "q.onnx")
+    assert caught.value.id == "already-quantized"
+
+
 def test_biases_of_two_axes_are_flattened(tiny: ModuleType, tmp_path: Path) -> None:
     """The library compares a bias with its scales as if it had one axis; two Gemms share this one."""
     rng = np.random.default_rng(0)

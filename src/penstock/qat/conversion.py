@@ -57,7 +57,9 @@ def convert(prepared: Prepared, output: str | Path, *, float_output: str | Path 
     }
     facts: dict[str, Json] = {
         "method": "qat", "precision": "int8", "consumer": prepared.choice.consumer,
-        "activations": prepared.choice.dtype, "calibration_samples": prepared.calibration_samples, "ranges": ranges,
+        "activations": prepared.choice.dtype, "target_cpu": prepared.target_cpu,
+        "weight_bits": prepared.choice.weight_bits, "calibration_samples": prepared.calibration_samples,
+        "ranges": ranges,
         "layers": cast("list[Json]", [
             {"node": one.node, "op": one.op, "state": one.state, "reason": one.reason} for one in placement.layers
         ]),

@@ -19,7 +19,7 @@ from penstock.frontends._torch_source import Loaded
 from penstock.qat import batches
 from penstock.qat.network import Network, Rounding
 from penstock.qat.settings import QatSettings
-from penstock.quantization import automatic, notices
+from penstock.quantization import automatic, notices, saturation
 from penstock.quantization import prepare as float_model
 from penstock.quantization.placement import WEIGHTED, Placement
 from penstock.quantization.study import Choice
@@ -42,7 +42,8 @@ class Prepared:
     signature: Signature
     calibration_samples: int
     named: frozenset[str]  # initializers that are parameters of the module that was exported
-    notes: tuple[str, ...]  # what a user should know of the calibration samples
+    target_cpu: str
+    notes: tuple[str, ...]  # what a user should know of the calibration samples, and of the weights
 
     def reference(self) -> Network:
         """Build the float network with the weights as they were before training: what to distill from."""
@@ -124,8 +125,9 @@ def prepare_model(
     rounding = Rounding(placement, grids, study.weights(placement, grids, choice), settings.scales == "learned")
     known = frozenset(named)
     module = Network(study.model, rounding, known)
-    notes = (*study.notes, *notices.few(samples, study.statistics), *notices.raw_pixels(samples))
-    return Prepared(module, study.model, placement, choice, signature, samples.count, known, notes)
+    narrow = [saturation.unmeasured(settings.target_cpu)] if choice.weight_bits == saturation.SAFE_BITS else []
+    notes = (*study.notes, *narrow, *notices.few(samples, study.statistics), *notices.raw_pixels(samples))
+    return Prepared(module, study.model, placement, choice, signature, samples.count, known, settings.target_cpu, notes)
 
 
 def device_of(module: nn.Module) -> torch.device:

@@ -24,18 +24,19 @@ class QatSettings:
     per_channel: bool = option(True, "one scale per output channel of a weight", flag="--per-channel/--per-tensor")
     quantize_outputs: bool = option(False, "quantize the result of the last layer too, which clips it")
     target_cpu: str = option("host", "CPU that will run it: without VNNI weights keep to 7 bits", choices=TARGET_CPUS)
-    exclude: tuple[str, ...] = option((), "names of nodes to leave in float")
+    exclude: tuple[str, ...] = option((), "nodes to leave in float, by name; `*` stands for anything")
     scales: str = option("learned", "whether the scales are trained with the weights", choices=("learned", "fixed"))
 
     def static(self) -> QuantizeSettings:
         """Return the static quantizer's settings that give the same file before training.
 
-        What it repairs afterwards is left to the training: biases, and layers that it would leave in float.
+        What it repairs afterwards is left to the training: biases, how weights are rounded, and layers that it would
+        leave in float.
         """
         return QuantizeSettings(
             method="static", consumer=self.consumer, activations=self.activations, ranges=self.ranges,
             percentile=self.percentile, equalize=self.equalize, smooth=self.smooth, correct_bias="none", guard=False,
-            per_channel=self.per_channel, quantize_outputs=self.quantize_outputs,
+            rounding="nearest", per_channel=self.per_channel, quantize_outputs=self.quantize_outputs,
             target_cpu=self.target_cpu, exclude=self.exclude,
         )  # fmt: skip
 

@@ -29,7 +29,7 @@ class Consumer:
     moving: frozenset[str]  # move elements: integers out on the grid they came on
     integer_bias: bool = True  # the bias is int32 on the grid of products; else it stays float
     one_grid_concat: bool = False  # all that is concatenated has the result's grid
-    everything: bool = False  # there is no float arithmetic: neighbours in float are no reason to stay in float
+    everything: bool = False  # there is no float arithmetic: nothing may stay in float
     fixed: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # ranges of outputs, known by definition
     absorbs: bool = True  # a Relu or Clip before a grid that clips as it does is no operator of its own
 
@@ -58,7 +58,7 @@ CONSUMERS: dict[str, Consumer] = {
                 "Add", "AveragePool", "Concat", "GlobalAveragePool", "HardSigmoid", "HardSwish", "LeakyRelu", "Mul",
                 "PRelu", "ReduceMean", "Sigmoid", "Softmax", "Sub", "Tanh",
             }),
-            _MOVING | {"GlobalMaxPool", "Relu", "Clip"}, one_grid_concat=True, everything=True,
+            _MOVING | {"Clip", "GlobalMaxPool", "Pad", "Relu"}, one_grid_concat=True, everything=True,
             fixed={"Sigmoid": (0.0, 255 / 256), "Softmax": (0.0, 255 / 256), "Tanh": (-1.0, 127 / 128)},
         ),
         Consumer(

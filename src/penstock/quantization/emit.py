@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from penstock.quantization import probe
+from penstock.quantization.ends import bias_home
 from penstock.quantization.grid import SPANS, Grid
 from penstock.quantization.keep_float import LOWEST, keep_float, rounds_again
 from penstock.quantization.placement import Placement
@@ -222,20 +223,6 @@ class _Emitting:
         more: dict[str, Any] = {} if axis is None else {"axis": axis}
         shape = (like if like is not None else inputs[0]).shape
         return self.writer.node(op, inputs, name, ["FLOAT" if kind is None else kind.name], shape=shape, **more)
-
-
-def bias_home(node: ir.Node) -> tuple[ir.Node, int] | None:
-    """Return where a node takes a row to add to its result; of a MatMul that is the Add behind it, if there is one."""
-    if node.op_type != "MatMul":
-        return node, 2
-    uses = [*node.outputs[0].uses()]
-    if len(uses) != 1 or uses[0].node.op_type != "Add" or node.outputs[0].is_graph_output():
-        return None
-    add = uses[0].node
-    other = add.inputs[1 - uses[0].idx]
-    if other is None or other.const_value is None or other.is_graph_input() or len(other.const_value.shape) != 1:
-        return None
-    return add, 1 - uses[0].idx
 
 
 def product_grid(data: Grid, weights: Grid, channels: int) -> Grid:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from penstock.quantization.placement import CLIPS, WEIGHTED, Placement, weight_index
+from penstock.quantization.ends import CLIPS
+from penstock.quantization.placement import WEIGHTED, Placement, weight_index
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -6,7 +6,8 @@
 3. A *moving* node (Reshape, MaxPool) takes integers on the same conditions; its result lies on the grid of its input.
 4. A Relu or Clip before a quantized tensor is *absorbed*: the grid clips as it does.
 5. The last weighted node before the model's outputs gives a float result. Where the consumer has no such kernel, it
-   stays in float whole.
+   stays in float whole. Where outputs are asked for quantized, its result is (:func:`.ends.result`), and so is what
+   nodes of 2 and 3 make of it up to the model's outputs.
 
 The sets of 2 and 3 are the largest that fulfil the conditions: they begin with all candidates and are pruned. Which
 tensors have 16 bits, and where the borders to those of 8 are, :mod:`.wide` decides.
@@ -18,14 +19,16 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from penstock.quantization import ends
 from penstock.quantization.consumers import Consumer
+from penstock.quantization.ends import CLIPS
+from penstock.quantization.prepare import fitting
 from penstock.rewriting.walk import refers
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 State = Literal["integer", "moved", "absorbed", "float"]
-CLIPS = ("Relu", "Clip")
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
@@ -87,10 +90,11 @@ def place(
 ) -> Placement:  # fmt: skip
     """Decide for a model whose nodes have names and whose weights are initializers.
 
-    ``exclude`` stay in float; with ``only``, of the weighted nodes all others do. ``outputs``: quantize the last
-    layer's result too.
+    ``exclude``, names or patterns of them, stay in float; with ``only``, of the weighted nodes all others do.
+    ``outputs``: quantize the results of the last layers too.
     """
-    return _Placing(model, consumer, frozenset(exclude), None if only is None else frozenset(only), outputs).run()
+    left = fitting((str(node.name) for node in model.graph), exclude)
+    return _Placing(model, consumer, left, None if only is None else frozenset(only), outputs).run()
 
 
 class _Placing:
@@ -104,6 +108,7 @@ class _Placing:
         self.reasons: dict[ir.Node, str] = {}
         self.chosen: set[ir.Node] = set()
         self.absorbed: dict[ir.Node, ir.Value] = {}
+        self.results: dict[ir.Value, ir.Node] = {}  # of weighted nodes that could give floats → the node: quantized too
 
     def run(self) -> Placement:
         candidates = [node for node in self.nodes if self._candidate(node)]
@@ -133,7 +138,10 @@ class _Placing:
         elif op in WEIGHTED:
             reason = f"{table.name} computes no {op} on integers"
         else:
-            reason = "" if op in CLIPS else f"{table.name} computes {op} in float"
+            lack = (
+                f"{table.name} has no {op} on integers" if table.everything else f"{table.name} computes {op} in float"
+            )
+            reason = "" if op in CLIPS else lack
             return False if not reason else not self._no(node, reason)
         return not reason or not self._no(node, reason)
 
@@ -170,22 +178,30 @@ class _Placing:
         op = node.op_type
         if op == "Resize" and node.attributes.get_string("mode", "nearest") not in ("nearest", "linear"):
             return "cubic interpolation overshoots the grid"
+        if op == "Pad" and not _pads_zeros(node):
+            return "what it pads with isn't known to be 0, which every grid has"
         if op == "MaxPool" and len(node.outputs) > 1:
             return "its indices are read"
         return ""
 
     def _drop_tail(self) -> None:
-        """Leave the last weighted nodes before the outputs in float, where they can't give a float result otherwise."""
+        """Leave the last weighted nodes before the outputs in float, where they can't give a float result otherwise.
+
+        Where outputs are quantized, note the results of those that can.
+        """
         if self.outputs:
+            named = {node for node in self._weighted() if ends.result(node) in self.ends}
+            able = [node for node in {*self._last(), *named} if node.op_type in self.consumer.float_outputs]
+            self.results = {ends.result(node): node for node in able}
             return
-        leads: set[ir.Node] = set()
-        for node in reversed(self.nodes):
-            if any(use.node in leads or use.node.op_type in WEIGHTED for out in node.outputs for use in out.uses()):
-                leads.add(node)
-        for node in self._weighted():
-            if node not in leads and node.op_type not in self.consumer.float_outputs:
+        for node in self._last():
+            if node.op_type not in self.consumer.float_outputs:
                 self.chosen.discard(node)
                 self._no(node, "its result is the model's, which stays in float; --quantize-outputs quantizes it")
+
+    def _last(self) -> list[ir.Node]:
+        leads = ends.leading(self.nodes, WEIGHTED)
+        return [node for node in self._weighted() if node not in leads]
 
     def _weighted(self) -> set[ir.Node]:
         return {node for node in self.chosen if node.op_type in self.consumer.weighted}
@@ -198,11 +214,15 @@ class _Placing:
         moving = node.op_type in table.moving
         data = [value for value in self._data(node) if not constant(value)]
         if not data:
-            return "all of its inputs are constant"
+            # a table of embeddings is moved too, where nothing may stay in float
+            chooses = table.everything and moving and not all(constant(value) for value in node.inputs if value)
+            return "" if chooses and _is_float(node.inputs[0]) else "all of its inputs are constant"
         if not table.everything:
             for value in data:
                 maker = self._maker(value)
-                if maker not in self.chosen or (maker.op_type in table.float_outputs and not moving):
+                if maker not in self.chosen:
+                    return "what it reads is in float"
+                if maker.op_type in table.float_outputs and not moving and value not in self.results:
                     return "what it reads is in float"
         elif any(not _is_float(value) for value in data):
             return "it moves no floats"
@@ -210,9 +230,13 @@ class _Placing:
             return "it computes nothing"
         if table.everything:
             return ""
-        if not any(self._reader(use.node) for out in node.outputs for use in out.uses()):
+        if not any(self._asked(out) or any(self._reader(use.node) for use in out.uses()) for out in node.outputs):
             return "nothing that reads it computes on integers"
         return ""
+
+    def _asked(self, value: ir.Value) -> bool:
+        """Whether a value is one of the model's results, which are asked for quantized."""
+        return self.outputs and value in self.ends
 
     def _data(self, node: ir.Node) -> list[ir.Value]:
         """Return the inputs of a node that hold data, not sizes or indices."""
@@ -222,6 +246,8 @@ class _Placing:
 
     def _maker(self, value: ir.Value) -> ir.Node | None:
         """Return the node whose integers a value would be; a Relu or Clip that would be absorbed is looked through."""
+        if value in self.results:
+            return self.results[value]
         node = value.producer()
         if node is not None and self._absorbable(node):
             before = node.inputs[0]
@@ -232,7 +258,8 @@ class _Placing:
     def _reader(self, node: ir.Node) -> bool:
         if node in self.chosen:
             return True
-        return self._absorbable(node) and any(use.node in self.chosen for use in node.outputs[0].uses())
+        out = node.outputs[0]
+        return self._absorbable(node) and (self._asked(out) or any(use.node in self.chosen for use in out.uses()))
 
     def _absorbable(self, node: ir.Node) -> bool:
         """Whether a node clips the result of an integer node that nobody else reads."""
@@ -267,7 +294,7 @@ class _Placing:
             maker = before.producer()
             assert maker is not None
             out = node.outputs[0]
-            free = maker.op_type in self.consumer.float_outputs
+            free = maker.op_type in self.consumer.float_outputs and out not in self.results
             if free and (out in self.ends or not all(use.node in self.chosen for use in out.uses())):
                 self._no(node, "what reads it is in float")
                 continue
@@ -289,7 +316,10 @@ class _Placing:
                 quantized.setdefault(value)
             if node.op_type in table.float_outputs:
                 out = swallowed.get(node.outputs[0])
-                if out is not None or self._all_integer(node.outputs[0]):
+                if (real := ends.result(node)) in self.results:
+                    quantized.setdefault(real)
+                    whole.add(real)
+                elif out is not None or self._all_integer(node.outputs[0]):
                     whole.add(out if out is not None else node.outputs[0])
                 continue
             for output in node.outputs:
@@ -352,10 +382,18 @@ def _moves(value: ir.Value | None, consumer: Consumer, chosen: set[ir.Node]) -> 
     return maker is not None and maker in chosen and maker.op_type in consumer.moving
 
 
-def _is_float(value: ir.Value) -> bool:
+def _pads_zeros(node: ir.Node) -> bool:
+    """Whether a Pad adds zeros, or what is there already."""
+    value = node.inputs[2] if len(node.inputs) > 2 else None
+    if node.attributes.get_string("mode", "constant") != "constant" or value is None:
+        return True
+    return constant(value) and value.const_value is not None and not value.const_value.numpy().any()
+
+
+def _is_float(value: ir.Value | None) -> bool:
     import onnx_ir as ir
 
-    return value.dtype in (None, ir.DataType.FLOAT)
+    return value is not None and value.dtype in (None, ir.DataType.FLOAT)
 
 
 def _name(node: ir.Node) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from penstock import custom_domains, graph, registry
 from penstock.errors import InputError, UsageError
+from penstock.quantization import finite
 from penstock.quantization.unfuse import unfuse
 from penstock.rewriting import PassBroke
 
@@ -26,8 +28,13 @@ OPSET = 13  # the first with a scale for each channel
 ROUNDS = 30  # of the passes, at most
 
 
-def prepared(path: Path, *, opset: int = OPSET, exclude: Collection[str] = ()) -> ir.Model:
-    """Load a float model and get it ready, in memory. Raises ``InputError`` for one that can't be quantized at all."""
+def prepared(
+    path: Path, *, opset: int = OPSET, exclude: Collection[str] = (), need_finite: bool = True
+) -> ir.Model:  # fmt: skip
+    """Load a float model and get it ready, in memory. Raises ``InputError`` for one that can't be quantized at all.
+
+    ``need_finite``: refuse weights with NaN or infinity, before and after folding, which may make some.
+    """
     loaded = graph.load(path)
     refuse_quantized(loaded, path)
     if custom := custom_domains.used(loaded):
@@ -37,10 +44,14 @@ def prepared(path: Path, *, opset: int = OPSET, exclude: Collection[str] = ()) -
             do = f"name it: --allow-domain {custom[0].domain}=LIBRARY"
             raise InputError("cannot-quantize", what, where=str(path), do=do)
     graph.inline(loaded)
+    if need_finite:
+        finite.check(loaded, path)
     unfuse(loaded)
     before = results(loaded)
     model = raised(folded(loaded), opset, path)
     named(model)
+    if need_finite:
+        finite.check(model, path)
     known_names(model, exclude, before)
     return model
 
@@ -117,21 +128,31 @@ def results(model: ir.Model) -> dict[str, list[str]]:
     }  # fmt: skip
 
 
-def known_names(model: ir.Model, exclude: Collection[str], before: Mapping[str, list[str]] | None = None) -> None:
-    """Refuse a name to exclude that no node has: a slip would leave the node quantized.
+def fitting(names: Iterable[str], patterns: Collection[str]) -> frozenset[str]:
+    """Return the names that are among those given, or fit one with ``*`` and ``?``."""
+    exact, globs = frozenset(patterns), [one for one in patterns if any(mark in one for mark in "*?[")]
+    return frozenset(name for name in names if name in exact or any(fnmatchcase(name, one) for one in globs))
+
+
+def known_names(
+    model: ir.Model, exclude: Collection[str], before: Mapping[str, list[str]] | None = None
+) -> frozenset[str]:  # fmt: skip
+    """Return the names of the nodes to exclude. Refuses one that no node fits: a slip would leave the node quantized.
 
     ``before`` are the :func:`results` before anything was folded: of a node that is gone since, it is told so, with the
     node that makes its result now.
     """
     known = {node.name: node for node in model.graph.all_nodes() if node.name}
-    for name in exclude:
-        if name not in known and name in (before or {}):
-            what = f"the node {name!r} isn't there when layers are quantized: it was folded into others"
+    for pattern in exclude:
+        if fitting(known, (pattern,)):
+            continue
+        if gone := sorted(fitting(before or {}, (pattern,))):
+            what = f"the node {gone[0]!r} isn't there when layers are quantized: it was folded into others"
             made = {value.name: one for one, node in known.items() for value in node.outputs}
-            now = next((made[value] for value in (before or {})[name] if value in made), None)
+            now = next((made[value] for value in (before or {})[gone[0]] if value in made), None)
             do = f"exclude {now!r}, which makes its result now" if now else "leave it out: nothing of it is quantized"
             raise UsageError("unknown-node", what, where="--exclude", do=do)
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            do = f"did you mean {near[0]!r}?" if near else "`penstock inspect` lists the nodes"
-            raise UsageError("unknown-node", f"there is no node named {name!r} to exclude", where="--exclude", do=do)
+        near = difflib.get_close_matches(pattern, known, 1)
+        do = f"did you mean {near[0]!r}?" if near else "`penstock inspect` lists the nodes"
+        raise UsageError("unknown-node", f"there is no node named {pattern!r} to exclude", where="--exclude", do=do)
+    return fitting(known, exclude)

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from penstock.quantization import qoperators
-from penstock.quantization.placement import CLIPS, constant
+from penstock.quantization.ends import CLIPS
+from penstock.quantization.placement import constant
 from penstock.quantization.qoperators import Form, Integers
 from penstock.quantization.writing import Writer, drop_unused, take_over
 from penstock.rewriting.walk import refers

@@ -15,7 +15,8 @@ import numpy as np
 
 from penstock.calibration import Batches, size
 from penstock.quantization import moments, probe, rounding
-from penstock.quantization.emit import Weights, bias_home
+from penstock.quantization.emit import Weights
+from penstock.quantization.ends import bias_home
 from penstock.quantization.placement import Placement
 
 if TYPE_CHECKING:

@@ -3,6 +3,9 @@
 Their instruction (vpmaddubsw) adds two neighbouring products in 16 bits and clips the sum at ±32767. Weights within 7
 bits keep every such sum below: 2·255·63 = 32130. How often it would clip is counted here on what layers really read,
 with neighbours in the order of the weights; a kernel that orders them otherwise clips others, about as often.
+
+The instruction takes one unsigned factor, so runtimes shift int8 activations by 128 to uint8 on such CPUs: ONNX Runtime
+on any x86, in the pairs themselves (its QDQS8ToU8Transformer). Its QLinearConv on int8 has a kernel of its own there.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from penstock.quantization import moments, probe
 
 if TYPE_CHECKING:
     from penstock.calibration import Batches
+    from penstock.quantization.grid import Grid
     from penstock.quantization.study import Quantized, Study
 
     Array = np.ndarray[Any, np.dtype[Any]]
@@ -27,6 +31,7 @@ SAFE_BITS = 7  # of weights, with which no sum of two products leaves 16 bits
 COLUMNS = 64  # of each layer and batch that are looked at
 SAMPLES = 32
 LIMIT = 32767
+SHIFTS = {"uint8": 0, "int8": 128}  # type of activations → what makes them unsigned
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +54,7 @@ def lacks_vnni(target: str, flags: Sequence[str] | None = None) -> bool:
 def clipped(integers: Array, weights: Array) -> tuple[Array, Array, float]:
     """Return the results (n, outputs) with and without clipping, and the share of clipped sums of two.
 
-    ``integers`` (n, k) are of uint8, ``weights`` (outputs, k) of int8.
+    ``integers`` (n, k) are within uint8, ``weights`` (outputs, k) of int8.
     """
     if integers.shape[1] % 2:
         integers, weights = np.pad(integers, ((0, 0), (0, 1))), np.pad(weights, ((0, 0), (0, 1)))
@@ -60,23 +65,29 @@ def clipped(integers: Array, weights: Array) -> tuple[Array, Array, float]:
 
 
 def measure(study: Study, made: Quantized, samples: Batches) -> list[Saturation]:
-    """Emulate every integer layer that reads uint8, on some of the columns that it reads; the worst first."""
+    """Emulate every integer layer that reads 8 bits, on some of the columns that it reads; the worst first.
+
+    Layers of which no sum is clipped are among them.
+    """
     nodes = {str(node.name): node for node in study.model.graph}
-    readers: dict[str, list[str]] = {}
+    readers: dict[str, list[tuple[str, Grid]]] = {}
     for name, index in made.placement.weights.items():
         value = nodes[name].inputs[1 - index]
-        if index == 1 and value is not None and made.grids[str(value.name)].dtype == "uint8":
-            readers.setdefault(str(value.name), []).append(name)
-    sums: dict[str, list[float]] = {name: [0.0, 0.0, 0.0, 0.0] for names in readers.values() for name in names}
+        if index != 1 or value is None:
+            continue
+        grid = made.grids[made.placement.key(name, str(value.name))]
+        if grid.dtype in SHIFTS:
+            readers.setdefault(str(value.name), []).append((name, grid))
+    sums = {name: [0.0, 0.0, 0.0, 0.0] for held in readers.values() for name, _ in held}
 
     def visit(tensor: str, array: Array, first: int, count: int) -> None:
-        grid = made.grids[tensor]
-        for name in readers[tensor]:
+        for name, grid in readers[tensor]:
             held = made.weights[name]
             rows = moments.rows(nodes[name], held.whole)
             columns = moments.columns(nodes[name], held.whole, array, COLUMNS, first)
             for group in range(len(rows)):
-                got, want, share = clipped(grid.quantize(columns[group]), rows[group])
+                unsigned = grid.quantize(columns[group]).astype(np.int32) + SHIFTS[grid.dtype]
+                got, want, share = clipped(unsigned, rows[group])
                 mine = sums[name]
                 mine[0] += share
                 mine[1] += 1
@@ -89,7 +100,7 @@ def measure(study: Study, made: Quantized, samples: Batches) -> list[Saturation]
         Saturation(name, share / max(number, 1), 10 * float(np.log10(signal / noise)) if noise and signal else np.inf)
         for name, (share, number, noise, signal) in sums.items()
     ]
-    return sorted((one for one in found if one.share > 0), key=lambda one: one.sqnr_db)
+    return sorted(found, key=lambda one: one.sqnr_db)
 
 
 def bits(target: str) -> int:
@@ -98,7 +109,7 @@ def bits(target: str) -> int:
 
 
 def unmeasured(target: str) -> str:
-    """Say in words that weights were kept within 7 bits, where there are no samples to measure on."""
+    """Say in words that weights were kept within 7 bits, where nothing was measured."""
     return (
         f"{_where(target)} has no VNNI: weights are kept within {SAFE_BITS} bits, so that no sum of products is clipped"
     )
@@ -109,12 +120,18 @@ def _where(target: str) -> str:
 
 
 def note(found: Sequence[Saturation], target: str) -> str:
-    """Say in words what full weights would do on the target, and that they were kept within 7 bits."""
-    where = _where(target)
+    """Say in words what full weights would do on the target, and that they were kept within 7 bits.
+
+    ``found`` are the layers that were looked at; without any, nothing is said of 8 bits.
+    """
+    kept = f"{_where(target)} has no VNNI: weights are kept within {SAFE_BITS} bits"
     if not found:
-        return f"{where} has no VNNI: weights are kept within {SAFE_BITS} bits; with 8 no sum would have been clipped"
-    worst = found[0]
+        return unmeasured(target)
+    clipping = [one for one in found if one.share > 0]
+    if not clipping:
+        return f"{kept}; with 8 no sum would have been clipped (layers looked at: {len(found)})"
+    worst = clipping[0]
     return (
-        f"{where} has no VNNI: weights are kept within {SAFE_BITS} bits; with 8, {len(found)} layers would clip sums "
-        f"in silence, {worst.node!r} {worst.share:.2%} of them, to {worst.sqnr_db:.1f} dB"
+        f"{kept}; with 8, {len(clipping)} layers would clip sums in silence, {worst.node!r} {worst.share:.2%} of them, "
+        f"to {worst.sqnr_db:.1f} dB"
     )

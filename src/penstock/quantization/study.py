@@ -14,7 +14,8 @@ import numpy as np
 from penstock.calibration import Batches
 from penstock.quantization import probe, ranges, wide
 from penstock.quantization.consumers import CONSUMERS, Consumer
-from penstock.quantization.emit import Weights, bias_home, bounds, emit
+from penstock.quantization.emit import Weights, bounds, emit
+from penstock.quantization.ends import bias_home
 from penstock.quantization.grid import SPANS, Grid, of_range, of_weights
 from penstock.quantization.placement import Placement, place
 from penstock.quantization.repair import corrected

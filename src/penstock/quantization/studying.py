@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from penstock import graph, store
 from penstock.calibration import Batches
 from penstock.errors import UsageError
-from penstock.quantization import balance, outliers, prepare, saturation, wide
+from penstock.quantization import balance, integers_alone, outliers, prepare, saturation, wide
 from penstock.quantization.consumers import CONSUMERS
 from penstock.quantization.shelf import Shelf
 from penstock.quantization.study import Choice, Study
@@ -68,10 +68,12 @@ def _widen(settings: QuantizeSettings) -> None:
 
 def studied(path: Path, samples: Batches, choice: Choice) -> tuple[Study, list[balance.Balanced]]:
     """Prepare a model, balance it where the choice says so, and return its study. Raises ``InputError``."""
-    found = outliers.find(samples)
-    cleaned = outliers.without(samples, found)
     opset = WIDE_OPSET if choice.dtype in WIDE or choice.int16_layers else prepare.OPSET
     model = prepare.prepared(path, opset=opset, exclude=choice.exclude)
+    if choice.table.everything:
+        integers_alone.check(model, Study(model, samples).placed(choice), path)
+    found = outliers.find(samples)
+    cleaned = outliers.without(samples, found)
     done = []
     if choice.equalize or choice.smooth:
         done = balance.balance(model, cleaned.some(SOME), layers=choice.equalize, normalizations=choice.smooth)

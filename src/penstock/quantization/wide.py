@@ -13,13 +13,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from penstock import graph, store
 from penstock.errors import UsageError
 from penstock.quantization.placement import Placement
+from penstock.quantization.prepare import fitting
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -41,14 +41,10 @@ class Computed:
     in_float: bool
 
 
-def matches(name: str, patterns: Collection[str]) -> bool:
-    """Whether a node's name is one of those given, or fits one with ``*`` and ``?``."""
-    return any(name == pattern or fnmatchcase(name, pattern) for pattern in patterns)
-
-
 def widened(model: ir.Model, placement: Placement, patterns: Collection[str]) -> Placement:
     """Give the named layers 16 bits, and those beside them borders."""
-    named = [node for node in placement.reads if matches(node, patterns)]
+    fit = fitting(placement.reads, patterns)
+    named = [node for node in placement.reads if node in fit]
     if not named:
         return placement
     nodes = {str(node.name): node for node in model.graph}
@@ -106,7 +102,8 @@ def check(placement: Placement, patterns: Sequence[str]) -> None:
     able = [name for name in known if name in placement.weights]
     able += [name for name in known if name in placement.reads and name not in placement.weights]
     for pattern in patterns:
-        found = [name for name in known if matches(name, (pattern,))]
+        fit = fitting(known, (pattern,))
+        found = [name for name in known if name in fit]
         if any(name in placement.reads for name in found):
             continue
         near = difflib.get_close_matches(pattern, able, 1)

@@ -52,16 +52,17 @@ def quantize(
     """Quantize ``model``; see :class:`penstock.quantizers.Quantizer`."""
     import onnx_ir as ir
 
-    from penstock.quantization import prepare, saturation
+    from penstock.quantization import finite, prepare, saturation
 
     need(settings)
     loaded = graph.load(model)
     opset = loaded.opset_imports.get("")
     graph.inline(loaded)  # the library looks into no function
     ort._refuse_hopeless(loaded, model)
+    finite.check(loaded, model)
     converted = prepare.raised(loaded, prepare.OPSET, model)
     prepare.named(converted)
-    prepare.known_names(converted, settings.exclude)
+    exclude = sorted(prepare.known_names(converted, settings.exclude))
     ir.external_data.load_to_model(converted)
     # it takes the first import for the standard's
     imports = {"": converted.opset_imports[""]} | dict(converted.opset_imports)
@@ -71,7 +72,7 @@ def quantize(
     with _quiet():
         import nncf
 
-        options, version = _options(settings), f"nncf {nncf.__version__}"
+        options, version = _options(settings, exclude), f"nncf {nncf.__version__}"
         try:
             # subset_size: its default, 300, would leave samples out
             quantized = nncf.quantize(
@@ -113,7 +114,7 @@ def need(settings: QuantizeSettings) -> None:
             raise UsageError("cannot-serve", what, where=flag, do=do)
 
 
-def _options(settings: QuantizeSettings) -> dict[str, Any]:
+def _options(settings: QuantizeSettings, exclude: list[str]) -> dict[str, Any]:
     """Say the settings in the library's words; what isn't set stays its default."""
     from nncf import AdvancedQuantizationParameters, IgnoredScope
     from nncf.quantization.advanced_parameters import OverflowFix, QuantizationParameters
@@ -125,7 +126,7 @@ def _options(settings: QuantizeSettings) -> dict[str, Any]:
         advanced.overflow_fix = OverflowFix.ENABLE  # by default it is the first layers alone whose sums can't overflow
     if not settings.per_channel:
         advanced.weights_quantization_params = QuantizationParameters(per_channel=False)
-    scope = {"ignored_scope": IgnoredScope(names=list(settings.exclude))} if settings.exclude else {}
+    scope = {"ignored_scope": IgnoredScope(names=exclude)} if exclude else {}
     return {"advanced_parameters": advanced, **scope}
 
 

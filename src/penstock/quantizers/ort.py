@@ -8,7 +8,6 @@ the opset imports that the library leaves behind are dropped.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import itertools
 import logging
 from collections.abc import Iterable, Iterator, Mapping
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from penstock.jsonable import Json
     from penstock.stages.quantize import QuantizeSettings
 
-_QUANTIZED = {"QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"}
 _HEAVY = {"Conv", "ConvTranspose", "MatMul", "Gemm"}
 _OPSET = 13
 READS = frozenset({"consumer", "activations", "quantize_outputs", "format", "per_channel", "target_cpu"})
@@ -56,7 +54,7 @@ def quantize(
     import onnxruntime
     from onnxruntime import quantization
 
-    from penstock.quantization import saturation
+    from penstock.quantization import finite, prepare, saturation
 
     need(settings)
     bits = saturation.bits(settings.target_cpu)
@@ -65,7 +63,8 @@ def quantize(
     loaded = graph.load(model)
     graph.inline(loaded)  # the library looks into no function, and would leave all of it in float
     _refuse_hopeless(loaded, model)
-    _check_names(loaded, settings.exclude)
+    exclude = sorted(prepare.known_names(loaded, settings.exclude))
+    finite.check(loaded, model)
     counter = _Counted(batches.whole() if isinstance(batches, Batches) else batches)
     with store.scratch() as work:
         source = work / "source.onnx"
@@ -86,7 +85,7 @@ def quantize(
                         "int8": quantization.QuantType.QInt8,
                     }[settings.activations or "uint8"],
                     weight_type=quantization.QuantType.QInt8,
-                    nodes_to_exclude=list(settings.exclude),
+                    nodes_to_exclude=exclude,
                     calibrate_method=quantization.CalibrationMethod.MinMax,
                     calibration_providers=["CPUExecutionProvider"],
                     extra_options={"ActivationSymmetric": False, "WeightSymmetric": True},
@@ -156,28 +155,18 @@ class _Counted:
 
 
 def _refuse_hopeless(model: ir.Model, path: Path) -> None:
+    from penstock.quantization import prepare
+
     operators = {node.op_type for node in model.graph.all_nodes()}
     if custom := custom_domains.used(model):
         what = f"calibrating would run operators of {custom[0].domain!r}, and the library loads none of others"
         raise InputError(
             "cannot-quantize", what, where=str(path), do="choose --method static, which loads those you name"
         )
-    if already := sorted(operators & _QUANTIZED):
-        what = f"the model is quantized already: it has {already[0]}"
-        raise InputError("already-quantized", what, where=str(path), do="start from the float model")
+    prepare.refuse_quantized(model, path)
     if not operators & _HEAVY:
         what = f"there is nothing worth quantizing: no {', '.join(sorted(_HEAVY))}"
         raise InputError("nothing-to-quantize", what, where=str(path), do=f"{FLOAT}, or try --method dynamic")
-
-
-def _check_names(model: ir.Model, exclude: tuple[str, ...]) -> None:
-    """Refuse a name to exclude that no node has: a slip would leave the node quantized."""
-    known = [node.name for node in model.graph.all_nodes() if node.name]
-    for name in exclude:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            do = f"did you mean {near[0]!r}?" if near else "`penstock inspect` lists the nodes"
-            raise UsageError("unknown-node", f"there is no node named {name!r} to exclude", where="--exclude", do=do)
 
 
 def _raise_opset(model: ir.Model, path: Path) -> ir.Model:

@@ -73,8 +73,9 @@ def quantize(
     hazard: list[str] = []
     clipping: list[saturation.Saturation] = []
     if choice.weight_bits == saturation.SAFE_BITS:
-        full = study.quantized(replace(choice, weight_bits=8, correct_bias="none", rounding="nearest"))
-        clipping = saturation.measure(study, full, samples)
+        if settings.format == "qdq" or choice.dtype == "uint8":  # else the runtime has a kernel that isn't emulated
+            full = study.quantized(replace(choice, weight_bits=8, correct_bias="none", rounding="nearest"))
+            clipping = saturation.measure(study, full, samples)
         hazard = [saturation.note(clipping, settings.target_cpu)]
     told = _sensitivity(study, choice, done, settings.sensitivity)
     ran, said = _wide(study, choice, done, into)
@@ -99,8 +100,12 @@ def quantize(
             | {one.node: f"alone it makes {one.share:.0%} of the error at the output" for one in left},
         ), kept),
         "histograms": account.histograms(used, done.grids),
-        "target_cpu": settings.target_cpu, "weight_bits": choice.weight_bits, "saturation": to_json(clipping),
-        "notes": [*study.notes, *hazard, *said, *notices.few(samples, used), *notices.raw_pixels(samples)],
+        "target_cpu": settings.target_cpu, "weight_bits": choice.weight_bits,
+        "saturation": to_json([one for one in clipping if one.share > 0]),
+        "notes": [
+            *study.notes, *hazard, *said, *_unquantized(done, settings), *notices.few(samples, used),
+            *notices.raw_pixels(samples),
+        ],
     }  # fmt: skip
 
 
@@ -162,6 +167,15 @@ def _float_outputs(done: Quantized) -> list[Json]:
         str(value.name) for value in done.model.graph.outputs
         if _maker(value) != "DequantizeLinear" and not value.is_graph_input()
     ]  # fmt: skip
+
+
+def _unquantized(done: Quantized, settings: QuantizeSettings) -> list[str]:
+    """Tell which outputs are float although they were asked for quantized: what is behind the last layer makes them."""
+    if not settings.quantize_outputs or not (left := _float_outputs(done)):
+        return []
+    makers = {str(value.name): _maker(value) for value in done.model.graph.outputs}
+    listed = ", ".join(f"{name!r} ({makers[str(name)]})" for name in left)
+    return [f"made in float from the last layer's quantized result: {listed}"]
 
 
 def _maker(value: ir.Value) -> str:

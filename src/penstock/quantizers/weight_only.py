@@ -48,13 +48,14 @@ def quantize(
     model: Path, batches: Iterable[Mapping[str, np.ndarray]], settings: QuantizeSettings, into: Path
 ) -> Mapping[str, Json]:
     """Quantize ``model``; see :class:`penstock.quantizers.Quantizer`."""
-    from penstock.quantization import block_emit, block_layers, block_rounding
+    from penstock.quantization import block_emit, block_layers, block_rounding, prepare
 
     form, nbits, rounding = asked(settings), settings.weight_format == "matmulnbits", settings.weight_rounding
     loaded, before = _prepared(model, form, settings.exclude, nbits)
     order = {block_layers.called(node): number for number, node in enumerate(graph.all_nodes(loaded))}
+    exclude = prepare.fitting(filter(None, (node.name for node in graph.all_nodes(loaded))), settings.exclude)
     matrices, kept = block_layers.find(
-        loaded, form, exclude=settings.exclude, least=settings.least_weights, nbits=nbits, tables=settings.embeddings
+        loaded, form, exclude=exclude, least=settings.least_weights, nbits=nbits, tables=settings.embeddings
     )
     if not matrices:
         raise InputError(
@@ -131,7 +132,7 @@ def _prepared(path: Path, form: Form, exclude: tuple[str, ...], nbits: bool) -> 
     """Return the model, of an opset that has what will be written, and the opset that it had."""
     from penstock.quantization import prepare
 
-    loaded = prepare.prepared(path, opset=1, exclude=exclude)
+    loaded = prepare.prepared(path, opset=1, exclude=exclude, need_finite=False)  # each matrix is looked at later
     before = loaded.opset_imports.get("")
     if nbits:
         return loaded, before

@@ -72,7 +72,7 @@ class QuantizeSettings:
         choices=CALIBRATIONS,
     )
     calibration_batch: int = option(32, "samples per calibration batch, where the model's batch is dynamic", minimum=1)
-    exclude: tuple[str, ...] = option((), "names of nodes to leave in float")
+    exclude: tuple[str, ...] = option((), "nodes to leave in float, by name; `*` stands for anything")
     int16_layers: tuple[str, ...] = option(
         (), "with `--method static`: layers whose activations get 16 bits, by name; `*` stands for anything"
     )

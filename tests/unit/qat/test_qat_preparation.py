@@ -245,3 +245,13 @@ def test_a_batch_norm_that_is_not_folded_keeps_its_statistics(tmp_path: Path) ->
     assert isinstance(made.trained_model(), ir.Model)
     convert(made, tmp_path / "int8.onnx")
     onnx.checker.check_model(tmp_path / "int8.onnx", full_check=True)
+
+
+def test_seven_bits_for_a_cpu_without_vnni_are_told(path: Path, tmp_path: Path) -> None:
+    made = prepare_model(path, [IMAGES], QatSettings(target_cpu="avx2"))
+    assert any("avx2 has no VNNI: weights are kept within 7 bits" in note for note in made.notes)
+    facts = convert(made, tmp_path / "q.onnx").facts
+    assert (facts["target_cpu"], facts["weight_bits"]) == ("avx2", 7)
+    full = prepare_model(path, [IMAGES], QatSettings(target_cpu="vnni"))
+    assert not any("VNNI" in note for note in full.notes)
+    assert convert(full, tmp_path / "q.onnx").facts["weight_bits"] == 8

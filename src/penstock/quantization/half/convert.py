@@ -65,7 +65,7 @@ def convert(
     watched = set().union(*(operators.behind(node) for node in roots))
     looked = seen.look(model, batches, half, watched, done)
     found = Reasons(model, half, looked, bindings, settings.half_margin)
-    found.formal(settings.exclude)
+    found.formal(prepare.fitting(found.nodes, settings.exclude))
     found.ranges()
     bounds, measurable = found.questionable()
     found.sums(bounds, sums.measured(model, measurable, batches, looked, done))
@@ -122,7 +122,12 @@ def _folded_again(model: ir.Model, exclude: Collection[str]) -> ir.Model:
     """Fuse what the raised opset allows, unless a node that is to be left alone would go."""
     folded = prepare.folded(model.clone())
     prepare.named(folded)
-    return folded if set(exclude) <= {node.name for node in folded.graph.all_nodes()} else model
+    left = prepare.fitting(_names(model), exclude)
+    return folded if left <= _names(folded) else model
+
+
+def _names(model: ir.Model) -> set[str]:
+    return {node.name for node in model.graph.all_nodes() if node.name}
 
 
 def _type(model: ir.Model) -> None:

@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -68,7 +68,7 @@ class Reasons:
             self._constants[value] = Constant(value.const_value.numpy(), self.half)
         return self._constants[value]
 
-    def formal(self, exclude: tuple[str, ...]) -> None:
+    def formal(self, exclude: Collection[str]) -> None:
         """Take in what needs no samples: 1, 2 and constants."""
         for name, node in self.nodes.items():
             binding = self.bindings[name]
