@@ -116,6 +116,8 @@ class _Placing:
         self._drop_tail()
         while dropped := [node for node in self.chosen if (reason := self._misplaced(node)) and self._no(node, reason)]:
             self.chosen.difference_update(dropped)
+        # where a Relu could be moved on integers, it costs half of a grid, and an operator
+        self.chosen -= {node for node in self.chosen if node.op_type in CLIPS and self._clips_alone(node)}
         self._absorb()
         return self._result()
 
@@ -262,8 +264,12 @@ class _Placing:
         return self._absorbable(node) and (self._asked(out) or any(use.node in self.chosen for use in out.uses()))
 
     def _absorbable(self, node: ir.Node) -> bool:
-        """Whether a node clips the result of an integer node that nobody else reads."""
-        if node.op_type not in CLIPS or node.domain != "" or not self.consumer.absorbs or node in self.chosen:
+        """Whether a node clips the result of an integer node that nobody else reads, and isn't on integers itself."""
+        return node.op_type in CLIPS and node not in self.chosen and self._clips_alone(node)
+
+    def _clips_alone(self, node: ir.Node) -> bool:
+        """Whether a Relu or Clip is all that reads the result of an integer node."""
+        if node.domain != "" or not self.consumer.absorbs:
             return False
         before = node.inputs[0]
         if before is None or len(before.uses()) != 1 or before in self.ends:

@@ -133,6 +133,7 @@ def test_other_consumers_get_what_they_read(consumer: str, tiny: ModuleType, tmp
         for node in model.graph.node:
             if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
                 assert all(made_by.get(name) == "DequantizeLinear" for name in node.input if name not in held)
+        assert "Relu" not in operators, "the grids of the Convs and of the Add clip as they do"
     assert sqnr(path, residual(), tiny) > 25
 
 
