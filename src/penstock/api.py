@@ -202,11 +202,10 @@ def quantize(
     roles = role_feeds(Path(model), data, seed)
 
     kept = Cache(store.default_cache())
-    batches = calibration.of_feeds(roles.calibrate, settings.calibration_batch, golden=roles.golden, cache=kept)
-    trial.survive(Path(model), [roles.calibrate.first(1), *batches], str(model))
+    trial.survive(Path(model), calibration.tried(roles.calibrate, settings.calibration_batch), str(model))
     if settings.calibration == "auto" and quantize_stage.needs_samples(settings.method):
         roles = synthetic_feeds.of_model(Path(model), roles, data or DataSettings(), seed, kept)
-        batches = calibration.of_feeds(roles.calibrate, settings.calibration_batch, golden=roles.golden, cache=kept)
+    batches = calibration.of_feeds(roles.calibrate, settings.calibration_batch, golden=roles.golden, cache=kept)
     with store.scratch() as work:
         made = work / Path(output).name
         facts = dict(quantize_stage.quantize(Path(model), batches, settings, made))

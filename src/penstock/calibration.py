@@ -67,8 +67,22 @@ def of_feeds(feeds: Feeds, size: int, *, golden: Feeds | None = None, cache: Cac
     return Batches(
         lambda: (batch for _, batch in feeds.batches(size)),
         lambda: (batch for _, batch in feeds.batches(size, whole=True)),
-        feeds.count, feeds.description, size, None if golden is None else of_feeds(golden, size), cache, feeds.numbers,
+        feeds.count, feeds.description, feeds.fixed_batch or size, None if golden is None else of_feeds(golden, size), cache, feeds.numbers,
     )  # fmt: skip
+
+
+def tried(feeds: Feeds, size: int) -> list[Batch]:
+    """Return what a model is tried on before it is calibrated: a sample, and a batch of each size that there is.
+
+    To try all samples would cost as much as the calibration, and a copy of them on the disk.
+    """
+    found: list[Batch] = [feeds.first(1)]
+    if feeds.fixed_batch is not None:  # there is one size, and that sample stands in a batch of it
+        return found
+    found += [batch for _, batch in itertools.islice(feeds.batches(size), 1)]
+    if left := feeds.count % max(min(size, feeds.count), 1):
+        found.append(feeds.rows(feeds.count - left, feeds.count))
+    return found
 
 
 def of_list(batches: Iterable[Batch]) -> Batches:
