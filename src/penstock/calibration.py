@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from penstock.store import Cache
 
 Batch = Mapping[str, "np.ndarray"]
+FEW = 32  # samples below which a user is told how few there are
 SYNTHETIC, RANDOM = "synthetic (BatchNorm statistics)", "random"  # what samples are where there is no data
 
 
@@ -67,7 +68,8 @@ def of_feeds(feeds: Feeds, size: int, *, golden: Feeds | None = None, cache: Cac
     return Batches(
         lambda: (batch for _, batch in feeds.batches(size)),
         lambda: (batch for _, batch in feeds.batches(size, whole=True)),
-        feeds.count, feeds.description, feeds.fixed_batch or size, None if golden is None else of_feeds(golden, size), cache, feeds.numbers,
+        feeds.count, feeds.description, feeds.fixed_batch or size,
+        None if golden is None else of_feeds(golden, size), cache, feeds.numbers,
     )  # fmt: skip
 
 
@@ -133,17 +135,29 @@ def explained(error: InputError, model: Path | str, batches: Iterable[Batch], in
     return InputError(error.id, error.what, where=str(model), do=f"{told}; or {instead}" if instead else told)
 
 
+def few(batches: Batches) -> str:
+    """Say how few samples there are; "" where they suffice."""
+    if batches.count >= FEW:
+        return ""
+    whole = batches.description.get("of")
+    told = f"only {batches.count} calibration sample{'' if batches.count == 1 else 's'}"
+    return told if whole is None else f"{told} of the {whole} that there are"
+
+
 def accounted(facts: dict[str, Json], batches: Batches) -> dict[str, Json]:
-    """Return a quantizer's facts with what its samples were, and a note where they were made up.
+    """Return a quantizer's facts with what its samples were, and a note where they were made up or are few.
 
     A method that looked at no samples has nothing to tell of them.
     """
     described = batches.description
-    if not facts.get("calibration_samples") or "kind" not in described:
+    if not facts.get("calibration_samples"):
         return facts
-    if described["kind"] != "seeded":
-        return {**facts, "calibration": "data"}
     notes = [*cast("list[Json]", facts.get("notes") or [])]
+    if described.get("kind") != "seeded":
+        told = few(batches)  # which a method that knows how stable its scales are has said already
+        if told and not any(str(note).startswith(told) for note in notes):
+            notes.append(f"{told}; give {FEW} or more")
+        return {**facts, **({"calibration": "data"} if "kind" in described else {}), "notes": notes}
     if "statistics" in described:
         statistics = cast("dict[str, Json]", described["statistics"])
         notes.append(f"no data: the samples were made up to meet {met(statistics)}; give real ones with --data")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from penstock import calibration
 from penstock.calibration import Batches
 from penstock.errors import InputError
 from penstock.quantization.statistics import Statistics
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from penstock.quantization.study import Study
 
 SOME = 32  # samples that tell of which scale they are
-FEW = 32  # samples below which the stability of the scales is told
 PIXELS_REACH = 16  # the brightest of a batch of raw pixels is beyond it, what was scaled to 0 to 1 or by --std isn't
 CHANNELS = {1, 3, 4}
 LEAST_PIXELS = 64  # of an image that is given as a row
@@ -24,17 +24,15 @@ OTHER_SCALE = 8.0  # times smaller or larger than the golden set's: not the same
 
 def few(batches: Batches, seen: Mapping[str, Statistics]) -> list[str]:
     """Tell how stable the scales are, where the samples are few."""
-    if batches.count >= FEW or not seen:
+    count = calibration.few(batches)
+    if not count or not seen:
         return []
     found = sorted(one.instability() for one in seen.values())
     middle, worst = found[len(found) // 2], found[-1]
     name = max(seen.values(), key=Statistics.instability).tensor
-    count = f"{batches.count} calibration sample{'' if batches.count == 1 else 's'}"
-    if (whole := batches.description.get("of")) is not None:
-        count += f" of the {whole} that there are"
     return [
-        f"only {count}: leaving out one of them narrows the range of half of the tensors by {middle:.0%} or more, "
-        f"that of {name!r} by {worst:.0%}; give {FEW} or more"
+        f"{count}: leaving out one of them narrows the range of half of the tensors by {middle:.0%} or more, "
+        f"that of {name!r} by {worst:.0%}; give {calibration.FEW} or more"
     ]  # fmt: skip
 
 
