@@ -106,22 +106,42 @@ def size(batch: Batch) -> int:
 
 
 def check(batches: Iterable[Batch]) -> None:
-    """Raise ``InputError`` for a sample that holds NaN or infinity, with its number and the input."""
+    """Raise ``InputError`` for a sample that holds NaN or infinity, and where all samples are one number everywhere.
+
+    Made-up samples may be: of a number without bounds, say.
+    """
     import numpy as np
 
     numbers = batches.numbers if isinstance(batches, Batches) else None
-    start = 0
+    made_up = isinstance(batches, Batches) and batches.description.get("kind") == "seeded"
+    held: dict[str, tuple[float, float, int]] = {}  # of each input: the least value, the greatest, how many
+    start, varied = 0, made_up
     for batch in batches:
         for name, array in batch.items():
-            if array.dtype.kind != "f" or not array.size or np.isfinite(array).all():
-                continue
-            rows = ~np.isfinite(array).reshape(len(array), -1) if array.ndim else np.array([[True]])
-            row = int(np.argmax(rows.any(axis=1)))
-            kind = "NaN" if np.isnan(array[row] if array.ndim else array).any() else "infinity"
-            who = called(start + row, numbers)
-            what = f"{who} has {kind} in its input {name!r} ({int(rows[row].sum())} values)"
-            raise InputError("not-finite", what, do="take the sample out of the data")
+            if array.dtype.kind not in "biuf":  # neither compared nor finite
+                varied = True
+            elif array.size:
+                low, high = array.min(), array.max()
+                if not (np.isfinite(low) and np.isfinite(high)):
+                    raise _not_finite(name, array, start, numbers)
+                least, most, count = held.get(name, (low, high, 0))
+                held[name] = (min(least, low), max(most, high), count + array.size)
         start += size(batch)
+    if not varied and held and all(low == high and count > 1 for low, high, count in held.values()):
+        values = ", ".join(f"{name!r} is {float(low):g}" for name, (low, _, _) in held.items())
+        what = f"there is nothing in the {start} calibration samples: {values} everywhere"
+        raise InputError("constant-samples", what, do="look at how the data was made, and at --scale, --mean and --std")
+
+
+def _not_finite(name: str, array: np.ndarray, start: int, numbers: np.ndarray | None) -> InputError:
+    """Name the first sample of a batch that isn't finite; ``start`` is the number of the batch's first."""
+    import numpy as np
+
+    rows = ~np.isfinite(array).reshape(len(array), -1) if array.ndim else np.array([[True]])
+    row = int(np.argmax(rows.any(axis=1)))
+    kind = "NaN" if np.isnan(array[row] if array.ndim else array).any() else "infinity"
+    what = f"{called(start + row, numbers)} has {kind} in its input {name!r} ({int(rows[row].sum())} values)"
+    return InputError("not-finite", what, do="take the sample out of the data")
 
 
 def explained(error: InputError, model: Path | str, batches: Iterable[Batch], instead: str = "") -> InputError:

@@ -100,7 +100,7 @@ def quantize(
         ), kept),
         "histograms": account.histograms(used, done.grids),
         "target_cpu": settings.target_cpu, "weight_bits": choice.weight_bits, "saturation": to_json(clipping),
-        "notes": [*study.notes, *hazard, *said, *notices.few(samples, used), *notices.raw_pixels(samples)],
+        "notes": [*study.notes, *hazard, *said, *notices.few(samples, used)],
     }  # fmt: skip
 
 

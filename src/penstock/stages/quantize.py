@@ -136,12 +136,22 @@ def quantize(
     batches = batches if isinstance(batches, calibration.Batches) else calibration.of_list(batches)
     if apart.foreign("quantizers", name):
         facts = dict(apart.quantize(name, model, batches.whole(), settings, into))
-        return calibration.accounted(facts, batches)
+        return _noted(calibration.accounted(facts, batches), model, batches)
     facts = quantize_with(method, model, batches, settings, into)
     if not into.is_file():
         what, do = f"the quantizer {name!r} wrote no model", "tell its authors, or choose another: --method"
         raise InputError("plug-in-failed", what, where=str(model), do=do)
-    return calibration.accounted(facts, batches)
+    return _noted(calibration.accounted(facts, batches), model, batches)
+
+
+def _noted(facts: dict[str, Json], model: Path, batches: calibration.Batches) -> dict[str, Json]:
+    """Return a quantizer's facts with notes of what is odd about the samples that it looked at, if they are data."""
+    from penstock.quantization import notices
+
+    if not facts.get("calibration_samples") or batches.description.get("kind") == "seeded":
+        return facts
+    notes = cast("list[Json]", facts.get("notes") or [])
+    return {**facts, "notes": [*notes, *notices.of_samples(model, batches)]}
 
 
 def needs_samples(name: str) -> bool:
