@@ -193,12 +193,14 @@ def quantize(
 
     Without data it calibrates on inputs that meet the model's BatchNorm statistics, or on random ones where it has
     none, and the result says so. Raises ``UsageError`` where ``output`` is the model or the data itself, and for a
-    setting that the method doesn't read. ``asked`` names those that were asked for (default: all that differ from
-    their defaults).
+    setting that the method doesn't read or that others leave without effect. ``asked`` names those that were asked for
+    (default: all that differ from their defaults).
     """
     settings, data = settings or QuantizeSettings(), data or DataSettings()
     outputs.keep_apart({"-o": output}, {"the model that is read": model, "the data that is read": data.data})
-    quantize_stage.need_read(quantize_stage.changed(settings) if asked is None else asked, [settings.method])
+    asked = quantize_stage.changed(settings) if asked is None else asked
+    quantize_stage.need_read(asked, [settings.method])
+    quantize_stage.need_effect(asked, settings, data=bool(data.data))
     roles = role_feeds(Path(model), data, seed)
 
     kept = Cache(store.default_cache())

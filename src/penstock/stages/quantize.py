@@ -112,6 +112,27 @@ def need_read(asked: Collection[str], methods: Collection[str]) -> None:
         raise UsageError("cannot-serve", what, where=flag, do=do)
 
 
+def need_effect(asked: Collection[str], settings: QuantizeSettings, *, data: bool) -> None:
+    """Raise ``UsageError`` where a setting is asked for that others leave without effect; ``data``: there is some."""
+    from penstock.quantization import saturation
+
+    ranges, consumer, activations = settings.ranges, settings.consumer, settings.activations
+    static = settings.method == "static"
+    eight = static and not saturation.reads_target(consumer, activations)
+    idle = {
+        "percentile": (static and ranges != "percentile", f"with --ranges {ranges}", "add --ranges percentile"),
+        "target_cpu": (eight, f"with --consumer {consumer}" + f" and --activations {activations}" * bool(activations),
+                       "choose another --consumer, or activations of 8 bits"),
+        "calibration": (data and settings.calibration == "random", "with --data: it says what is made up without any",
+                        "leave --data out"),
+    }  # fmt: skip
+    for name, (is_idle, where, instead) in idle.items():
+        if name in asked and is_idle:
+            flag = _flag(name)
+            what = f"{flag} has no effect {where}"
+            raise UsageError("bad-setting", what, where=flag, do=f"leave it out, or {instead}")
+
+
 def _reads(name: str) -> Collection[str]:
     """Return what one of our own methods reads; a third party's isn't imported to be offered."""
     if name in registry.origins("quantizers"):
