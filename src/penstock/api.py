@@ -193,20 +193,21 @@ def quantize(
 
     Without data it calibrates on inputs that meet the model's BatchNorm statistics, or on random ones where it has
     none, and the result says so. Raises ``UsageError`` where ``output`` is the model or the data itself, and for a
-    setting that the method doesn't read. ``asked`` names those that were asked for (default: all that differ from
-    their defaults).
+    setting that the method doesn't read or that others leave without effect. ``asked`` names those that were asked for
+    (default: all that differ from their defaults).
     """
     settings, data = settings or QuantizeSettings(), data or DataSettings()
     outputs.keep_apart({"-o": output}, {"the model that is read": model, "the data that is read": data.data})
-    quantize_stage.need_read(quantize_stage.changed(settings) if asked is None else asked, [settings.method])
+    asked = quantize_stage.changed(settings) if asked is None else asked
+    quantize_stage.need_read(asked, [settings.method])
+    quantize_stage.need_effect(asked, settings, data=bool(data.data))
     roles = role_feeds(Path(model), data, seed)
 
     kept = Cache(store.default_cache())
-    batches = calibration.of_feeds(roles.calibrate, settings.calibration_batch, golden=roles.golden, cache=kept)
-    trial.survive(Path(model), [roles.calibrate.first(1), *batches], str(model))
+    trial.survive(Path(model), calibration.tried(roles.calibrate, settings.calibration_batch), str(model))
     if settings.calibration == "auto" and quantize_stage.needs_samples(settings.method):
         roles = synthetic_feeds.of_model(Path(model), roles, data or DataSettings(), seed, kept)
-        batches = calibration.of_feeds(roles.calibrate, settings.calibration_batch, golden=roles.golden, cache=kept)
+    batches = calibration.of_feeds(roles.calibrate, settings.calibration_batch, golden=roles.golden, cache=kept)
     with store.scratch() as work:
         made = work / Path(output).name
         facts = dict(quantize_stage.quantize(Path(model), batches, settings, made))

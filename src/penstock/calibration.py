@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from penstock.store import Cache
 
 Batch = Mapping[str, "np.ndarray"]
+FEW = 32  # samples below which a user is told how few there are
 SYNTHETIC, RANDOM = "synthetic (BatchNorm statistics)", "random"  # what samples are where there is no data
 
 
@@ -67,8 +68,23 @@ def of_feeds(feeds: Feeds, size: int, *, golden: Feeds | None = None, cache: Cac
     return Batches(
         lambda: (batch for _, batch in feeds.batches(size)),
         lambda: (batch for _, batch in feeds.batches(size, whole=True)),
-        feeds.count, feeds.description, size, None if golden is None else of_feeds(golden, size), cache, feeds.numbers,
+        feeds.count, feeds.description, feeds.fixed_batch or size,
+        None if golden is None else of_feeds(golden, size), cache, feeds.numbers,
     )  # fmt: skip
+
+
+def tried(feeds: Feeds, size: int) -> list[Batch]:
+    """Return what a model is tried on before it is calibrated: a sample, and a batch of each size that there is.
+
+    To try all samples would cost as much as the calibration, and a copy of them on the disk.
+    """
+    found: list[Batch] = [feeds.first(1)]
+    if feeds.fixed_batch is not None:  # there is one size, and that sample stands in a batch of it
+        return found
+    found += [batch for _, batch in itertools.islice(feeds.batches(size), 1)]
+    if left := feeds.count % max(min(size, feeds.count), 1):
+        found.append(feeds.rows(feeds.count - left, feeds.count))
+    return found
 
 
 def of_list(batches: Iterable[Batch]) -> Batches:
@@ -90,22 +106,42 @@ def size(batch: Batch) -> int:
 
 
 def check(batches: Iterable[Batch]) -> None:
-    """Raise ``InputError`` for a sample that holds NaN or infinity, with its number and the input."""
+    """Raise ``InputError`` for a sample that holds NaN or infinity, and where all samples are one number everywhere.
+
+    Made-up samples may be: of a number without bounds, say.
+    """
     import numpy as np
 
     numbers = batches.numbers if isinstance(batches, Batches) else None
-    start = 0
+    made_up = isinstance(batches, Batches) and batches.description.get("kind") == "seeded"
+    held: dict[str, tuple[float, float, int]] = {}  # of each input: the least value, the greatest, how many
+    start, varied = 0, made_up
     for batch in batches:
         for name, array in batch.items():
-            if array.dtype.kind != "f" or not array.size or np.isfinite(array).all():
-                continue
-            rows = ~np.isfinite(array).reshape(len(array), -1) if array.ndim else np.array([[True]])
-            row = int(np.argmax(rows.any(axis=1)))
-            kind = "NaN" if np.isnan(array[row] if array.ndim else array).any() else "infinity"
-            who = called(start + row, numbers)
-            what = f"{who} has {kind} in its input {name!r} ({int(rows[row].sum())} values)"
-            raise InputError("not-finite", what, do="take the sample out of the data")
+            if array.dtype.kind not in "biuf":  # neither compared nor finite
+                varied = True
+            elif array.size:
+                low, high = array.min(), array.max()
+                if not (np.isfinite(low) and np.isfinite(high)):
+                    raise _not_finite(name, array, start, numbers)
+                least, most, count = held.get(name, (low, high, 0))
+                held[name] = (min(least, low), max(most, high), count + array.size)
         start += size(batch)
+    if not varied and held and all(low == high and count > 1 for low, high, count in held.values()):
+        values = ", ".join(f"{name!r} is {float(low):g}" for name, (low, _, _) in held.items())
+        what = f"there is nothing in the {start} calibration samples: {values} everywhere"
+        raise InputError("constant-samples", what, do="look at how the data was made, and at --scale, --mean and --std")
+
+
+def _not_finite(name: str, array: np.ndarray, start: int, numbers: np.ndarray | None) -> InputError:
+    """Name the first sample of a batch that isn't finite; ``start`` is the number of the batch's first."""
+    import numpy as np
+
+    rows = ~np.isfinite(array).reshape(len(array), -1) if array.ndim else np.array([[True]])
+    row = int(np.argmax(rows.any(axis=1)))
+    kind = "NaN" if np.isnan(array[row] if array.ndim else array).any() else "infinity"
+    what = f"{called(start + row, numbers)} has {kind} in its input {name!r} ({int(rows[row].sum())} values)"
+    return InputError("not-finite", what, do="take the sample out of the data")
 
 
 def explained(error: InputError, model: Path | str, batches: Iterable[Batch], instead: str = "") -> InputError:
@@ -119,17 +155,29 @@ def explained(error: InputError, model: Path | str, batches: Iterable[Batch], in
     return InputError(error.id, error.what, where=str(model), do=f"{told}; or {instead}" if instead else told)
 
 
+def few(batches: Batches) -> str:
+    """Say how few samples there are; "" where they suffice."""
+    if batches.count >= FEW:
+        return ""
+    whole = batches.description.get("of")
+    told = f"only {batches.count} calibration sample{'' if batches.count == 1 else 's'}"
+    return told if whole is None else f"{told} of the {whole} that there are"
+
+
 def accounted(facts: dict[str, Json], batches: Batches) -> dict[str, Json]:
-    """Return a quantizer's facts with what its samples were, and a note where they were made up.
+    """Return a quantizer's facts with what its samples were, and a note where they were made up or are few.
 
     A method that looked at no samples has nothing to tell of them.
     """
     described = batches.description
-    if not facts.get("calibration_samples") or "kind" not in described:
+    if not facts.get("calibration_samples"):
         return facts
-    if described["kind"] != "seeded":
-        return {**facts, "calibration": "data"}
     notes = [*cast("list[Json]", facts.get("notes") or [])]
+    if described.get("kind") != "seeded":
+        told = few(batches)  # which a method that knows how stable its scales are has said already
+        if told and not any(str(note).startswith(told) for note in notes):
+            notes.append(f"{told}; give {FEW} or more")
+        return {**facts, **({"calibration": "data"} if "kind" in described else {}), "notes": notes}
     if "statistics" in described:
         statistics = cast("dict[str, Json]", described["statistics"])
         notes.append(f"no data: the samples were made up to meet {met(statistics)}; give real ones with --data")

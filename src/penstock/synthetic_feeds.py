@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from penstock import feeds as feeds_module
-from penstock import golden, graph, machine, precheck, quantization, store
+from penstock import golden, graph, machine, passes, precheck, quantization, rewriting, store
 from penstock.errors import PenstockError
 from penstock.feeds import SEEDED_LIMIT_BYTES
 from penstock.progress import SILENT, Progress
@@ -87,10 +87,11 @@ def _count(roles: RoleFeeds, settings: DataSettings) -> int:
 
 def _key(path: Path, roles: RoleFeeds, count: int, seed: int) -> str:
     files = [path, *sorted(precheck.files_beside(path))]
-    folder = Path(str(quantization.__file__)).parent
-    code = [
-        store.file_digest(one) for one in [Path(__file__), Path(feeds_module.__file__), *sorted(folder.glob("*.py"))]
-    ]
+    # the model is looked at as the passes leave it
+    folders = [Path(str(package.__file__)).parent for package in (quantization, passes, rewriting)]
+    sources = [Path(__file__), Path(feeds_module.__file__)]
+    sources += [source for folder in folders for source in sorted(folder.rglob("*.py"))]
+    code = [store.file_digest(source) for source in sources]
     # statistics come out of a runtime, whose sums differ between instruction sets and numbers of threads
     here: list[Json] = [machine.instruction_set(), os.cpu_count(), *_versions()]
     told = [dict(roles.calibrate.description), dict(roles.golden.description)]

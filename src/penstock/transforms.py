@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, cast
 
 from penstock import (
@@ -21,6 +22,7 @@ from penstock import (
     inputs,
     machine,
     opsets,
+    passes,
     places,
     proof,
     quantization,
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from penstock.feeds import Feeds
 
 MAIN = "model.onnx"
+LIBRARIES = {"nncf": ("nncf",)}  # of the methods that have one of their own
 HISTOGRAMS = "histograms.json"  # of what calibration saw, beside the model
 
 
@@ -79,6 +82,12 @@ def versions(*packages: str) -> dict[str, str]:
 def _code(*modules: object) -> str:
     """Return the digest of the sources of the code that a transform runs."""
     return digest_of([python_inspect.getsource(module) for module in modules])  # type: ignore[arg-type]  # modules
+
+
+def _files(*packages: ModuleType) -> list[str]:
+    """Return the digests of all sources of packages, those of the folders inside them too."""
+    folders = [Path(str(package.__file__)).parent for package in packages]
+    return [store.file_digest(path) for folder in folders for path in sorted(folder.rglob("*.py"))]
 
 
 def _through_cache(cache: Cache, key: str, make: Callable[[Path], Made]) -> tuple[CacheEntry, bool]:
@@ -170,8 +179,6 @@ def optimize_variant(parent: Transformed, settings: optimize.OptimizeSettings, c
     """Run the passes to a fixpoint."""
     tools = versions("onnx", "onnx-ir", "onnxscript")
     code = registry.fingerprint("passes")
-    folders = (Path(str(module.__file__)).parent for module in (rewriting, opsets))
-    engine = [store.file_digest(path) for folder in folders for path in sorted(folder.glob("*.py"))]
     key = digest_of(
         [
             "optimize",
@@ -180,7 +187,7 @@ def optimize_variant(parent: Transformed, settings: optimize.OptimizeSettings, c
             tools,
             _code(optimize, _optimize_steps, _optimize_proof, specialise, graph, proof, blame),
             code,
-            engine,
+            _files(rewriting, opsets),
         ]
     )
 
@@ -209,10 +216,12 @@ def quantize_variant(
     suffix: str = "",
 ) -> Transformed | InputError:
     """Quantize with the calibration feeds; a model that can't be quantized gives the reason back."""
-    tools = versions("onnx", "onnx-ir", "onnxruntime")
+    # a library that a method is a wrapper of makes its result
+    tools = versions("onnx", "onnx-ir", "onnxruntime", *LIBRARIES.get(settings.method, ()))
     code = registry.fingerprint("quantizers")
-    numerics = [store.file_digest(path) for path in sorted(Path(str(quantization.__file__)).parent.glob("*.py"))]
-    inputs = [parent.variant.digest, dict(feeds.description), settings, tools, _code(quantize, graph), code, numerics]
+    # the model is optimized before it is quantized: what the passes make of it is what gets its grids
+    numerics = [_code(quantize, calibration, graph), *_files(quantization, passes, rewriting, opsets)]
+    inputs = [parent.variant.digest, dict(feeds.description), settings, tools, code, numerics]
     inputs += [dict(golden.description)] if golden is not None else []
     # ranges come out of a runtime, whose kernels and sums differ between instruction sets and numbers of threads
     key = digest_of(["quantize", *inputs, machine.instruction_set(), os.cpu_count()])

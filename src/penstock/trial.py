@@ -28,9 +28,10 @@ MOST_TRIES = 300
 def run(model: Path, runs: Sequence[Mapping[str, np.ndarray]], where: str) -> dict[str, Json]:
     """Load the model with the runtime's optimizations off and run each of ``runs``; return seconds and peak memory.
 
-    ``runs`` is everything that this process will run afterwards: a model may behave on one sample and never end on
-    two, or on the next one. Each run may take as long as a session may. What fails on a later run than the first is
-    left to the stage that runs it.
+    A model may behave on one sample and never end on two, or on the next one, so ``runs`` should hold a batch of each
+    size that this process will run, and the samples themselves where they are few. What they leave out is run
+    unguarded. Each run may take as long as a session may. What fails on a later run than the first is left to the
+    stage that runs it.
 
     Raises ``WorkerTimeout``, ``WorkerMemory`` or ``WorkerCrash`` where it had to be stopped or died, ``InputError``
     where the runtime refuses the model or fails on the inputs; ``where`` is what the user called the model.

@@ -94,13 +94,17 @@ def test_a_session_is_stopped(attack, command: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("what", "command"),
-    [("a batch", "verify"), ("a batch", "bench"), ("a batch", "build"), ("a sample", "verify"), ("a sample", "build")],
-)
+    [
+        ("a batch", "verify"), ("a batch", "bench"), ("a batch", "build"), ("a batch", "quantize"),
+        ("a sample", "verify"), ("a sample", "build"),
+    ],
+)  # fmt: skip
 def test_a_session_that_ends_on_one_sample_only(what: str, command: str, tmp_path: Path) -> None:
-    """What is tried is what is run: all golden samples, in their batches."""
+    """What is tried is what is run: all golden samples, in their batches; to quantize, a batch of each size."""
     path = endless_on(what, tmp_path / "in")
     arguments = {"verify": ["verify", str(path), "--against", str(path)], "bench": ["bench", str(path)],
-                 "build": ["build", str(path), "-o", "out"]}  # fmt: skip
+                 "build": ["build", str(path), "-o", "out"],
+                 "quantize": ["quantize", str(path), "-o", "int8.onnx"]}  # fmt: skip
     began = time.monotonic()
     ended = run([*arguments[command], "-q", "--session-seconds", str(SECONDS)], tmp_path)
     told = ended.stdout + ended.stderr

@@ -43,6 +43,17 @@ def test_every_setting_is_read_by_a_method_and_no_method_reads_another() -> None
         ("--method ort --sensitivity 5", "cannot-serve", "--sensitivity has no effect"),
         ("--method fp16 --per-tensor", "cannot-serve", "--per-channel/--per-tensor has no effect"),
         ("--method dynamic --percentile 99", "cannot-serve", "--percentile has no effect"),
+        ("--percentile 90", "bad-setting", "--percentile has no effect with --ranges auto"),
+        ("--percentile 99.99 --ranges mse", "bad-setting", "--percentile has no effect with --ranges mse"),
+        ("--calibration random", "bad-setting", "--calibration has no effect with --data"),
+        ("--method fp16 --calibration random", "bad-setting", "--calibration has no effect with --data"),
+        (
+            "--target-cpu avx2 --consumer integer-only",
+            "bad-setting",
+            "--target-cpu has no effect with --consumer integer-only",
+        ),
+        ("--target-cpu avx2 --consumer tensorrt", "bad-setting", "--target-cpu has no effect with --consumer tensorrt"),
+        ("--target-cpu avx2 --activations uint16", "bad-setting", "with --consumer ort-cpu and --activations uint16"),
         ("--percentile 150", "bad-setting", "--percentile is at most 100"),
         ("--percentile 49", "bad-setting", "--percentile is at least 50"),
     ],
@@ -58,6 +69,28 @@ def test_a_flag_without_effect(words: str, id: str, told: str, here: Path, capsy
 
 def test_a_settings_file_may_hold_what_is_for_other_methods(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "penstock.toml").write_text('[quantize]\nweight_bits = 8\nalso_methods = ["weight-only"]\n')
+    assert run(["quantize", "m.onnx", "--data", "d.npz", "-o", "q.onnx", "-q"]) == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--data d.npz --ranges percentile --percentile 90",
+        "--calibration random",
+        "--data d.npz --calibration auto",
+        "--data d.npz --target-cpu avx2",
+        "--data d.npz --target-cpu avx2 --consumer openvino",
+        "--data d.npz --target-cpu avx2 --method ort",
+    ],
+)
+def test_a_flag_with_effect(words: str, here: Path) -> None:
+    assert run(["quantize", "m.onnx", "-o", "q.onnx", "--json", "-q", *words.split()]) == 0
+
+
+def test_what_a_settings_file_says_without_effect_is_passed_over(here: Path) -> None:
+    (here / "penstock.toml").write_text(
+        '[quantize]\npercentile = 90\ncalibration = "random"\ntarget_cpu = "avx2"\nconsumer = "integer-only"\n'
+    )
     assert run(["quantize", "m.onnx", "--data", "d.npz", "-o", "q.onnx", "-q"]) == 0
 
 

@@ -3,7 +3,7 @@
 A first convolution whose channels differ by a hundred times, with an activation behind it that nothing can be scaled
 through, may cost 12 dB where all others together cost 26: no range and no rounding mends that. Each layer's effect is
 measured alone (:mod:`.sensitivity`), on few samples. Where the output is bad, the layers that make most of the error go
-back to float, until what is left would do, or one layer in ten has gone.
+back to float, until what is left would do, or one layer in ten has gone (of few layers, one).
 """
 
 from __future__ import annotations

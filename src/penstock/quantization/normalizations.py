@@ -77,6 +77,25 @@ def find(path: Path) -> Normalizations:
     return Normalizations(model, tuple(found[i] for i in chosen), tuple(reasons))
 
 
+def first(path: Path) -> tuple[ir.Model, Remembered] | None:
+    """Return the first statistics in a model file that can be used, with the model as it is; ``None`` without any.
+
+    Raises ``InputError`` for a file that can't be read.
+    """
+    model = graph.load(path)
+    if not any(node.op_type == "BatchNormalization" for node in graph.all_nodes(model)):
+        return None
+    graph.inline(model)
+    for node in model.graph:
+        if node.op_type != "BatchNormalization" or node.domain not in ("", "ai.onnx"):
+            continue
+        try:
+            return model, _remembered(node, model.opset_imports.get("") or 1)
+        except ValueError:
+            continue
+    return None
+
+
 def _remembered(node: ir.Node, opset: int) -> Remembered:
     """Return what a node remembers. Raises ``ValueError`` with why it can't be used."""
     training = node.attributes.get_int("training_mode", 0) or (opset < 7 and not node.attributes.get_int("is_test", 0))

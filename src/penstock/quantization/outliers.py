@@ -1,8 +1,8 @@
 """Outliers: calibration samples whose input reaches far beyond that of all others, a dead pixel or a click.
 
 One such sample would widen the first layers' grids for all that come after, or shift the means that biases are
-corrected by. Whoever asks for ``minmax`` gets all that was seen; every other way looks at the samples without them, and
-says so.
+corrected by. Whoever asks for ``minmax`` or ``moving-average`` gets all that was seen; every other way looks at the
+samples without them, and says so.
 """
 
 from __future__ import annotations
@@ -47,11 +47,14 @@ class Outlier:
 def find(batches: Batches) -> list[Outlier]:
     """Return the samples that stand out, at most one in fifty."""
     reached: dict[str, list[Array]] = {}
+    start = 0
     for batch in batches:
+        real = _real(batches, start, size(batch))
         for name, array in batch.items():
             if array.dtype.kind == "f" and array.ndim and array.size:
-                rows = array.reshape(len(array), -1)
+                rows = array[:real].reshape(len(array[:real]), -1)
                 reached.setdefault(name, []).append(np.maximum(rows.max(axis=1), -rows.min(axis=1)))
+        start += size(batch)
     found = []
     for name, parts in reached.items():
         ends = np.concatenate(parts).astype(np.float64)
@@ -64,24 +67,44 @@ def find(batches: Batches) -> list[Outlier]:
 
 
 def without(batches: Batches, outliers: list[Outlier]) -> Batches:
-    """Return the batches with each of those samples replaced by its neighbour, so that a fixed batch stays whole."""
+    """Return the batches with each of those samples replaced by its neighbour, so that a fixed batch stays whole.
+
+    Where a batch holds no other sample, the batch before it stands in, or the one after.
+    """
     if not outliers:
         return batches
     gone = {one.sample for one in outliers}
 
     def cleaned(given: Iterator[Batch]) -> Iterator[Batch]:
-        start = 0
+        start, waiting = 0, 0
+        before: Batch | None = None
         for batch in given:
             count = size(batch)
+            real = _real(batches, start, count)  # what fills up a batch repeats its samples in order
+            usual = [place for place in range(count) if start + place % real not in gone]
             index = np.arange(count)
-            for place in range(count):
-                if start + place in gone:
-                    index[place] = next((i for i in range(count) if start + i not in gone), place)
+            for place in set(range(count)) - set(usual):
+                index[place] = usual[0] if usual else place
             start += count
-            hit = bool((index != np.arange(count)).any())
-            yield {k: a[index] if a.ndim and len(a) == count else a for k, a in batch.items()} if hit else batch
+            if usual:
+                before = batch if len(usual) == count else _taken(batch, index, count)
+                yield from [before] * (1 + waiting)
+                waiting = 0
+            elif before is None:
+                waiting += 1
+            else:
+                yield _taken(before, index % size(before), size(before))
 
     told: dict[str, Json] = {**batches.description, "left_out": [*sorted(gone)]} if batches.description else {}
     return replace(
         batches, again=lambda: cleaned(batches.again()), equal=lambda: cleaned(batches.equal()), description=told
     )
+
+
+def _real(batches: Batches, start: int, count: int) -> int:
+    """Return how many samples a batch holds beside those that fill it up."""
+    return max(min(count, batches.count - start), 1)
+
+
+def _taken(batch: Batch, index: Array, count: int) -> Batch:
+    return {name: array[index] if array.ndim and len(array) == count else array for name, array in batch.items()}

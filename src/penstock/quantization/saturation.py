@@ -103,6 +103,11 @@ def measure(study: Study, made: Quantized, samples: Batches) -> list[Saturation]
     return sorted(found, key=lambda one: one.sqnr_db)
 
 
+def reads_target(consumer: str, activations: str) -> bool:
+    """Tell whether products are those of uint8 and int8 on a CPU: others are summed up in 32 bits, or elsewhere."""
+    return consumer in ("ort-cpu", "openvino") and activations not in ("int16", "uint16")
+
+
 def bits(target: str) -> int:
     """Return of how many bits weights may be for products of uint8 and int8 on the target's CPU."""
     return SAFE_BITS if lacks_vnni(target) else 8

@@ -25,6 +25,7 @@ class Statistics:
     __slots__ = (
         "average_high",
         "average_low",
+        "count",
         "high",
         "histogram",
         "low",
@@ -34,8 +35,9 @@ class Statistics:
         "wants_histogram",
     )
 
-    def __init__(self, tensor: str, *, histogram: bool, numbers: Array | None = None) -> None:
+    def __init__(self, tensor: str, *, histogram: bool, numbers: Array | None = None, count: int | None = None) -> None:
         self.tensor = tensor
+        self.count = count  # samples in all: what a batch holds beyond them repeats others, to fill it up
         self.numbers = numbers  # of the samples in the user's data
         self.low, self.high = np.inf, -np.inf
         self.average_low, self.average_high = 0.0, 0.0
@@ -48,6 +50,9 @@ class Statistics:
 
         Raises ``InputError`` with the sample that makes the tensor infinite or not a number.
         """
+        if self.count is not None and array.ndim and len(array) == count:
+            array = array[: max(self.count - first, 0)]
+            count = len(array)
         if not array.size:
             return
         lows, highs = _extremes(array, count)

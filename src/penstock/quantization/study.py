@@ -115,7 +115,8 @@ class Study:
             )
 
     def _seen(self, tensors: Collection[str], *, histogram: bool) -> dict[str, Statistics]:
-        found = {name: Statistics(name, histogram=histogram, numbers=self.batches.numbers) for name in tensors}
+        numbers, count = self.batches.numbers, self.batches.count
+        found = {name: Statistics(name, histogram=histogram, numbers=numbers, count=count) for name in tensors}
 
         def visit(name: str, array: Array, first: int, count: int) -> None:
             found[name].add(array, first, count)

@@ -39,8 +39,8 @@ def of_settings(settings: QuantizeSettings) -> Choice:
         raise UsageError("bad-setting", what, where="--format", do="leave --format out, or --activations")
     if settings.int16_layers:
         _widen(settings)
-    wide = (settings.activations or table.activations[0]) in WIDE  # their products are summed up in 32 bits
-    narrow = not wide and table.name in ("ort-cpu", "openvino") and saturation.lacks_vnni(settings.target_cpu)
+    hazard = saturation.reads_target(table.name, settings.activations or table.activations[0])
+    narrow = hazard and saturation.lacks_vnni(settings.target_cpu)
     return Choice(
         settings.consumer, settings.activations, settings.ranges, settings.percentile, settings.per_channel,
         weight_bits=saturation.SAFE_BITS if narrow else 8,

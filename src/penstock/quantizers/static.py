@@ -102,10 +102,7 @@ def quantize(
         "histograms": account.histograms(used, done.grids),
         "target_cpu": settings.target_cpu, "weight_bits": choice.weight_bits,
         "saturation": to_json([one for one in clipping if one.share > 0]),
-        "notes": [
-            *study.notes, *hazard, *said, *_unquantized(done, settings), *notices.few(samples, used),
-            *notices.raw_pixels(samples),
-        ],
+        "notes": [*study.notes, *hazard, *said, *_unquantized(done, settings), *notices.few(samples, used)],
     }  # fmt: skip
 
 

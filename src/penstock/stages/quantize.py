@@ -112,6 +112,27 @@ def need_read(asked: Collection[str], methods: Collection[str]) -> None:
         raise UsageError("cannot-serve", what, where=flag, do=do)
 
 
+def need_effect(asked: Collection[str], settings: QuantizeSettings, *, data: bool) -> None:
+    """Raise ``UsageError`` where a setting is asked for that others leave without effect; ``data``: there is some."""
+    from penstock.quantization import saturation
+
+    ranges, consumer, activations = settings.ranges, settings.consumer, settings.activations
+    static = settings.method == "static"
+    eight = static and not saturation.reads_target(consumer, activations)
+    idle = {
+        "percentile": (static and ranges != "percentile", f"with --ranges {ranges}", "add --ranges percentile"),
+        "target_cpu": (eight, f"with --consumer {consumer}" + f" and --activations {activations}" * bool(activations),
+                       "choose another --consumer, or activations of 8 bits"),
+        "calibration": (data and settings.calibration == "random", "with --data: it says what is made up without any",
+                        "leave --data out"),
+    }  # fmt: skip
+    for name, (is_idle, where, instead) in idle.items():
+        if name in asked and is_idle:
+            flag = _flag(name)
+            what = f"{flag} has no effect {where}"
+            raise UsageError("bad-setting", what, where=flag, do=f"leave it out, or {instead}")
+
+
 def _reads(name: str) -> Collection[str]:
     """Return what one of our own methods reads; a third party's isn't imported to be offered."""
     if name in registry.origins("quantizers"):
@@ -136,12 +157,22 @@ def quantize(
     batches = batches if isinstance(batches, calibration.Batches) else calibration.of_list(batches)
     if apart.foreign("quantizers", name):
         facts = dict(apart.quantize(name, model, batches.whole(), settings, into))
-        return calibration.accounted(facts, batches)
+        return _noted(calibration.accounted(facts, batches), model, batches)
     facts = quantize_with(method, model, batches, settings, into)
     if not into.is_file():
         what, do = f"the quantizer {name!r} wrote no model", "tell its authors, or choose another: --method"
         raise InputError("plug-in-failed", what, where=str(model), do=do)
-    return calibration.accounted(facts, batches)
+    return _noted(calibration.accounted(facts, batches), model, batches)
+
+
+def _noted(facts: dict[str, Json], model: Path, batches: calibration.Batches) -> dict[str, Json]:
+    """Return a quantizer's facts with notes of what is odd about the samples that it looked at, if they are data."""
+    from penstock.quantization import notices
+
+    if not facts.get("calibration_samples") or batches.description.get("kind") == "seeded":
+        return facts
+    notes = cast("list[Json]", facts.get("notes") or [])
+    return {**facts, "notes": [*notes, *notices.of_samples(model, batches)]}
 
 
 def needs_samples(name: str) -> bool:

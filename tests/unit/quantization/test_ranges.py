@@ -140,6 +140,13 @@ def test_what_was_seen_comes_back_as_it_was() -> None:
     assert back.samples == one.samples and back.instability() == one.instability()
 
 
+def test_copies_that_fill_up_a_batch_do_not_make_a_range_stable() -> None:
+    one = Statistics("t", histogram=True, count=5)
+    one.add(np.array([[1.0], [-1], [0.5], [0.2]], np.float32), 0, 4)
+    one.add(np.full((4, 1), 4.0, np.float32), 4, 4)  # a sample and three copies
+    assert one.instability() == pytest.approx(0.6) and len(one.samples) == one.histogram.count == 5
+
+
 @pytest.mark.parametrize(("value", "kind"), [(np.nan, "NaN"), (np.inf, "infinity")])
 def test_a_sample_that_makes_a_tensor_infinite_is_named(value: float, kind: str) -> None:
     array = np.ones((4, 3), np.float32)
