@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-from penstock import ledger, pipeline, store
+from penstock import deferred, ledger, pipeline, registry, store
 from penstock.build_settings import BuildSettings
 from penstock.data import DataSettings
 from penstock.ledger import Entry, without_measurements
@@ -220,10 +220,14 @@ def torture(kills: int, seed: int, each_write: int | None = None, say: Callable[
     with tempfile.TemporaryDirectory(prefix="torture-") as home:
         model = Path(home) / "net.onnx"
         network(model)
+        deferred.install()
         import onnxruntime  # noqa: F401  # in the parent, so that no fork has to; it starts no thread before a session
 
         import penstock.stages.optimize
         import penstock.stages.quantize  # noqa: F401
+
+        for name in registry.names("passes"):
+            registry.load("passes", name)
 
         writes = Path(home) / "writes"
         began = time.monotonic()

@@ -16,6 +16,15 @@ _LEFT_OUT: dict[str, int] = {}
 _SKIPPED: list[str] = []
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Give each of several workers one thread for its arithmetic: with a thread for each core they wait for each other.
+
+    It has to be said before a worker starts, for its libraries read it when they are imported.
+    """
+    if getattr(config.option, "numprocesses", None):
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what this machine lacks the data or the packages for; say so, or fail if that was asked for."""
     absent = {

@@ -21,7 +21,7 @@ import traceback
 from collections import deque
 from typing import IO, cast
 
-from penstock import errors, precheck
+from penstock import deferred, errors, precheck
 from penstock.errors import InputError, PenstockError
 from penstock.jsonable import Json, from_json, to_json
 
@@ -194,6 +194,7 @@ def _die_with_parent() -> None:
 def main() -> None:
     """Serve one request: the child's side."""
     _die_with_parent()
+    deferred.install()
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     request = json.loads(sys.stdin.buffer.read())

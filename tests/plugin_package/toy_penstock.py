@@ -1,22 +1,29 @@
-"""A third party's package: one plug-in of every kind, each as small as it can be and doing its work."""
+"""A third party's package: one plug-in of every kind, each as small as it can be and doing its work.
+
+What takes long to import is imported where it is used: the package is imported by every command, in several processes.
+"""
+
+from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import click
 import numpy as np
 import onnx
-import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
-from onnx.reference import ReferenceEvaluator
 
 from penstock import graph, registry
 from penstock.data import Dataset, DataSettings, Preprocessing, Split
 from penstock.errors import InputError
 from penstock.frontends import Exported, Source
 from penstock.passes import PassResult
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 WEIGHT = np.arange(12, dtype=np.float32).reshape(4, 3) / 12 - 0.4
 
@@ -56,11 +63,13 @@ frontend = SimpleNamespace(
 
 
 def _run(model: ir.Model) -> PassResult:
+    from onnx_ir import convenience
+
     changes = []
     for node in list(model.graph):
         before = node.inputs[0].producer() if node.op_type == "Neg" and node.inputs[0] is not None else None
         if before is not None and before.op_type == "Neg":
-            ir.convenience.replace_all_uses_with(node.outputs[0], before.inputs[0])
+            convenience.replace_all_uses_with(node.outputs[0], before.inputs[0])
             changes.append(f"{before.name} and {node.name} cancel")
             break
     return PassResult(tuple(changes))
@@ -85,6 +94,8 @@ quantizer = SimpleNamespace(__doc__="Quantize as ONNX Runtime does.", available=
 
 class _Session:
     def __init__(self, path: Path) -> None:
+        from onnx.reference import ReferenceEvaluator
+
         self._evaluator = ReferenceEvaluator(onnx.load(path))
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:

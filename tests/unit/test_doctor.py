@@ -128,6 +128,18 @@ def test_it_tells_all(capsys: pytest.CaptureFixture[str]) -> None:
     assert "opset up to" in out and "telemetry" in out and machine.describe()["python"] in out
 
 
+@pytest.fixture(scope="module")
+def found_once() -> tuple[doctor.Runtime, ...]:
+    """Look at the runtimes once: it takes seconds, and they are the same for all settings."""
+    return doctor._runtimes()
+
+
+@pytest.fixture
+def known(found_once: tuple[doctor.Runtime, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_runtimes", lambda: found_once)
+
+
+@pytest.mark.usefixtures("known")
 @pytest.mark.parametrize(
     ("arguments", "config", "told"),
     [
@@ -154,6 +166,7 @@ def test_settings_that_cannot_run_here(
     assert blocked["exit_code"] == 2, "a build would end with that: the settings are wrong on any machine"
 
 
+@pytest.mark.usefixtures("known")
 def test_what_is_missing_for_the_settings_is_exit_code_3(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -165,6 +178,7 @@ def test_what_is_missing_for_the_settings_is_exit_code_3(
     assert "the backend 'openvino' can't run here" in out and "do: pip install 'penstock[openvino]'" in out
 
 
+@pytest.mark.usefixtures("known")
 def test_data_sets_and_locks_that_are_there_are_fine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert run(["doctor", "-q", "--data", "cifar10", "--json"]) == 0

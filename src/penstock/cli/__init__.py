@@ -114,9 +114,9 @@ def group() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit."""
-    from penstock.cli import _deferred
+    from penstock import deferred
 
-    _deferred.install()
+    deferred.install()
     with contextlib.suppress(Exception):  # where stderr is no file
         faulthandler.enable(all_threads=False)  # a fault in somebody's native code says where it was called
     arguments = [*(sys.argv[1:] if arguments is None else arguments)]

@@ -141,7 +141,7 @@ def test_the_users_own_loop_does_as_well(net: Net) -> None:
 def test_the_same_seed_gives_the_same_file(net: Net, tmp_path: Path) -> None:
     for name in ("one", "two"):
         prepared = coarse(net)
-        fitted(prepared)
+        fitted(prepared, Recipe(epochs=1))
         convert(prepared, tmp_path / f"{name}.onnx")
     assert (tmp_path / "one.onnx").read_bytes() == (tmp_path / "two.onnx").read_bytes()
 
@@ -179,13 +179,13 @@ class Stopping:
 
 
 def test_a_stopped_run_goes_on_as_if_it_hadnt(net: Net, tmp_path: Path) -> None:
-    select = batches(TEST, TEST_LABELS)
+    select, recipe = batches(TEST, TEST_LABELS), Recipe(epochs=2)
     whole = coarse(net)
-    want = fit(whole, Stopping(None), RECIPE, select=select, checkpoint=tmp_path / "whole")
+    want = fit(whole, Stopping(None), recipe, select=select, checkpoint=tmp_path / "whole")
     with pytest.raises(StoppedError):
-        fit(coarse(net), Stopping(2), RECIPE, select=select, checkpoint=tmp_path / "kept")
+        fit(coarse(net), Stopping(1), recipe, select=select, checkpoint=tmp_path / "kept")
     resumed = coarse(net)
-    done = fit(resumed, Stopping(None), RECIPE, select=select, checkpoint=tmp_path / "kept")
+    done = fit(resumed, Stopping(None), recipe, select=select, checkpoint=tmp_path / "kept")
     assert [one.loss for one in done.epochs[1:]] == [one.loss for one in want.epochs[1:]] and done.chosen == want.chosen
     for name, tensor in whole.module.state_dict().items():
         assert torch.equal(tensor, resumed.module.state_dict()[name]), name

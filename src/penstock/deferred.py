@@ -1,7 +1,7 @@
 """Import libraries that are slow to import, and that most commands never use, when something of them is used.
 
 onnx-ir imports sympy to compute with symbolic dimensions, which Penstock does by itself: that is a third of the time
-that a small command takes. Only the command line does this, whose process is its own.
+that a small command takes, and a worker's process. Only these do it, whose processes are Penstock's own.
 """
 
 from __future__ import annotations
