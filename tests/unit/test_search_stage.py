@@ -335,11 +335,26 @@ def test_a_search_on_the_digits_goes_on_where_it_was(
     first = searching.search(model, tmp_path / "best.onnx", data, wanted, bench=FAST)
     assert first.chosen and (tmp_path / "best.onnx").is_file()
     assert not any(rung.reused for rung in first.rungs)
-    assert [rung.same_as for rung in first.rungs] == ["", "static", ""], "quantized outputs make the same file here"
-    assert first.rungs[1].refused == "the same file as static" and first.rungs[1].score == first.rungs[0].score
     again = searching.search(model, tmp_path / "again.onnx", data, wanted, bench=FAST)
     assert all(rung.reused for rung in again.rungs)
     assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "best.onnx").read_bytes()
+
+
+def test_the_same_file_under_another_name_is_not_measured_again(
+    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PENSTOCK_CACHE", str(tmp_path / "cache"))
+    quantize = quantize_stage.quantize
+
+    def in_vain(model: Path, batches: object, settings: QuantizeSettings, into: Path) -> object:
+        return quantize(model, batches, dataclasses.replace(settings, quantize_outputs=False), into)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(quantize_stage, "quantize", in_vain)
+    model, data = tiny.save(tiny.conv(classes=10), tmp_path / "m.onnx"), DataSettings(data=_digits(tmp_path))
+    wanted = SearchSettings(max_drop=100.0, objective="size", evaluations=2)
+    rungs = searching.search(model, tmp_path / "best.onnx", data, wanted, bench=FAST).rungs
+    assert [rung.same_as for rung in rungs] == ["", "static", ""] and rungs[1].name == "static, outputs quantized"
+    assert rungs[1].refused == "the same file as static" and rungs[1].score == rungs[0].score
 
 
 def test_a_search_notices_that_weights_beside_the_model_are_others(
