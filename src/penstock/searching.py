@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -19,6 +18,7 @@ from penstock import (
     precheck,
     registry,
     store,
+    transforms,
     trial,
 )
 from penstock.backends import Backend, Loadable, ways
@@ -246,15 +246,13 @@ class _Search:
         return cast("dict[str, Json]", entry.facts.get("told") or {}) if entry is not None else {}
 
     def _key(self, what: str, candidate: Candidate, timed: bool) -> str:
-        code = registry.fingerprint("quantizers")
-        home = Path(__file__).parent / "quantization"
-        numerics = [store.file_digest(file) for file in sorted(home.rglob("*.py"))]
         data = [dict(self.roles.calibrate.description), dict(self._select.description)]
         here = [machine.instruction_set(), os.cpu_count(), machine.describe().get("cpu")]
         metric = evaluate_stage.metric_digest(self.evaluating.metric)
         run_by = [self.backend, dict(cast(Backend, registry.load("backends", self.backend)).facts()), candidate.way]
         measuring = [self.evaluating, metric, self.timing, timed, run_by] if what == "measured" else []
-        made_by = [code, numerics, version("onnx"), version("onnxruntime"), custom_domains.key()]
+        tools = transforms.quantizer_tools(candidate.settings.method)
+        made_by = [*transforms.quantizer_code(), tools, custom_domains.key()]
         return digest_of(["search", what, self.digest, candidate.settings, data, here, made_by, measuring])
 
     def _ways(self, model: ir.Model) -> Mapping[str, Mapping[str, str]]:

@@ -216,12 +216,8 @@ def quantize_variant(
     suffix: str = "",
 ) -> Transformed | InputError:
     """Quantize with the calibration feeds; a model that can't be quantized gives the reason back."""
-    # a library that a method is a wrapper of makes its result
-    tools = versions("onnx", "onnx-ir", "onnxruntime", *LIBRARIES.get(settings.method, ()))
-    code = registry.fingerprint("quantizers")
-    # the model is optimized before it is quantized: what the passes make of it is what gets its grids
-    numerics = [_code(quantize, calibration, graph), *_files(quantization, passes, rewriting, opsets)]
-    inputs = [parent.variant.digest, dict(feeds.description), settings, tools, code, numerics]
+    tools = quantizer_tools(settings.method)
+    inputs = [parent.variant.digest, dict(feeds.description), settings, tools, *quantizer_code()]
     inputs += [dict(golden.description)] if golden is not None else []
     # ranges come out of a runtime, whose kernels and sums differ between instruction sets and numbers of threads
     key = digest_of(["quantize", *inputs, machine.instruction_set(), os.cpu_count()])
@@ -248,6 +244,20 @@ def quantize_variant(
     name = precision if suffix in ("", precision) else f"{precision}-{suffix}"
     variant = _variant(name, model, precision, (parent.variant.digest,), "quantize", shown, tools)
     return Transformed(variant, cache.folder(key) / "files", entry.facts, entry.measured, {}, cached)
+
+
+def quantizer_tools(method: str) -> dict[str, str]:
+    """Return the versions that a quantized model hangs on: of a library that the method is a wrapper of, too."""
+    return versions("onnx", "onnx-ir", "onnxruntime", *LIBRARIES.get(method, ()))
+
+
+def quantizer_code() -> tuple[dict[str, str], list[str]]:
+    """Return digests of the code that makes a quantized model: the methods', and the numerics behind them.
+
+    The model is optimized before it is quantized: what the passes make of it is what gets its grids.
+    """
+    numerics = [_code(quantize, calibration, graph), *_files(quantization, passes, rewriting, opsets)]
+    return registry.fingerprint("quantizers"), numerics
 
 
 def source_variant(exported: Transformed, source: Source) -> Variant | None:
