@@ -88,7 +88,7 @@ def torture(asked: Asked) -> Part:
     """Measure it on nets and on data that are made to hurt."""
     hard = [data.net_case("cifar10"), data.net_case("imbalanced_once"), data.net_case("imbalanced")]
     hard += [data.net_case("cifar10", factor) for factor in data.OUTLIERS]
-    return _compared(hard, replace(asked, tools=[*asked.tools, "penstock-rounding"]))
+    return _compared(hard, replace(asked, tools=[*asked.tools, "penstock-nearest"]))
 
 
 def _compared(cases: Sequence[Case], asked: Asked) -> Part:

@@ -181,7 +181,7 @@ def _all_values(tool: Any) -> Any:
 
 OWN: dict[str, Callable[[], Quantizer]] = {
     "penstock": lambda: penstock(method="static"),
-    "penstock-rounding": lambda: penstock(method="static", rounding="adaptive"),
+    "penstock-nearest": lambda: penstock(method="static", rounding="nearest"),
     "penstock-qoperator": lambda: penstock(method="static", format="qoperator"),
     "penstock-ort": lambda: penstock(method="ort"),
 }
@@ -197,7 +197,7 @@ PEERS: dict[str, Callable[[], Quantizer]] = {
     "nncf-transformer": lambda: nncf(model_type=lambda tool: tool.ModelType.TRANSFORMER),
 }
 TOOLS = OWN | PEERS
-BY_DEFAULT = [tool for tool in TOOLS if tool not in ("penstock-rounding", "nncf-slow-bias", "nncf-transformer")]
+BY_DEFAULT = [tool for tool in TOOLS if tool not in ("penstock-nearest", "nncf-slow-bias", "nncf-transformer")]
 
 
 def main() -> None:

@@ -126,7 +126,7 @@ def prepare_model(
     known = frozenset(named)
     module = Network(study.model, rounding, known)
     narrow = [saturation.unmeasured(settings.target_cpu)] if choice.weight_bits == saturation.SAFE_BITS else []
-    notes = (*study.notes, *narrow, *notices.few(samples, study.statistics), *notices.raw_pixels(samples))
+    notes = (*study.notes, *narrow, *notices.few(samples, study.statistics), *notices.of_samples(path, samples))
     return Prepared(module, study.model, placement, choice, signature, samples.count, known, settings.target_cpu, notes)
 
 
