@@ -57,7 +57,7 @@ def cost(names: Sequence[str], peers: Path) -> Part:
 
 def _methods(names: Sequence[str]) -> list[tuple[str, str, dict[str, Any]]]:
     """Return Penstock's ways to choose ranges, and the peers as they are."""
-    plain = {"equalize": False, "smooth": False, "correct_bias": "none", "guard": False}
+    plain = {"equalize": False, "smooth": False, "correct_bias": "none", "rounding": "nearest", "guard": False}
     own = [(f"penstock {ranges}", "penstock", {"settings": plain | {"ranges": ranges}}) for ranges in RANGES]
     own.append(("penstock, with repair", "penstock", {}))
     return (own if "penstock" in names else []) + [(name, name, {}) for name in names if name != "penstock"]
