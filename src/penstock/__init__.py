@@ -8,7 +8,19 @@ import os as _os
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 if _TYPE_CHECKING:
-    from penstock.api import bench, build, convert, evaluate, export, inspect, optimize, quantize, select, verify
+    from penstock.api import (
+        bench,
+        build,
+        convert,
+        evaluate,
+        export,
+        inspect,
+        optimize,
+        quantize,
+        select,
+        verify,
+        write,
+    )  # fmt: skip
     from penstock.build_settings import BuildSettings
     from penstock.data import DataSettings
     from penstock.deployment import Deployment
@@ -25,6 +37,7 @@ if _TYPE_CHECKING:
     from penstock.stages.search import SearchSettings
     from penstock.stages.select import SelectSettings
     from penstock.stages.verify import VerifySettings
+    from penstock.targets.tflite import TfliteSettings
     from penstock.variant import Variant
     from penstock.verdict import Verdict
 
@@ -36,6 +49,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "penstock.api": (
         "bench", "build", "convert", "evaluate", "export", "inspect", "optimize", "quantize", "select", "verify",
+        "write",
     ),
     "penstock.build_settings": ("BuildSettings",),
     "penstock.data": ("DataSettings",),
@@ -53,17 +67,18 @@ _HOMES = {
     "penstock.stages.search": ("SearchSettings",),
     "penstock.stages.select": ("SelectSettings",),
     "penstock.stages.verify": ("VerifySettings",),
+    "penstock.targets.tflite": ("TfliteSettings",),
     "penstock.variant": ("Variant",),
     "penstock.verdict": ("Verdict",),
 }  # fmt: skip
 
 __all__ = [  # noqa: RUF022  # grouped by what they are: the verbs in order, the nouns, the settings, the errors
-    "build", "export", "inspect", "optimize", "convert", "quantize", "search", "verify", "evaluate", "bench",
-    "select",
+    "build", "export", "inspect", "optimize", "convert", "quantize", "search", "write", "verify", "evaluate",
+    "bench", "select",
     "Variant", "Deployment", "Record", "Verdict", "BuildResult",
     "BuildSettings", "DataSettings", "ExportSettings", "OptimizeSettings", "ConvertSettings", "QuantizeSettings",
     "SearchSettings", "VerifySettings",
-    "EvaluateSettings", "BenchSettings", "SelectSettings",
+    "EvaluateSettings", "BenchSettings", "SelectSettings", "TfliteSettings",
     "PenstockError", "GateError", "UsageError", "InputError", "StoreError", "MissingError",
 ]  # fmt: skip
 

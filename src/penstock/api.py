@@ -59,6 +59,8 @@ from penstock.stages.select import Selection, SelectSettings
 from penstock.stages.verify import Verification, VerifySettings
 from penstock.store import BuildFolder, Cache
 from penstock.summary import Row, rows
+from penstock.targets import tflite
+from penstock.targets.tflite import TfliteSettings
 
 if TYPE_CHECKING:
     from penstock.data import Dataset
@@ -178,6 +180,15 @@ def convert(
         for file in sorted(work.iterdir(), key=lambda path: path.suffix == ".onnx"):
             store.copy_file(file, target if file.name == optimize_stage.MAIN else target.parent / file.name)
     return done
+
+
+def write(model: str | Path, output: str | Path, settings: TfliteSettings | None = None) -> Mapping[str, Json]:
+    """Write a model, float or quantized, as a TensorFlow Lite file; return what became of it.
+
+    Raises ``InputError``, with nothing written, for a model that can't be said in TFLite's operators, with the nodes.
+    """
+    outputs.keep_apart({"-o": output}, {"the model that is read": model})
+    return tflite.write(Path(model), settings or TfliteSettings(), Path(output))
 
 
 def quantize(

@@ -72,6 +72,7 @@ COMMANDS = {
     "inspect": ["inspect", "MODEL"],
     "optimize": ["optimize", "MODEL", "-o", "x.onnx"],
     "quantize": ["quantize", "MODEL", "-o", "x.onnx"],
+    "write": ["write", "MODEL", "-o", "x.tflite"],
     "verify": ["verify", "MODEL", "--against", "MODEL"],
     "evaluate": ["evaluate", "MODEL", "--data", "IN/good.npz"],
     "bench": ["bench", "MODEL"],

@@ -364,7 +364,7 @@ COMMANDS = {
     "bench": ["m.onnx", "--bench-seconds", "0.05", "--no-footprint"], "build": ["m.onnx", "-o", "out", *FAST[:-3]],
     "export": ["m.onnx", "-o", "e.onnx"], "schema": [], "init": ["m.onnx", "-o", "i.toml"], "doctor": [],
     "convert": ["m.onnx", "-o", "c.onnx", "--opset", "21"], "completion": ["bash"],
-    "evaluate": ["m.onnx", "--data", "d.npz"],
+    "evaluate": ["m.onnx", "--data", "d.npz"], "write": ["m.onnx", "-o", "m.tflite"],
 }  # fmt: skip
 
 

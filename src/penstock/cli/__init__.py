@@ -34,6 +34,7 @@ COMMANDS = {
     "quantize": "Make an int8 model with calibration data.",
     "search": "Find the fastest quantized model within an accuracy budget.",
     "qat": "Train a module on the grids of its int8 model.",
+    "write": "Write a model as a TensorFlow Lite file.",
     "verify": "Hold a model's outputs against its source.",
     "evaluate": "Measure accuracy on labelled data.",
     "bench": "Time models side by side.",

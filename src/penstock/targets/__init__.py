@@ -1,4 +1,4 @@
-"""Deployment targets: one file each, found by the registry; see :class:`Target`. None is built in yet."""
+"""Deployment targets: one file each, found by the registry; see :class:`Target`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from penstock.jsonable import Json
 
 
 class Target(Protocol):
-    """A kind of machine that a deployment is shipped to. `penstock list targets` shows it; no stage uses it yet."""
+    """A kind of machine that a deployment is shipped to. `penstock list targets` shows it."""
 
     def available(self) -> str:
         """Return "" when deployments can be made for it here, else why not and what to install."""
