@@ -273,7 +273,7 @@ def test_a_tampered_model_is_refused(
 
 @pytest.mark.slow
 @pytest.mark.shared
-@pytest.mark.parametrize("name", ["neudet-v5-fp32", "super-resolution-10", "magika-v3-3", "yolox-nano"])
+@pytest.mark.parametrize("name", ["neudet-v5-fp32", "magika-v3-3", "yolox-nano"])
 def test_real_models_end_with_a_choice(name: str, shared: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = shared / "models" / name / "model.onnx"
     few = ["--golden-samples", "4", "--calibrate-samples", "4", "--throughput-batch", "2"]
