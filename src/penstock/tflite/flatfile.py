@@ -181,8 +181,8 @@ class _Writer:
             (3, "offset", self.builder.CreateString(tensor.name)),
         ]  # fmt: skip
         if tensor.grid is not None:
-            scale, zero = self._vector(tensor.grid.scale.astype(np.float32)), self._vector(
-                tensor.grid.zero_point.astype(np.int64))  # fmt: skip
+            scale = self._vector(tensor.grid.scale.astype(np.float32))
+            zero = self._vector(tensor.grid.zero_point.astype(np.int64))
             grid = self._table([(2, "offset", scale), (3, "offset", zero), (6, "int32", tensor.grid.axis)])
             fields.append((4, "offset", grid))
         return self._table([*fields, (8, "bool", True)])  # has_rank: a shape of no sizes is a scalar's
@@ -191,28 +191,19 @@ class _Writer:
         form = FORMS[one.form]
         options = 0
         if form.options:
-            given: list[tuple[int, str, Any]] = []
-            for number, (name, kind) in enumerate(form.fields.items()):
-                if name in one.options:
-                    value = one.options[name]
-                    listed = kind == "int32s"
-                    given.append(
-                        (
-                            number,
-                            "offset" if listed else kind,
-                            self._vector(np.asarray(value, np.int32)) if listed else value,
-                        )
-                    )
             assert set(one.options) <= set(form.fields), one
-            options = self._table(given)
-        fields = [
-            (0, "uint32", code),
-            (1, "offset", self._indices(one.inputs)),
-            (2, "offset", self._indices(one.outputs)),
-        ]
+            options = self._table([
+                (number, *self._option(kind, one.options[name]))
+                for number, (name, kind) in enumerate(form.fields.items()) if name in one.options
+            ])  # fmt: skip
+        inputs, outputs = self._indices(one.inputs), self._indices(one.outputs)
+        fields = [(0, "uint32", code), (1, "offset", inputs), (2, "offset", outputs)]
         if form.options:
             fields += [(3, "uint8", form.options), (4, "offset", options)]
         return self._table(fields)
+
+    def _option(self, kind: Kind, value: Any) -> tuple[str, Any]:
+        return ("offset", self._vector(np.asarray(value, np.int32))) if kind == "int32s" else (kind, value)
 
     def _named(self, name: str, tensor: Tensor) -> int:
         return self._table([(0, "offset", self.builder.CreateString(name)), (1, "uint32", self.index[id(tensor)])])

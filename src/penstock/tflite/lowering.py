@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 LAST, BACK = (0, 2, 3, 1), (0, 3, 1, 2)  # the order of axes that brings channels last, and back
+WHOLE = "it computes on whole numbers themselves, not on what they stand for"
 ACTIVATIONS = {"": 0, "relu": 1, "relu6": 3}  # as the schema numbers them
 
 
@@ -201,6 +202,8 @@ class Lowering:
                 raise RefusedError(
                     f"the output {value.name!r} isn't made by a DequantizeLinear, so it can't be integers"
                 )
+            if value in self.raw:
+                raise RefusedError(f"the output {value.name!r} is integers that no DequantizeLinear reads")
             held = self.held[value]
         tensor = held.tensor if held.last and self.channels_last else self.plain(held)
         return tensor if self.whole_ends else self.net.floats(tensor)
@@ -309,9 +312,18 @@ class Place:
         high = float(self.array(2).reshape(())) if self.has(2) else np.inf
         return _near(low), _near(high)
 
-    def on_integers(self, sink: Sink, indices: Collection[int], *, constants: bool = False) -> bool:
-        """Whether the node can compute on integers: all of these inputs are on grids, and the result goes onto one."""
-        if all(self.value(index) in self.lowering.raw for index in indices):
+    def on_integers(
+        self, sink: Sink, indices: Collection[int], *, constants: bool = False, moves: bool = False
+    ) -> bool:
+        """Whether the node can compute on integers: all of these inputs are on grids, and the result goes onto one.
+
+        ``moves``: it takes integers as they are, as ONNX has them between QuantizeLinear and DequantizeLinear. Any
+        other operator that reads these means the whole numbers, not what they stand for, and is refused.
+        """
+        if any(self.value(index) in self.lowering.raw for index in indices):
+            grids = [self.held(index).tensor.grid for index in indices]
+            alike = all(one is not None and grids[0] is not None and same(one, grids[0]) for one in grids)
+            self.need(moves and alike, WHOLE)
             return True
         if sink.quantize is None:
             return False
@@ -375,6 +387,7 @@ class Place:
         value = self.value(index)
         if whole and value in self.lowering.integers:
             return self._on_grid(value, last)
+        self.need(whole or value not in self.lowering.raw, WHOLE)
         held = self.held(index)
         tensor = held.tensor if whole else self.net.floats(held.tensor)
         moved = Held(tensor, held.last, held.flat)

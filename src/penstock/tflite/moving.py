@@ -7,18 +7,16 @@ import math
 import numpy as np
 
 from penstock.tflite.flatfile import Tensor
-from penstock.tflite.lowering import BACK, LAST, Held, Integers, Place, Sink
-from penstock.tflite.net import INT8, same
+from penstock.tflite.lowering import BACK, LAST, Held, Integers, Place, RefusedError
+from penstock.tflite.net import same
 
 
 def reshape(place: Place) -> None:
     """Reshape, Flatten, Squeeze, Unsqueeze → RESHAPE."""
     sizes, made = place.sizes(0), place.made
     held = place.held(0)
-    integers, sink = _alike(place)
-    data = held.tensor if integers else place.net.floats(held.tensor)
+    sink, data = place.sink(), held.tensor
     flat: tuple[int, int, int] | None = None
-    last = False
     if held.last:
         n, h, w, c = data.shape
         if c == 1 or h * w == 1:
@@ -29,15 +27,14 @@ def reshape(place: Place) -> None:
             data = place.lowering.plain(Held(data, True))
     elif held.flat is not None:
         data = place.lowering.plain(Held(data, False, held.flat))
-    place.pass_on(sink, place.net.reshaped(data, made), last=last, flat=flat)
+    place.pass_on(sink, place.net.reshaped(data, made), flat=flat)
 
 
 def transpose(place: Place) -> None:
     """Transpose → TRANSPOSE, or nothing where the tensor has that order already."""
     held, rank = place.held(0), len(place.made)
     order = tuple(place.node.attributes.get_ints("perm", tuple(reversed(range(rank)))))
-    integers, sink = _alike(place)
-    data = held.tensor if integers else place.net.floats(held.tensor)
+    sink, data = place.sink(), held.tensor
     if held.last:
         if order == LAST:
             place.pass_on(sink, data)
@@ -56,7 +53,7 @@ def concat(place: Place) -> None:
     indices = range(len(place.node.inputs))
     rank = len(place.made)
     sink = place.sink()
-    whole = place.on_integers(sink, [*indices], constants=True)
+    whole = place.on_integers(sink, [*indices], constants=True, moves=True)
     held = [None if place.constant(index) else place.held(index) for index in indices]
     last = rank == 4 and any(one is not None and one.last for one in held)
     parts = [_part(place, index, whole, last) for index in indices]
@@ -167,7 +164,7 @@ def blocks(place: Place) -> None:
     place.need(attributes.get_string("mode", "DCR") == "DCR", "it takes columns first (CRD)")
     form = {"DepthToSpace": "DEPTH_TO_SPACE", "SpaceToDepth": "SPACE_TO_DEPTH"}[place.node.op_type]
     sink = place.sink()
-    whole = place.on_integers(sink, [0])
+    whole = place.on_integers(sink, [0], moves=True)
     data = place.tensor(0, whole=whole, last=True)
     shape = tuple(place.made[axis] for axis in LAST)
     target = place.result(sink, shape, whole=whole, last=True, grid=data.grid)
@@ -209,19 +206,11 @@ def dequantize(place: Place) -> None:
         place.lowering.integers[place.node.outputs[0]] = Integers(array, scale.reshape(-1), zero.reshape(-1), axis)
         return
     held = place.held(0)
-    place.need(held.tensor.dtype == INT8, "its integers come from no QuantizeLinear")
     grid = held.tensor.grid
-    fits = grid is not None and same(grid, place.lowering.grid(place.node))
-    place.need(fits, "it reads integers by another grid than they were made by")
+    if grid is None:
+        raise RefusedError("its integers come from no QuantizeLinear")
+    place.need(same(grid, place.lowering.grid(place.node)), "it reads integers by another grid than they were made by")
     place.lowering.put(place.node.outputs[0], held.tensor, last=held.last, flat=held.flat)
-
-
-def _alike(place: Place) -> tuple[bool, Sink]:
-    """Whether elements can be moved as integers: they are, and who reads the result doesn't mind.
-
-    What comes out of a DequantizeLinear may go on as integers even without a QuantizeLinear behind.
-    """
-    return place.held(0).tensor.grid is not None, place.sink()
 
 
 RULES = {

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from penstock.tflite.flatfile import TYPES, Grid, Tensor
-from penstock.tflite.lowering import ACTIVATIONS, LAST, Place
+from penstock.tflite.lowering import ACTIVATIONS, LAST, WHOLE, Place
 from penstock.tflite.net import FLOAT, INT8
 
 # what the kernels on integers make, whatever is asked for: (scale, zero point)
@@ -224,6 +224,7 @@ def cast(place: Place) -> None:
     if value.dtype == made.dtype:
         identity(place)
         return
+    place.need(value not in place.lowering.raw, WHOLE)
     held = place.held(0)
     data = place.net.floats(held.tensor)
     place.need(made.dtype is not None and np.dtype(made.dtype.numpy()) in TYPES, f"there is no type {made.dtype}")

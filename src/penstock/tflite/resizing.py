@@ -34,7 +34,7 @@ def resize(place: Place) -> None:
         raise_way = attributes.get_string("coordinate_transformation_mode", "half_pixel")
         place.need(False, f"TFLite places no pixels like {raise_way!r}")
     sink = place.sink()
-    whole = place.on_integers(sink, [0])
+    whole = place.on_integers(sink, [0], moves=mode == "nearest")
     data = place.tensor(0, whole=whole, last=True)
     target = place.result(sink, tuple(made[axis] for axis in LAST), whole=whole, last=True, grid=data.grid)
     form = "RESIZE_BILINEAR" if mode == "linear" else "RESIZE_NEAREST_NEIGHBOR"

@@ -87,7 +87,7 @@ def _pool(place: Place, form: str, *, low: float | None = None, counted: bool | 
     kernel = tuple(attributes.get_ints("kernel_shape", ()))
     strides = tuple(attributes.get_ints("strides", (1, 1)))
     sink = place.sink()
-    whole = place.on_integers(sink, [0])
+    whole = place.on_integers(sink, [0], moves=form == "MAX_POOL_2D")
     data = place.tensor(0, whole=whole, last=True)
     padding = padding_of(place, sizes[2:], kernel, strides, (1, 1), made[2:], same=not counted)
     if counted is not None and padding != Padding(VALID):

@@ -121,15 +121,17 @@ def test_a_net_gives_the_integers_of_onnxruntime(consumer: str, batch: int, tiny
     assert isinstance(counted, dict) and counted["CONV_2D"] >= 1
     if consumer == "integer-only":
         assert done.facts["operators_in_float"] == 0
-        integers = [tensor.data for tensor in [*_constants(done)] if tensor.data is not None]
-        assert integers
+        assert _constant_types(done) == {"INT8", "INT32"}, "weights and biases are held as integers"
 
 
-def _constants(done: Written) -> list[Any]:
+def _constant_types(done: Written) -> set[str]:
+    """Return the types of the file's constants, by the classes that LiteRT generates from the schema."""
     from ai_edge_litert import schema_py_generated as schema
 
+    names = {number: name for name, number in vars(schema.TensorType).items() if isinstance(number, int)}
     read = schema.ModelT.InitFromPackedBuf(bytearray(done.data), 0)
-    return [read.buffers[tensor.buffer] for tensor in read.subgraphs[0].tensors]
+    held = [tensor for tensor in read.subgraphs[0].tensors if read.buffers[tensor.buffer].data is not None]
+    return {names[tensor.type] for tensor in held}
 
 
 def test_integers_may_go_in_and_come_out(tiny: ModuleType, tmp_path: Path) -> None:
@@ -152,6 +154,37 @@ def test_integers_may_go_in_and_come_out(tiny: ModuleType, tmp_path: Path) -> No
 def test_float_ends_can_t_be_integers(tiny: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="isn't quantized by one QuantizeLinear"):
         written(tiny.save(tiny.conv(), tmp_path / "m.onnx"), ends="int8")
+
+
+@pytest.mark.parametrize("op", ["Relu", "Add", "Gather", "Pad", "Cast", "output", "MaxPool"])
+def test_arithmetic_on_the_whole_numbers_themselves_is_refused(op: str, tmp_path: Path) -> None:
+    """ONNX computes max(0, q) and q + q there, which is something else on a grid whose zero isn't 0."""
+    nodes, held = pair("x", "y", 0.03, 4)
+    quantize_node, dequantize_node = nodes
+    if op == "output":
+        graph_nodes, made = [quantize_node], "y_q"
+    else:
+        inputs = {"Add": ["y_q", "y_q"], "Gather": ["y_q", "index"], "Pad": ["y_q", "pads"]}.get(op, ["y_q"])
+        given: dict[str, Any] = {"MaxPool": {"kernel_shape": [2, 2]}, "Cast": {"to": TensorProto.INT32}}.get(op, {})
+        between, made = helper.make_node(op, inputs, ["z"], op.lower(), **given), "z" if op == "Cast" else "y"
+        dequantize_node.input[0] = "z"
+        graph_nodes = [quantize_node, between] if op == "Cast" else [quantize_node, between, dequantize_node]
+    held += [
+        numpy_helper.from_array(np.array([0], np.int64), "index"),
+        numpy_helper.from_array(np.array([0, 0, 1, 1, 0, 0, 1, 1], np.int64), "pads"),
+    ]
+    kind = {"output": TensorProto.INT8, "Cast": TensorProto.INT32}.get(op, TensorProto.FLOAT)
+    graph = helper.make_graph(
+        graph_nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 2, 4, 4])],
+        [helper.make_tensor_value_info(made, kind, None)], held,
+    )  # fmt: skip
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), tmp_path / "m.onnx")
+    if op == "MaxPool":  # it moves them
+        x = RNG.normal(size=(1, 2, 4, 4)).astype(np.float32)
+        assert np.array_equal(in_litert(written(tmp_path / "m.onnx"), [x]), in_onnxruntime(tmp_path / "m.onnx", [x]))
+        return
+    with pytest.raises(InputError, match=r"whole numbers themselves|no DequantizeLinear reads"):
+        written(tmp_path / "m.onnx")
 
 
 def test_weights_in_blocks_and_operators_on_integers_are_refused_by_node(tiny: ModuleType, tmp_path: Path) -> None:
