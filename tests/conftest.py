@@ -51,7 +51,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if (
         report.skipped
         and isinstance(report.longrepr, tuple)
-        and ": " not in report.longrepr[2].removeprefix("Skipped: ")
+        and (": " not in (why := report.longrepr[2].removeprefix("Skipped: ")) or why.startswith("could not import"))
     ):
         _SKIPPED.append(f"{report.nodeid}: {report.longrepr[2]}")
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from penstock.tflite.flatfile import Array, Grid, Tensor
-from penstock.tflite.lowering import ACTIVATIONS, LAST, Integers, Place, Sink
+from penstock.tflite.held import ACTIVATIONS, LAST, Integers
+from penstock.tflite.place import Place, Sink
 from penstock.tflite.windows import padded, padding_of
 
 PER_CHANNEL = 12  # version of FULLY_CONNECTED with a scale for each output

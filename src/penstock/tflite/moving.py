@@ -7,8 +7,9 @@ import math
 import numpy as np
 
 from penstock.tflite.flatfile import Tensor
-from penstock.tflite.lowering import BACK, LAST, Held, Integers, Place, RefusedError
+from penstock.tflite.held import BACK, LAST, Held, Integers, RefusedError
 from penstock.tflite.net import same
+from penstock.tflite.place import Place
 
 
 def reshape(place: Place) -> None:

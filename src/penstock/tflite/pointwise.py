@@ -7,8 +7,9 @@ from collections.abc import Callable
 import numpy as np
 
 from penstock.tflite.flatfile import TYPES, Grid, Tensor
-from penstock.tflite.lowering import ACTIVATIONS, LAST, WHOLE, Place
+from penstock.tflite.held import ACTIVATIONS, LAST, WHOLE
 from penstock.tflite.net import FLOAT, INT8
+from penstock.tflite.place import Place
 
 # what the kernels on integers make, whatever is asked for: (scale, zero point)
 TOPS = {"RELU": np.inf, "RELU6": 6.0}

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from penstock.tflite.flatfile import Array
-from penstock.tflite.lowering import LAST, Place
+from penstock.tflite.held import LAST
+from penstock.tflite.place import Place
 
 WAYS: tuple[dict[str, bool], ...] = ({}, {"half_pixel": True}, {"align_corners": True})
 

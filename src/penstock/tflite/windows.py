@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from penstock.tflite.flatfile import Tensor
-from penstock.tflite.lowering import ACTIVATIONS, LAST
+from penstock.tflite.held import ACTIVATIONS, LAST
 from penstock.tflite.net import INT8
 
 if TYPE_CHECKING:
-    from penstock.tflite.lowering import Place
+    from penstock.tflite.place import Place
 
 SAME, VALID = 0, 1
 

@@ -14,7 +14,9 @@ from penstock.jsonable import Json
 from penstock.quantization.unfuse import unfuse
 from penstock.tflite import layers, moving, pointwise, resizing, windows
 from penstock.tflite.flatfile import to_bytes
-from penstock.tflite.lowering import Lowering, Place, RefusedError
+from penstock.tflite.held import RefusedError
+from penstock.tflite.lowering import Lowering
+from penstock.tflite.place import Place
 
 if TYPE_CHECKING:
     import onnx_ir as ir

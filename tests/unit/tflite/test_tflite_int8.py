@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from ai_edge_litert import interpreter
 from onnx import TensorProto, helper, numpy_helper
 
 from penstock import calibration
@@ -15,7 +16,6 @@ from penstock.errors import InputError
 from penstock.stages.quantize import QuantizeSettings, quantize
 from penstock.tflite.writing import Written, written
 
-interpreter = pytest.importorskip("ai_edge_litert.interpreter")
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(64, 3, 8, 8)).astype(np.float32)
 

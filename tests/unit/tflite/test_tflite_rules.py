@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from ai_edge_litert import interpreter
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from penstock.errors import InputError
 from penstock.tflite.writing import written
 
-interpreter = pytest.importorskip("ai_edge_litert.interpreter")
 RNG = np.random.default_rng(0)
 
 
