@@ -1,9 +1,9 @@
 """Find frontends, passes, quantizers, backends, data sets, targets and commands: by folder, or by entry point.
 
 A plug-in is a module (or an object) that has what the protocol in its folder's ``__init__.py`` asks for; a command is
-one of click's. Nothing is imported before it is used. A third party's is first imported in a process of its own: one
-that raises, hangs, or takes its process down is listed with its error and breaks nothing else. A name that is built in
-is never replaced.
+one of click's. Nothing is imported before it is used. A third party's is first imported in a process of its own, to be
+listed beside the others of its distribution: one that raises, hangs, or takes its process down is listed with its error
+and breaks nothing else. A name that is built in is never replaced.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast, get_args
@@ -43,8 +43,18 @@ CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
 }
 IMPORT_SECONDS = 30.0
 INSIDE = "PENSTOCK_INSIDE_A_TRIAL"  # set in a process that is a trial already
-_TRIED: dict[tuple[str, str, str], MissingError | None] = {}  # first imports, and how they failed
+Mark = tuple[str, str, str]  # kind, name, value of an entry point
+_TRIED: dict[Mark, Told] = {}  # what first imports told
 MOST_FILES = 200  # of a plug-in's package that are looked at for its fingerprint
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the first import of a third party's plug-in told; ``failed`` says how it failed, and is empty otherwise."""
+
+    summary: str = ""
+    problem: str = ""
+    failed: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,23 +152,50 @@ def _broken(entry: importlib.metadata.EntryPoint, what: str) -> MissingError:
 
 def _try_first(kind: Kind, entry: importlib.metadata.EntryPoint) -> None:
     """Import a plug-in in a process of its own, once: it may hang, or end the process. Raises ``MissingError``."""
+    if not _is_here(entry) and (failed := _tried(kind, entry).failed):
+        raise _broken(entry, failed)
+
+
+def _tried(kind: Kind, entry: importlib.metadata.EntryPoint) -> Told:
+    """Tell how the first import of a plug-in went; it is done where it hasn't been."""
     from penstock import worker
 
     mark = (kind, entry.name, entry.value)
-    if _is_here(entry):
-        return
     if mark not in _TRIED:
-        argument: Json = {"kind": kind, "name": entry.name, "path": [*sys.path]}
-        failed = None
         try:
-            worker.call("penstock.registry:serve", argument, timeout_s=IMPORT_SECONDS)
+            _TRIED.update(_ask([mark]))
         except worker.WorkerTimeout:
-            failed = _broken(entry, f"takes more than {IMPORT_SECONDS:g} s to import")
+            _TRIED[mark] = Told(failed=f"takes more than {IMPORT_SECONDS:g} s to import")
         except worker.WorkerCrash as error:
-            failed = _broken(entry, f"doesn't load: {error.what}")
-        _TRIED[mark] = failed
-    if failure := _TRIED[mark]:
-        raise MissingError(failure.id, failure.what, where=failure.where, do=failure.do)
+            _TRIED[mark] = Told(failed=f"doesn't load: {error.what}")
+    return _TRIED[mark]
+
+
+def _ask(marks: Sequence[Mark]) -> dict[Mark, Told]:
+    from penstock import worker
+
+    argument: Json = {"plug-ins": [[*mark] for mark in marks], "path": [*sys.path]}
+    answers = worker.call("penstock.registry:serve", argument, timeout_s=IMPORT_SECONDS)
+    return dict(zip(marks, (Told(*cast("list[str]", one)) for one in cast("list[Json]", answers)), strict=True))
+
+
+def _try_by_distribution(kinds: Sequence[Kind]) -> None:
+    """Import what each distribution brings in one process a distribution.
+
+    Where one of several hangs or ends the process, nothing is told: each is then tried alone when it is looked at.
+    """
+    from penstock import worker
+
+    together: dict[str, list[Mark]] = {}
+    for kind in kinds:
+        for entry in _entry_points(kind):
+            mark = (kind, entry.name, entry.value)
+            if mark not in _TRIED and not _is_here(entry) and entry.name not in _built_in(kind):
+                together.setdefault(_origin(entry), []).append(mark)
+    for marks in together.values():
+        if len(marks) > 1:
+            with contextlib.suppress(worker.WorkerTimeout, worker.WorkerCrash):
+                _TRIED.update(_ask(marks))
 
 
 def _is_here(entry: importlib.metadata.EntryPoint) -> bool:
@@ -166,14 +203,25 @@ def _is_here(entry: importlib.metadata.EntryPoint) -> bool:
     return bool(os.environ.get(INSIDE)) or entry.module in sys.modules
 
 
-def serve(argument: Json) -> dict[str, Json]:
-    """Load a plug-in and ask it whether it can run here: the worker's side of a first import."""
+def serve(argument: Json) -> list[list[Json]]:
+    """Load plug-ins and ask each whether it can run here: the worker's side of first imports.
+
+    Returns the fields of a ``Told`` for each.
+    """
     asked = cast("dict[str, Json]", argument)
-    kind, name = cast("Kind", asked["kind"]), str(asked["name"])
     sys.path += [path for path in cast("list[str]", asked["path"]) if path not in sys.path]
     os.environ[INSIDE] = "1"
-    plugin = next(_loaded(kind, entry) for entry in _entry_points(kind) if entry.name == name)
-    return {"summary": _summary(kind, name, plugin), "problem": _problem(plugin)}
+    marks = cast("list[tuple[Kind, str, str]]", asked["plug-ins"])
+    return [[*_first_look(*mark)] for mark in marks]
+
+
+def _first_look(kind: Kind, name: str, value: str) -> tuple[str, str, str]:
+    entry = next(entry for entry in _entry_points(kind) if (entry.name, entry.value) == (name, value))
+    try:
+        plugin = _loaded(kind, entry)
+    except MissingError as error:
+        return "", "", error.what.partition(f"{name!r} ")[2]
+    return _summary(kind, plugin), _problem(plugin), ""
 
 
 def _problem(plugin: object) -> str:
@@ -211,8 +259,17 @@ def _code(module: str) -> str:
     return digest.hexdigest()
 
 
-def describe(kind: Kind) -> Iterator[Plugin]:
-    """List the plug-ins of one kind with their origin, summary and problem; the built-in ones first of equal names."""
+def describe(*kinds: Kind) -> Iterator[Plugin]:
+    """List the plug-ins of these kinds with their origin, summary and problem; the built-in ones first of equal names.
+
+    Several kinds at once are looked at faster than one by one: a distribution that brings several is imported once.
+    """
+    _try_by_distribution(kinds)
+    for kind in kinds:
+        yield from _described(kind)
+
+
+def _described(kind: Kind) -> Iterator[Plugin]:
     built_in = _built_in(kind)
     taken: dict[str, str] = {}
     found = [(name, "built in") for name in built_in]
@@ -225,30 +282,26 @@ def describe(kind: Kind) -> Iterator[Plugin]:
         try:
             if origin == "built in":
                 plugin = load(kind, name)
-                yield Plugin(kind, name, origin, _summary(kind, name, plugin), _problem(plugin))
+                yield Plugin(kind, name, origin, _summary(kind, plugin), _problem(plugin))
             else:
                 told = _looked_at(kind, name)
-                yield Plugin(kind, name, origin, told["summary"], told["problem"])
+                yield Plugin(kind, name, origin, told.summary, told.problem)
         except (Exception, SystemExit) as error:  # listed, never fatal
             yield Plugin(kind, name, origin, "", (str(error).splitlines() or [type(error).__name__])[0])
 
 
-def _looked_at(kind: Kind, name: str) -> dict[str, str]:
-    from penstock import worker
-
+def _looked_at(kind: Kind, name: str) -> Told:
     entry = next(entry for entry in _entry_points(kind) if entry.name == name)
     if _is_here(entry):
         plugin = _loaded(kind, entry)
-        return {"summary": _summary(kind, name, plugin), "problem": _problem(plugin)}
-    try:
-        argument: Json = {"kind": kind, "name": name, "path": [*sys.path]}
-        answer = worker.call("penstock.registry:serve", argument, timeout_s=IMPORT_SECONDS)
-    except worker.WorkerTimeout:
-        return {"summary": "", "problem": f"it takes more than {IMPORT_SECONDS:g} s to import"}
-    return cast("dict[str, str]", answer)
+        return Told(_summary(kind, plugin), _problem(plugin))
+    told = _tried(kind, entry)
+    if told.failed:
+        raise _broken(entry, told.failed)
+    return told
 
 
-def _summary(kind: Kind, name: str, plugin: object) -> str:
+def _summary(kind: Kind, plugin: object) -> str:
     if kind == "commands":
         text: str = plugin.get_short_help_str(200)  # type: ignore[attr-defined]  # load has looked
         return text

@@ -141,3 +141,30 @@ def test_one_that_hangs_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> N
         with pytest.raises(MissingError, match="takes more than 30 s to import"):
             registry.load("backends", "hangs")
     assert len(asked) == 1
+
+
+def test_what_one_distribution_brings_is_first_imported_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where one of them ends that process, each is tried alone, and only that one is broken."""
+    entries = [Entry(name, None) for name in ("one", "two", "three")]
+    for entry in entries:
+        entry.module = "not_imported_yet"
+    asked: list[list[str]] = []
+
+    def call(target: str, argument: dict, *, timeout_s: float) -> list[list[str]]:
+        names = [name for _, name, _ in argument["plug-ins"]]
+        asked.append(names)
+        if "two" in names and broken:
+            raise worker.WorkerCrash("worker-crash", "the process was ended by SIGABRT")
+        return [[f"{name} does it", "", ""] for name in names]
+
+    monkeypatch.setattr(worker, "call", call)
+    for broken in (False, True):
+        monkeypatch.setattr(registry, "_TRIED", {})
+        plug(monkeypatch, "backends", *entries)
+        listed = {plugin.name: plugin for plugin in registry.describe("backends")}
+        assert asked[0] == ["one", "two", "three"] and listed["one"].summary == "one does it"
+        assert ("SIGABRT" in listed["two"].problem) == broken and not listed["three"].problem
+        assert len(asked) == (4 if broken else 1)
+        list(registry.describe("backends"))
+        assert len(asked) == (4 if broken else 1), "it is remembered"
+        asked.clear()

@@ -27,17 +27,18 @@ def command(kind: str | None, as_json: bool, quiet: bool, verbose: bool) -> int:
     from penstock import registry
 
     kinds = [k for k in registry.KINDS if kind is None or k == kind]
-    found = {k: list(registry.describe(k)) for k in kinds}
+    plugins = list(registry.describe(*kinds))
+    found = {k: [plugin for plugin in plugins if plugin.kind == k] for k in kinds}
     if as_json:
         _console.emit("list", found)
         return 0
-    for k, plugins in found.items():
+    for k, listed in found.items():
         click.echo(k)
-        for plugin in plugins:
+        for plugin in listed:
             origin = "" if plugin.origin == "built in" else f" [{plugin.origin}]"
             click.echo(f"  {plugin.name:<34}{plugin.summary}{origin}")
             if plugin.problem:
                 click.echo(f"  {'':<34}can't run here: {plugin.problem}")
-        if not plugins:
+        if not listed:
             click.echo("  none yet")
     return 0
