@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 _SHIFT = 13  # of the 23 bits behind the point these aren't looked at
 _OCTAVE = 1 << (23 - _SHIFT)  # bins from a power of two to the next
 _OCTAVES = 24
-_SIGN = 18  # where the sign stands in a key
+_MAGNITUDE = np.int32(0x7FFFFFFF)  # of a float32's bits
+_SIGN = np.int32(31)  # shifted by so much, they are -1 below 0, and 0
 _BLOCK = 1 << 16  # values at a time: what is computed of them stays in the processor's cache
 
 
@@ -32,25 +33,27 @@ class Histogram:
         self.count = 0
         self.zeros = 0  # exactly 0: they lie on every grid
 
-    def add(self, values: Array, largest: float) -> None:
-        """Count finite float32 values of which none exceeds ``largest`` in magnitude."""
+    def add(self, values: Array, low: float, high: float) -> None:
+        """Count finite float32 values, of which none lies below ``low`` or above ``high``."""
         flat = np.ascontiguousarray(values, np.float32).reshape(-1)
-        top = int(np.float32(abs(largest)).view(np.uint32)) >> _SHIFT  # -0.0 would have the bit of its sign
-        self._reach(top)
-        width = self._counts.shape[1]
-        signed = bool(flat.size) and float(flat.min()) < 0
+        self._reach(int(np.float32(max(abs(low), abs(high))).view(np.uint32)) >> _SHIFT)
+        width, sides = self._counts.shape[1], 2 if low < 0 else 1
+        block = min(flat.size, _BLOCK)
+        # each step writes where the one before it did, in 32 bits: the loop is bound by what it moves
+        keys, below = np.empty(block, np.int32), np.empty(block, np.int32)
         for start in range(0, flat.size, _BLOCK):
-            part = flat[start : start + _BLOCK]
-            keys = part.view(np.uint32) >> np.uint32(_SHIFT)
-            below = keys >> np.uint32(_SIGN)
-            keys &= np.uint32((1 << _SIGN) - 1)
-            np.maximum(keys, np.uint32(self._base), out=keys)
-            keys -= np.uint32(self._base)
-            if signed:
-                keys += below * np.uint32(width)
-            found = np.bincount(keys.astype(np.intp), minlength=2 * width if signed else width)
-            self._counts[: 2 if signed else 1] += found.reshape(-1, width)
-            self.zeros += part.size - int(np.count_nonzero(part))
+            part = flat[start : start + _BLOCK].view(np.int32)
+            key, sign = keys[: part.size], below[: part.size]
+            np.bitwise_and(part, _MAGNITUDE, out=key)
+            self.zeros += part.size - int(np.count_nonzero(key))
+            key >>= np.int32(_SHIFT)
+            np.maximum(key, np.int32(self._base), out=key)
+            key -= np.int32(self._base)
+            if sides == 2:
+                np.right_shift(part, _SIGN, out=sign)
+                sign &= np.int32(width)
+                key += sign
+            self._counts[:sides] += np.bincount(key, minlength=sides * width).reshape(sides, width)
         self.count += flat.size
 
     def _reach(self, top: int) -> None:

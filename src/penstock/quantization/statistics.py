@@ -66,7 +66,7 @@ class Statistics:
         if len(self.samples) < MOST_SAMPLES:
             self.samples += zip(lows.tolist(), highs.tolist(), strict=True)
         if self.wants_histogram:
-            self.histogram.add(array, max(-self.low, self.high, 0.0))
+            self.histogram.add(array, low, high)
 
     def usual(self) -> tuple[float, float]:
         """Return the interval that nearly all samples stay in: one outlier among them doesn't widen it."""

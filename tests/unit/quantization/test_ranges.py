@@ -28,7 +28,7 @@ def test_a_histogram_counts_every_value_within_a_thousandth() -> None:
     values = np.concatenate([RNG.normal(0, 3, 40_000), RNG.lognormal(0, 4, 40_000), np.zeros(7)]).astype(np.float32)
     one = Histogram()
     for part in np.array_split(values, 13):
-        one.add(part, float(np.abs(values).max()))
+        one.add(part, float(part.min()), float(part.max()))
     met, counts = one.bins()
     assert counts.sum() == len(values) == one.count and one.zeros == 7
     kept, told = np.sort(np.abs(values)), np.sort(np.abs(np.repeat(met, counts)))
@@ -42,9 +42,9 @@ def test_a_histogram_counts_every_value_within_a_thousandth() -> None:
 def test_a_late_outlier_costs_no_resolution() -> None:
     values = RNG.normal(size=20_000).astype(np.float32)
     one, two = Histogram(), Histogram()
-    one.add(values, 5.0)
-    two.add(values, 5.0)
-    two.add(np.array([5000.0], np.float32), 5000.0)
+    one.add(values, -5.0, 5.0)
+    two.add(values, -5.0, 5.0)
+    two.add(np.array([5000.0], np.float32), 0.0, 5000.0)
     met, counts = one.bins()
     met_too, counts_too = two.bins()
     large = np.abs(met) > 1e-3
