@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from penstock.quantization.sensitivity import LayerEffect
     from penstock.quantization.study import Choice, Study
 
-SAMPLES = 16
+SAMPLES = 64  # fewer don't show what is rare and large
 GOOD_DB = 25.0  # an output that is better than this needs no guard
 SHARE = 0.05  # of the sum of all layers' errors: a layer that makes less isn't worth its float
 FEWEST = 4  # layers: what fewer do to each other is for the user to judge

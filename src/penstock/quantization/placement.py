@@ -6,8 +6,9 @@
 3. A *moving* node (Reshape, MaxPool) takes integers on the same conditions; its result lies on the grid of its input.
 4. A Relu or Clip before a quantized tensor is *absorbed*: the grid clips as it does.
 5. The last weighted node before the model's outputs gives a float result. Where the consumer has no such kernel, it
-   stays in float whole. Where outputs are asked for quantized, its result is (:func:`.ends.result`), and so is what
-   nodes of 2 and 3 make of it up to the model's outputs.
+   stays in float whole, and so does one before it that makes few channels of many: its result would be rounded and
+   clipped for readers in float alone. Where outputs are asked for quantized, its result is (:func:`.ends.result`), and
+   so is what nodes of 2 and 3 make of it up to the model's outputs.
 
 The sets of 2 and 3 are the largest that fulfil the conditions: they begin with all candidates and are pruned. Which
 tensors have 16 bits, and where the borders to those of 8 are, :mod:`.wide` decides.
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 State = Literal["integer", "moved", "absorbed", "float"]
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+NARROW = 8  # a layer that makes of so many channels one is cheap: it costs what it reads
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +202,31 @@ class _Placing:
             if node.op_type not in self.consumer.float_outputs:
                 self.chosen.discard(node)
                 self._no(node, "its result is the model's, which stays in float; --quantize-outputs quantizes it")
+        for node in reversed(self.nodes):
+            if node in self.chosen and self._narrow(node) and self._read_in_float(node):
+                self.chosen.discard(node)
+                self._no(node, "it makes few channels, and what reads them computes in float")
+
+    def _narrow(self, node: ir.Node) -> bool:
+        """Whether a layer that can't give a float result makes one channel of ``NARROW`` or more."""
+        if node.op_type != "Conv" or node.op_type in self.consumer.float_outputs:
+            return False
+        made, read, *_ = node.inputs[1].const_value.shape.numpy()  # type: ignore[union-attr]  # constant, or not chosen
+        return made * NARROW <= read * node.attributes.get_int("group", 1)
+
+    def _read_in_float(self, node: ir.Node) -> bool:
+        """Whether all that reads a layer's result are layers in float; what clips or moves it is looked through."""
+        waiting, layers = [ends.result(node)], 0
+        while waiting:
+            value = waiting.pop()
+            for use in value.uses():
+                if use.node.op_type in WEIGHTED and use.node not in self.chosen:
+                    layers += 1
+                elif use.node.domain == "" and use.node.op_type in self.consumer.moving and use.idx == 0:
+                    waiting += use.node.outputs
+                else:
+                    return False
+        return layers > 0
 
     def _last(self) -> list[ir.Node]:
         leads = ends.leading(self.nodes, WEIGHTED)

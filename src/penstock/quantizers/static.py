@@ -66,6 +66,8 @@ def quantize(
     notices.other_scale(study, samples.golden, notices.first_layers(study))
     choice, tried = automatic.resolved(study, choice)
     choice, left = guarded(study, choice) if settings.guard else (choice, [])
+    if left:  # without the worst layers the outputs may have another best way
+        choice, tried = automatic.resolved(study, replace(choice, ranges=settings.ranges))
     done = study.quantized(choice)
     kept = qoperator.convert(done.model) if settings.format == "qoperator" else {}
     graph.tidy(done.model)
