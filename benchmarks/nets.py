@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 
 import torch
@@ -198,13 +199,18 @@ def export(name: str, exporter: str, path: Path) -> Path:
     return path
 
 
-def export_all(folder: Path) -> dict[str, Path]:
-    """Export every network by every exporter, those that aren't there yet; name/exporter → file."""
+def export_all(folder: Path, models: str = "*") -> dict[str, Path]:
+    """Export the networks by every exporter, those that aren't there yet; name/exporter → file.
+
+    ``models`` is a glob of name-exporter.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     found = {}
     for name in NETS:
         for exporter in EXPORTERS:
             path = folder / f"{name}-{exporter}.onnx"
+            if not fnmatch(path.stem, models):
+                continue
             if not path.exists():
                 print(f"exporting {path.stem}", file=sys.stderr)
                 export(name, exporter, path)

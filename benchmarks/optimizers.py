@@ -67,8 +67,9 @@ def main() -> int:
     parser.add_argument("--page", type=Path, help="write the tables between the marks in this file")
     asked = parser.parse_args()
     models = {path.parent.name: path for path in sorted(SHARED.glob("*/model.onnx"))}
-    models |= {name.replace("/", "-"): path for name, path in nets.export_all(ROOT / "build/nets").items()}
     models = {name: path for name, path in models.items() if fnmatch(name, asked.models)}
+    exported = nets.export_all(ROOT / "build/nets", asked.models)
+    models |= {name.replace("/", "-"): path for name, path in exported.items()}
     tools = [tool for tool in TOOLS if tool in asked.tools.split(",")]
     table = measure(models, tools, asked.peers, 1 if asked.quick else asked.rounds)
     if not asked.quick:
