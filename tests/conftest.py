@@ -84,8 +84,11 @@ def own_caches(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / "xdg"))
     monkeypatch.setenv("PENSTOCK_CACHE", str(home / "penstock"))
+    monkeypatch.setenv(
+        "PENSTOCK_ENVIRONMENTS", os.environ.get("PENSTOCK_TEST_ENVIRONMENTS", str(home / "environments"))
+    )
     for name in [name for name in os.environ if name.startswith("PENSTOCK_")]:
-        if name not in ("PENSTOCK_CACHE", "PENSTOCK_SHARED", "PENSTOCK_REQUIRE_SHARED"):
+        if name not in ("PENSTOCK_CACHE", "PENSTOCK_ENVIRONMENTS", "PENSTOCK_SHARED", "PENSTOCK_REQUIRE_SHARED"):
             monkeypatch.delenv(name)
     return home
 

@@ -182,8 +182,8 @@ def alarm(seconds: float) -> None:
         signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
-def _die_with_parent() -> None:
-    """Ask Linux to end this process when its parent is killed without a chance to do so."""
+def die_with_parent() -> None:
+    """In a child: ask Linux to end this process when its parent is killed without a chance to do so."""
     if sys.platform == "linux":
         import ctypes
 
@@ -193,7 +193,7 @@ def _die_with_parent() -> None:
 
 def main() -> None:
     """Serve one request: the child's side."""
-    _die_with_parent()
+    die_with_parent()
     deferred.install()
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)

@@ -42,6 +42,7 @@ COMMANDS = {
     "diff": "Tell how two builds differ, and why.",
     "cache": "Show and prune the cache of transforms.",
     "doctor": "Tell what this machine has, and what is missing.",
+    "env": "Environments of runtimes that can't live beside others.",
     "list": "Show backends, passes, quantizers, frontends and data sets.",
     "explain": "Explain the id of an error, or an operator.",
     "schema": "Print the JSON Schema of the settings file.",

@@ -29,7 +29,7 @@ from penstock.settings import option
 from penstock.timing import pinning
 from penstock.timing.figures import Memory, Throughput, Timing, ratio, summarise
 from penstock.timing.footprint import footprint
-from penstock.timing.rounds import Clock, Timed, Warmth, interleave, reason, warm_up
+from penstock.timing.rounds import Calls, Clock, Timed, Warmth, interleave, reason, warm_up
 from penstock.timing.throughput import throughput
 
 if TYPE_CHECKING:
@@ -217,7 +217,7 @@ def _load(subject: Subject, feeds: Feeds, clock: Clock, ready: dict[str, _Bench]
 
 
 def _warm(item: _Bench, feeds: Feeds, settings: BenchSettings, cpus: tuple[int, ...], clock: Clock) -> None:
-    run = partial(item.session.run, feeds)
+    run = Calls(item.session, feeds)
     item.warmth = warm_up(run, calls=settings.warmup_calls, seconds=settings.seconds, clock=clock)
     item.stray_threads = pinning.strays(item.tids, cpus)
 
@@ -226,7 +226,7 @@ def _rounds(
     ready: Mapping[str, _Bench], feeds: Feeds, settings: BenchSettings, clock: Clock, progress: Progress
 ) -> Timed:
     return interleave(
-        {name: partial(item.session.run, feeds) for name, item in ready.items()},
+        {name: Calls(item.session, feeds) for name, item in ready.items()},
         {name: item.warmth.call_ns for name, item in ready.items()},
         min_rounds=settings.min_rounds,
         calls_per_round=settings.calls_per_round,
@@ -244,7 +244,7 @@ def _throughput(
         return dict.fromkeys(ready, Throughput(reason="there are no inputs for a larger batch"))
     batch = int(next(iter(batch_feeds.values())).shape[0])
     free = {name: item for name, item in ready.items() if item.subject.has_dynamic_batch}
-    runs = {name: partial(item.session.run, batch_feeds) for name, item in free.items()}
+    runs = {name: Calls(item.session, batch_feeds) for name, item in free.items()}
     found = throughput(runs, batch, seconds=settings.seconds / 4, seed=settings.seed, clock=clock)
     fixed = Throughput(batch, reason="the model's batch size is fixed")
     return {name: found.get(name, fixed) for name in ready}

@@ -17,7 +17,7 @@ from penstock.variant import Variant
 def place(
     variants: Sequence[tuple[Variant, Loadable]], backends: Sequence[str], settings: BenchSettings
 ) -> list[Runnable]:
-    """Return every deployment that can run here; ``backends`` empty: all that are there.
+    """Return every deployment that can run here; ``backends`` empty: all that are there and run unasked.
 
     Raises ``UsageError`` when none of them could be chosen.
     """
@@ -28,6 +28,8 @@ def place(
                 backend = cast(Backend, registry.load("backends", name))
             except MissingError:
                 continue  # a broken plug-in, listed by `penstock list`
+            if not backends and not getattr(backend, "BY_DEFAULT", True):
+                continue  # it takes too long to be run unasked
             # the oracle holds for the float model; of an int8 one it knows no runtime's rounding
             vain = backend.ROLE == "oracle" and variant.precision not in ("fp32", "fp16")
             if vain or variant.format not in backend.FORMATS or not _runs_here(backend):

@@ -13,9 +13,11 @@ from penstock.store.files import (
     copy_plain,
     default_cache,
     digest_of,
+    drop_folder,
     explained,
     file_digest,
     list_files,
+    locked,
     move_file,
     replacing,
     resuming,
@@ -27,6 +29,6 @@ from penstock.store.files import (
 
 __all__ = [
     "IN_USE_S", "LEFTOVER_S", "BuildFolder", "Cache", "CacheEntry", "Kept", "Made", "append_line", "copy_file",
-    "copy_plain", "default_cache", "digest_of", "explained", "file_digest", "list_files", "move_file", "replacing",
-    "resuming", "scratch", "scratch_home", "write_bytes", "write_json",
+    "copy_plain", "default_cache", "digest_of", "drop_folder", "explained", "file_digest", "list_files", "locked",
+    "move_file", "replacing", "resuming", "scratch", "scratch_home", "write_bytes", "write_json",
 ]  # fmt: skip

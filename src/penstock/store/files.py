@@ -246,6 +246,35 @@ def resuming(path: Path) -> Iterator[IO[bytes]]:
             os.replace(part, path)
 
 
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a file, which is made where there is none, for as long as the block lasts.
+
+    Raises ``StoreError`` where another process holds it.
+    """
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            what = "another process is at work here"
+            raise StoreError("file-in-use", what, where=str(path), do="wait for it to end") from error
+        yield
+    finally:
+        os.close(handle)
+
+
+def drop_folder(folder: Path) -> None:
+    """Remove a folder with all that is in it, if it is there."""
+    with explained(folder):
+        if folder.is_symlink():
+            folder.unlink()
+        elif folder.exists():
+            shutil.rmtree(folder)
+
+
 def list_files(folder: Path) -> tuple[ModelFile, ...]:
     """List a folder's files, sorted by path, with digests and sizes."""
     found = sorted(p for p in folder.rglob("*") if p.is_file())

@@ -59,11 +59,16 @@ def measure(argument: Json) -> Json:
     backend.facts()  # imports the runtime, whose own size isn't the model's
     imported_mb = _resident_mb("now")
     session = backend.load(model, deployment)
-    loaded_mb = _resident_mb("now")
+    where: int | str = getattr(session, "process_id", "self")
+    if where != "self":
+        imported_mb = None  # the runtime is in another process, which has the model from its start
+    loaded_mb = _resident_mb("now", where)
     session.run(feeds)
-    return to_json(Memory(imported_mb, loaded_mb, _resident_mb("now"), _resident_mb("peak")))
+    found = Memory(imported_mb, loaded_mb, _resident_mb("now", where), _resident_mb("peak", where))
+    session.close()
+    return to_json(found)
 
 
-def _resident_mb(which: str) -> float | None:
-    value = worker.memory()[which]
+def _resident_mb(which: str, process: int | str = "self") -> float | None:
+    value = worker.memory(process)[which]
     return None if value is None else value / 1e6

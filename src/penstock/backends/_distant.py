@@ -1,0 +1,45 @@
+"""The near side of a backend whose runtime lives in an environment of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from penstock.backends import _inputs
+from penstock.far import FarSession
+from penstock.jsonable import Json
+from penstock.signature import Signature
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class DistantSession:
+    """A session that brings the inputs into the order of the model's file and hands them over."""
+
+    def __init__(self, signature: Signature, far: FarSession) -> None:
+        self._signature, self._far = signature, far
+
+    def _given(self, feeds: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        return _inputs.given(self._signature, feeds).arrays
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Run one batch."""
+        return self._far.run(self._given(feeds))
+
+    def timed(self, feeds: Mapping[str, np.ndarray], calls: int) -> list[int]:
+        """Time so many runs beside the runtime, in nanoseconds."""
+        return self._far.timed(self._given(feeds), calls)
+
+    @property
+    def process_id(self) -> int:
+        """The process that holds the model."""
+        return self._far.process_id
+
+    def actual(self) -> Mapping[str, Json]:
+        """Tell what the runtime says of itself."""
+        return self._far.actual()
+
+    def close(self) -> None:
+        """End its process."""
+        self._far.close()

@@ -1,0 +1,157 @@
+"""IREE on the CPU: compiles the model ahead of time, for this machine, in an environment of its own."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from penstock import environment, graph, machine, precheck, store
+from penstock.backends import Loadable, _inputs
+from penstock.backends._distant import DistantSession
+from penstock.backends._importing import standard
+from penstock.deployment import Deployment, Role
+from penstock.errors import InputError, MissingError
+from penstock.far import FarSession
+from penstock.jsonable import Json
+from penstock.rehearsal import PATIENCE
+from penstock.variant import Format
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from penstock.environment import Environment
+
+ROLE: Role = "candidate"
+FORMATS: tuple[Format, ...] = ("onnx",)
+BY_DEFAULT = False  # it compiles for seconds to minutes
+ENVIRONMENT = "iree"
+FLAGS = (
+    "--iree-input-type=onnx", "--iree-hal-target-device=local", "--iree-hal-local-target-device-backends=llvm-cpu",
+    "--iree-llvmcpu-target-cpu=host", "--iree-opt-level=O3",
+)  # fmt: skip
+MODULE = "model.vmfb"
+_OPERATOR = re.compile(r'name = "onnx\.([^"]+)"')
+
+
+def available() -> str:
+    """Return "" where its environment is there."""
+    return environment.problem(ENVIRONMENT)
+
+
+def facts() -> Mapping[str, Json]:
+    """Return the version, and where it runs."""
+    found = environment.needed(ENVIRONMENT, "the backend iree")
+    return {"version": found.packages["iree-base-runtime"], "compiler": found.packages["iree-base-compiler"],
+            "flags": [*FLAGS], "environment": str(found.folder)}  # fmt: skip
+
+
+def load(model: Loadable, deployment: Deployment) -> DistantSession:
+    """Compile the model, or take what was compiled before, and open it with so many threads.
+
+    Raises ``InputError`` with the operator that the compiler doesn't know.
+    """
+    if deployment.device != "cpu":
+        raise MissingError("backend-missing", f"iree has no device {deployment.device!r} here", do="use device cpu")
+    found = environment.needed(ENVIRONMENT, f"the deployment {deployment.name}")
+    assert model.path is not None
+    argument: Json = {"module": str(compiled(model.path, found)), "threads": deployment.threads}
+    seconds = precheck.settings().session_seconds
+    far = FarSession("IREE", found.python, "penstock.backends.iree:open_there", argument, open_seconds=seconds,
+                     run_seconds=seconds, environ={"OPENBLAS_NUM_THREADS": "1"})  # fmt: skip
+    return DistantSession(_inputs.signature(model.path), far)
+
+
+def compiled(path: Path, found: Environment) -> Path:
+    """Return the compiled module of a model file, from the cache where it was compiled before."""
+    cache = store.Cache(store.default_cache())
+    with store.scratch() as work:
+        source = work / "source.onnx"
+        graph.save(standard(path, "IREE"), source)
+        parts: list[Json] = [store.file_digest(one) for one in sorted(work.iterdir())]
+        parts += [found.packages["iree-base-compiler"], [*FLAGS], machine.instruction_set()]
+        key = store.digest_of(["iree", *parts])
+        if cache.get(key) is None:
+            cache.put(key, lambda into: _compile(source, into / MODULE, found, path))
+    return cache.folder(key) / "files" / MODULE
+
+
+def _compile(source: Path, into: Path, found: Environment, path: Path) -> store.Made:
+    bin = found.python.parent
+    between = source.with_suffix(".mlir")
+    _run([str(bin / "iree-import-onnx"), str(source), "-o", str(between)], path, "import")
+    _run([str(bin / "iree-compile"), str(between), *FLAGS, "-o", str(into)], path, "compile")
+    return store.Made({})
+
+
+def _run(command: list[str], path: Path, verb: str) -> None:
+    seconds = PATIENCE * precheck.settings().session_seconds
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, timeout=seconds)
+    except subprocess.TimeoutExpired as error:
+        what = f"IREE took more than {seconds:g} s to {verb} the model and was stopped"
+        raise InputError("runtime-refuses", what, where=str(path),
+                         do="raise [check] session_seconds, or use another backend") from error  # fmt: skip
+    except OSError as error:
+        what = f"the environment {ENVIRONMENT!r} is damaged: {error}"
+        do = f"penstock env remove {ENVIRONMENT}, then: penstock env add {ENVIRONMENT}"
+        raise MissingError("environment-missing", what, do=do) from error
+    if done.returncode:
+        raise InputError("runtime-refuses", f"IREE can't {verb} the model: {_reason(done.stderr)}", where=str(path),
+                         do="run this model on another backend")  # fmt: skip
+
+
+def _reason(said: str) -> str:
+    """Say what the compiler minds: the operator that it names first, or its first error."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    if "failed to legalize" in said and (found := _OPERATOR.search(said)):
+        return f"it has no rule for {found[1]}, or not for what it is given here"
+    told = next((line for line in lines if "error:" in line), lines[-1] if lines else "no reason was given")
+    return told.partition("error:")[2].strip()[:300] or told[:300]
+
+
+# -- in its environment ------------------------------------------------------------------------------------------------
+
+
+def open_there(argument: Json) -> IreeModule:
+    """Open the compiled module: the far side."""
+    asked = cast("dict[str, Json]", argument)
+    return IreeModule(str(asked["module"]), int(cast(int, asked["threads"])))
+
+
+class IreeModule:
+    """A compiled module with its function; one number of threads for each process, which is why it has its own."""
+
+    def __init__(self, module: str, threads: int) -> None:
+        import iree.runtime as runtime
+
+        self._driver = "local-sync" if threads == 1 else "local-task"
+        if threads > 1:
+            runtime.flags.parse_flags(f"--task_topology_group_count={threads}")
+        self._config = runtime.Config(device=runtime.get_device(f"{self._driver}://", cache=False))
+        held = runtime.VmModule.mmap(self._config.vm_instance, module)
+        name = next(one for one in held.function_names if f"{one}$async" in held.function_names)
+        self._function = runtime.load_vm_module(held, self._config)[name]
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Run one batch."""
+        import numpy as np
+
+        found = self._function(*feeds.values())
+        return [np.array(one) for one in (found if isinstance(found, tuple) else (found,))]
+
+    def actual(self) -> Mapping[str, Json]:
+        """Tell the driver, the threads, and the most memory that it held."""
+        names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+        workers = sum(name.startswith("iree-worker-") for name in names)
+        held = self._config.device.allocator.statistics
+        return {
+            "device": "cpu", "driver": self._driver, "threads": workers if self._driver == "local-task" else 1,
+            "precision": "as compiled", "peak_bytes": int(held.get("device_bytes_peak", 0)),
+        }  # fmt: skip
+
+    def close(self) -> None:
+        """Drop the function."""
+        self._function = None

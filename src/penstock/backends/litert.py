@@ -1,0 +1,132 @@
+"""LiteRT on the CPU: runs what Penstock writes of the model as TensorFlow Lite, one file for each size of the batch."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from penstock.backends import Loadable, _inputs
+from penstock.deployment import Deployment, Role
+from penstock.errors import InputError, MissingError, missing_extra
+from penstock.graph import first_line
+from penstock.jsonable import Json
+from penstock.variant import Format
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+
+ROLE: Role = "candidate"
+FORMATS: tuple[Format, ...] = ("onnx",)
+
+
+def available() -> str:
+    """Return "" when LiteRT imports here."""
+    try:
+        _interpreter()
+    except ImportError:
+        return str(missing_extra("ai-edge-litert", "litert", "the backend litert").do)
+    except Exception as error:  # a broken wheel raises more than ImportError
+        return f"ai-edge-litert doesn't import: {first_line(error)}"
+    return ""
+
+
+def facts() -> Mapping[str, Json]:
+    """Return the version."""
+    from importlib.metadata import version
+
+    _interpreter()
+    return {"version": version("ai-edge-litert"), "delegate": "XNNPACK"}
+
+
+def load(model: Loadable, deployment: Deployment) -> LiteRtSession:
+    """Write the model as TFLite and open an interpreter with so many threads.
+
+    Raises ``InputError`` with the nodes that TFLite has no operator for.
+    """
+    if deployment.device != "cpu":
+        raise MissingError("backend-missing", f"litert has no device {deployment.device!r} here", do="use device cpu")
+    assert model.path is not None
+    return LiteRtSession(model.path, deployment.threads)
+
+
+def _interpreter() -> Any:
+    from ai_edge_litert.interpreter import Interpreter
+
+    return Interpreter
+
+
+@contextlib.contextmanager
+def _unsaid() -> Iterator[None]:
+    """Keep what its native code prints of itself away from the terminal."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+class LiteRtSession:
+    """An interpreter for each size that comes in: TFLite's sizes are fixed."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        self._path, self._threads = path, threads
+        self._signature = _inputs.signature(path)
+        self._open = _inputs.open_axes(self._signature)
+        self._made: dict[object, Any] = {}
+        self._facts: Mapping[str, Json] = {}
+        if not self._open:
+            self._opened(_inputs.Given({}, self._signature.fixed_batch or 1, {}))
+
+    def _opened(self, given: _inputs.Given) -> Any:
+        key = given.batch, *sorted((name, given.sizes[name]) for name in self._open if name in given.sizes)
+        if key in self._made:
+            return self._made[key]
+        from penstock.tflite.writing import written
+
+        done = written(self._path, batch=given.batch, sizes=given.sizes)
+        self._facts = done.facts
+        try:
+            with _unsaid():
+                made = _interpreter()(model_content=done.data, num_threads=self._threads)
+                made.allocate_tensors()
+        except Exception as error:  # it raises ValueError and RuntimeError for all causes
+            what = f"LiteRT can't load the model: {first_line(error)}"
+            raise InputError("runtime-refuses", what, where=str(self._path),
+                             do="run this model on another backend") from error  # fmt: skip
+        self._made[key] = made
+        return made
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Run one batch. The first of its size takes longer: the file is written for it."""
+        import numpy as np
+
+        given = _inputs.given(self._signature, feeds)
+        interpreter = self._opened(given)
+        try:
+            for told, array in zip(interpreter.get_input_details(), given.arrays.values(), strict=True):
+                interpreter.set_tensor(told["index"], array)
+            interpreter.invoke()
+            return [np.asarray(interpreter.get_tensor(told["index"])) for told in interpreter.get_output_details()]
+        except Exception as error:  # as at loading
+            raise InputError("run-failed", f"LiteRT can't run the model: {first_line(error)}") from error
+
+    def actual(self) -> Mapping[str, Json]:
+        """Tell the threads, and how many operators compute on integers and in float."""
+        told: dict[str, Json] = {"device": "cpu", "threads": self._threads, "precision": "as written"}
+        for name in ("operators_on_integers", "operators_in_float"):
+            if name in self._facts:
+                told[name] = self._facts[name]
+        return told
+
+    def close(self) -> None:
+        """Drop the interpreters."""
+        self._made.clear()
