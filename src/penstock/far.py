@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Protocol, cast
 
 from penstock import errors, frames
-from penstock.errors import InputError, PenstockError
+from penstock.errors import InputError, MissingError, PenstockError
 from penstock.jsonable import Json
 from penstock.worker import WorkerCrash, WorkerTimeout
 
@@ -75,10 +75,15 @@ class FarSession:
         self._runtime, self._run_seconds, self._gone = runtime, run_seconds, ""
         self._late = False
         command = [str(python), "-I", "-c", _BOOT, str(Path(__file__).parent), target]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-            env={**os.environ, **(environ or {})},
-        )  # fmt: skip
+        try:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+                env={**os.environ, **(environ or {})},
+            )  # fmt: skip
+        except OSError as error:
+            what = f"the Python of {runtime} can't be started: {error.strerror}"
+            raise MissingError("environment-missing", what, where=str(python),
+                               do="penstock env list shows the environments that are there") from error  # fmt: skip
         self._lines: deque[str] = deque(maxlen=LAST_LINES)
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()

@@ -65,7 +65,8 @@ def measure(argument: Json) -> Json:
     loaded_mb = _resident_mb("now", where)
     session.run(feeds)
     found = Memory(imported_mb, loaded_mb, _resident_mb("now", where), _resident_mb("peak", where))
-    session.close()
+    if where != "self":
+        session.close()
     return to_json(found)
 
 
