@@ -4,13 +4,20 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := build/peers/.ready
 
-.PHONY: demo test check fix bench bench-optimizers bench-quantization torture docs clean
+.PHONY: demo test test-backends check fix bench bench-optimizers bench-quantization torture docs clean
 
 demo: $(READY)  ## set up, then run the whole job on CIFAR-10 if it is at hand, else on the embedded digits
 	$(BIN)/python scripts/demo.py
 
 test: $(READY)  ## set up, then run the tests
 	$(BIN)/pytest -n auto --dist worksteal
+
+test-backends: $(READY)  ## make the environments of the runtimes that need one, and run the backends' tests in them
+	PENSTOCK_ENVIRONMENTS=build/environments $(BIN)/penstock env add iree
+	PENSTOCK_ENVIRONMENTS=build/environments $(BIN)/penstock env add tvm
+	PENSTOCK_ENVIRONMENTS=build/environments $(BIN)/penstock env add tflite-micro
+	PENSTOCK_TEST_ENVIRONMENTS=$(CURDIR)/build/environments $(BIN)/pytest tests/unit/test_backend_conformance.py \
+		tests/unit/test_environment.py tests/unit/test_far.py
 
 check: $(READY)  ## lint, format, types, docs
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/python scripts/write_command_reference.py --check

@@ -68,8 +68,8 @@ def find(name: str) -> Environment:
     add = f"penstock env add {name}"
     try:
         told = cast("dict[str, Json]", json.loads((folder / WHOLE).read_bytes()))
-        packages = cast("dict[str, str]", told["packages"])
-    except (OSError, ValueError, KeyError, TypeError):
+        packages = {str(name): str(version) for name, version in cast("dict[str, Json]", told["packages"]).items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return Environment(name, summary, folder, add, {})
     state = ""
     if told.get("requirements") != store.file_digest(pinned):
