@@ -5,40 +5,32 @@ Each takes and returns dataclasses; each writes its output whole or not at all.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal
 
 from penstock import (
     calibration,
-    custom_domains,
     datasets,
     feeds,
     golden,
     graph,
-    inputs,
     outputs,
     pipeline,
     precheck,
-    registry,
     store,
     synthetic_feeds,
     trial,
 )
-from penstock.backends import Backend, Loadable, Session, ways
 from penstock.build_settings import BuildSettings
 from penstock.data import DataSettings
-from penstock.deployment import Deployment, named
-from penstock.errors import InputError, MissingError, UsageError
-from penstock.feeds import RoleFeeds
+from penstock.errors import InputError, UsageError
 from penstock.frontends import Exported, Source
 from penstock.ledger import finished
-from penstock.measures import Runnable
 from penstock.progress import SILENT, Progress
 from penstock.record import Record
-from penstock.signature import Signature
+from penstock.running import golden_set, opened, role_feeds, runnables, runnables_of
 from penstock.stages import bench as bench_stage
 from penstock.stages import convert as convert_stage
 from penstock.stages import evaluate as evaluate_stage
@@ -63,7 +55,6 @@ from penstock.targets import tflite
 from penstock.targets.tflite import TfliteSettings
 
 if TYPE_CHECKING:
-    from penstock.data import Dataset
     from penstock.jsonable import Json
 
 
@@ -228,23 +219,6 @@ def quantize(
     return Quantized(str(output), Path(output).stat().st_size, roles.calibrate.description, facts)
 
 
-def role_feeds(model: Path, settings: DataSettings, seed: int, *, classes: bool = True) -> RoleFeeds:
-    """Deal the data of ``settings`` for a model, or make inputs from its signature where there is none."""
-    loaded = graph.load(model)
-    signature = graph.signature(loaded)
-    if not settings.data:
-        return feeds.from_seed(signature, inputs.integer_bounds(loaded), settings, seed)
-    dataset = _find(settings)
-    roles = feeds.from_data(dataset, signature, settings, seed)
-    if classes:
-        feeds.check_classes(roles, signature, dataset.name)
-    return roles
-
-
-def _find(settings: DataSettings) -> Dataset:
-    return datasets.find(settings.data, settings)
-
-
 def verify(
     model: str | Path,
     against: str,
@@ -263,12 +237,12 @@ def verify(
     """
     path = Path(model)
     signature = graph.signature(graph.load(path))
-    runnable = _runnables(path, backend, 1, "model", options=options)[0]
+    runnable = runnables_of(path, backend, 1, "model", options=options)[0]
     if (Path(against) / "golden.json").is_file():
         gold = golden.read(Path(against))
     else:
         roles = role_feeds(path, data or DataSettings(), seed)
-        gold = _golden(against, weights, roles, signature)
+        gold = golden_set(against, weights, roles, signature)
     if missing := [spec.name for spec in signature.inputs if spec.name not in gold.feeds[0]]:
         what = f"the model's input {missing[0]!r} is not among the golden inputs"
         raise InputError("signatures-differ", what, where=str(path), do=f"compare models of one source ({against})")
@@ -279,89 +253,6 @@ def verify(
     session = runnable.open()
     try:
         return verify_stage.verify(session, gold, runnable.deployment.precision, settings or VerifySettings())
-    finally:
-        session.close()
-
-
-def _golden(against: str, weights: str, roles: RoleFeeds, signature: Signature) -> golden.Golden:
-    name, _ = export_stage.frontend(Source(against, weights))
-    names = [spec.name for spec in signature.outputs]
-    if name == "onnx":
-        trial.survive(Path(against), [batch for _, batch in golden.runs(roles.golden)], against)
-        other = graph.signature(graph.load(Path(against)))
-        if [spec.name for spec in other.inputs] != [spec.name for spec in signature.inputs]:
-            what = "the two models have other inputs"
-            raise InputError("signatures-differ", what, where=against, do="compare models of one source")
-        names = [spec.name for spec in other.outputs]
-        plain = Deployment("source", "source", "", "fp32", "onnxruntime", options={"optimization": "disabled"})
-        reference, who = Runnable(plain, _loadable(Path(against)), True), "ONNX Runtime with its optimizations off"
-    else:
-        eager = Deployment("source", "source", "", "fp32", name)
-        reference, who = Runnable(eager, Loadable(None, against, weights), True), "PyTorch"
-    session = reference.open()
-    try:
-        return golden.make(roles.golden, session, who, names)
-    finally:
-        session.close()
-
-
-def _runnables(
-    path: Path, backend: str, threads: int, name: str, *, io_binding: bool = False,
-    options: Mapping[str, str] | None = None,
-) -> list[Runnable]:  # fmt: skip
-    """Return a model on a backend, the plain way first; with ``options`` there is that way alone."""
-    chosen = cast(Backend, registry.load("backends", backend))
-    if problem := chosen.available():
-        raise MissingError("backend-missing", f"the backend {backend!r} can't run here", do=problem)
-    if "onnx" not in chosen.FORMATS:
-        do = "name onnxruntime, openvino or reference"
-        raise UsageError("wrong-backend", f"the backend {backend!r} runs no .onnx files", do=do)
-    loaded = graph.load(path)
-    with registry.blamed("backends", backend):
-        found = ways(chosen, loaded)
-    digest, precision, model = store.file_digest(path), graph.precision(loaded), _loadable(path)
-    return [
-        Runnable(
-            Deployment(
-                named(name, backend, way), name, digest, precision, backend, threads=threads, io_binding=io_binding,
-                role=chosen.ROLE, options=given,
-            ),
-            model, graph.signature(loaded).fixed_batch is None,
-        )
-        for way, given in ({"": {**found.get("", {}), **options}} if options else found).items()
-    ]  # fmt: skip
-
-
-def _named(models: Sequence[str | Path]) -> Iterator[tuple[str, Path]]:
-    """Name models after their files; several ``model.onnx`` after their folders."""
-    paths = [Path(model) for model in models]
-    stems = [path.stem for path in paths]
-    for path in paths:
-        name = path.stem
-        if name == "model" or stems.count(name) > 1:
-            name = path.resolve().parent.name
-        yield name, path
-
-
-def runnables(models: Sequence[str | Path], backends: Sequence[str], settings: BenchSettings) -> list[Runnable]:
-    """Cross models with backends. Raises ``InputError``, ``MissingError`` or ``UsageError``."""
-    return [
-        runnable
-        for name, path in _named(models)
-        for backend in backends
-        for runnable in _runnables(path, backend, settings.threads, name, io_binding=settings.io_binding)
-    ]
-
-
-def _loadable(path: Path) -> Loadable:
-    return Loadable(path, libraries=custom_domains.libraries(path))
-
-
-@contextmanager
-def _opened(runnable: Runnable) -> Iterator[Session]:
-    session = runnable.open()
-    try:
-        yield session
     finally:
         session.close()
 
@@ -395,7 +286,7 @@ def evaluate(
         runs = [roles.golden.first(1), roles.evaluate.first(settings.batch)]
         trial.survive(runnable.model.path, runs, str(runnable.model.path))
         progress.begin("evaluate", runnable.deployment.name)
-        with _opened(runnable) as session:
+        with opened(runnable) as session:
             score = evaluate_stage.evaluate(session, roles.evaluate, settings, progress, runnable.deployment.name)
         progress.end(f"{runnable.deployment.name}: {score.score:.4f}")
         gap = evaluate_stage.paired(score, found[0].evaluation) if found else None

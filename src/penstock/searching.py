@@ -82,7 +82,8 @@ def search(
     that can't be quantized at all. ``asked`` names by section what was asked for, to be held to what a search reads
     (default: all settings that differ from their defaults).
     """
-    from penstock import api
+
+    from penstock import running
 
     evaluate, quantize, bench = evaluate or EvaluateSettings(), quantize or QuantizeSettings(), bench or BenchSettings()
     need_read(quantize, "quantize", None if asked is None else asked.get("quantize", ()))
@@ -92,7 +93,7 @@ def search(
     if not data.data:
         raise UsageError("no-data", "a search measures accuracy and needs labelled data", do="give it with --data")
     path = Path(model)
-    roles = api.role_feeds(path, data, seed, classes=not evaluate.metric)
+    roles = running.role_feeds(path, data, seed, classes=not evaluate.metric)
     if roles.select is None:
         do = "give labelled data, and --select-samples of 1 or more"
         raise UsageError("no-labels", f"{data.data} leaves no labelled samples for the select split", do=do)

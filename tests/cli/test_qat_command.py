@@ -87,10 +87,10 @@ def test_json_holds_all_of_it(here: Path, capsys: pytest.CaptureFixture[str]) ->
     assert {layer["state"] for layer in facts["layers"]} >= {"integer", "absorbed"} and facts["ranges"]["x"]["low"] < 0
     assert [epoch["index"] for epoch in done["fitted"]["epochs"]] == [0, 1, 2] and done["agreement"]["top1"] > 0.98
     # by another way: the written file in the runtime, on the same samples
-    from penstock import api
+    from penstock import running
     from penstock.data import DataSettings
 
-    roles = api.role_feeds(Path("conv.onnx"), DataSettings("data.npz", golden=16, calibrate=64, select=100), 0)
+    roles = running.role_feeds(Path("conv.onnx"), DataSettings("data.npz", golden=16, calibrate=64, select=100), 0)
     assert roles.select is not None and roles.select.labels is not None
     feeds = roles.select.rows(0, roles.select.count)
     session = onnxruntime.InferenceSession("int8.onnx", providers=["CPUExecutionProvider"])

@@ -8,7 +8,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from penstock import api, calibration, trial
+from penstock import api, calibration, running, trial
 from penstock.cli import run
 from penstock.data import DataSettings
 from penstock.feeds import Feeds
@@ -48,11 +48,11 @@ def test_what_fails_on_a_sample_that_was_not_tried_is_an_error(
     path = tiny.save(tiny.gather(), tmp_path / "m.onnx")
     ids = RNG.integers(0, 11, (150, 4))
     np.savez("d.npz", ids=ids)
-    numbers = api.role_feeds(path, DataSettings("d.npz"), 0).calibrate.numbers
+    numbers = running.role_feeds(path, DataSettings("d.npz"), 0).calibrate.numbers
     assert numbers is not None
     ids[numbers[40]] = 4000  # beyond the table, in the second batch
     np.savez("d.npz", ids=ids)
-    tried = calibration.tried(api.role_feeds(path, DataSettings("d.npz"), 0).calibrate, 32)
+    tried = calibration.tried(running.role_feeds(path, DataSettings("d.npz"), 0).calibrate, 32)
     assert all((feeds["ids"] < 11).all() for feeds in tried)
     assert run(["quantize", "m.onnx", "--data", "d.npz", "-o", "q.onnx", "--json", "-q"]) == 2
     error = json.loads(capsys.readouterr().out)["error"]
@@ -63,7 +63,7 @@ def test_what_fails_on_a_sample_that_was_not_tried_is_an_error(
 def test_batches_of_a_model_of_fixed_batch_have_that_size(tiny: ModuleType, tmp_path: Path) -> None:
     path = tiny.save(tiny.mlp(1), tmp_path / "m.onnx")
     np.savez(tmp_path / "d.npz", x=rows(80))
-    batches = calibration.of_feeds(api.role_feeds(path, DataSettings(str(tmp_path / "d.npz")), 0).calibrate, 32)
+    batches = calibration.of_feeds(running.role_feeds(path, DataSettings(str(tmp_path / "d.npz")), 0).calibrate, 32)
     some = batches.some(16)
     assert (batches.size, some.count, sum(len(batch["x"]) for batch in some)) == (1, 16, 16)
 

@@ -10,7 +10,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from penstock import api, store, synthetic_feeds, transforms
+from penstock import running, store, synthetic_feeds, transforms
 from penstock.data import DataSettings
 from penstock.frontends import Source
 from penstock.stages import quantize
@@ -25,7 +25,7 @@ def cached(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     path = tiny.save(tiny.mlp(), tmp_path / "m.onnx")
     cache = Cache(tmp_path / "cache")
     parent = transforms.export_source(Source(str(path)), ExportSettings(), lambda: None, "", cache)
-    feeds = api.role_feeds(path, DataSettings(), 0).calibrate
+    feeds = running.role_feeds(path, DataSettings(), 0).calibrate
     monkeypatch.setattr(quantize, "quantize", lambda model, batches, settings, into: shutil.copy(model, into) and {})
 
     def made(method: str) -> bool:
@@ -74,7 +74,7 @@ def test_synthetic_samples_are_made_anew_where_the_passes_change(
     module: str, tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tiny.save(tiny.conv(), tmp_path / "m.onnx")
-    roles = api.role_feeds(path, DataSettings(), 0)
+    roles = running.role_feeds(path, DataSettings(), 0)
     made: list[Path] = []
     real = synthetic_feeds._make
     monkeypatch.setattr(synthetic_feeds, "_make", lambda path, *rest: made.append(path) or real(path, *rest))

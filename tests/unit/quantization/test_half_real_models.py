@@ -15,7 +15,7 @@ import pytest
 
 from conftest import SHARED
 from half_models import decibels, no_cast_after_a_cast
-from penstock import api
+from penstock import running
 from penstock.data import DataSettings
 from penstock.errors import InputError
 from penstock.stages.quantize import QuantizeSettings, quantize
@@ -53,7 +53,7 @@ def model(name: str) -> Path:
 
 
 def samples(name: str) -> tuple[list[dict[str, np.ndarray]], list[dict[str, np.ndarray]]]:
-    roles = api.role_feeds(model(name), SOME, 0)
+    roles = running.role_feeds(model(name), SOME, 0)
     return [feeds for _, feeds in roles.calibrate.batches(4)], [feeds for _, feeds in roles.golden.batches(4)]
 
 

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from penstock import api, calibration, store
+from penstock import calibration, running, store
 from penstock.data import DataSettings
 from penstock.errors import InputError, UsageError
 from penstock.metrics import compare
@@ -236,7 +236,7 @@ def test_weights_are_rounded_by_what_layers_read_where_there_is_data(tiny: Modul
     assert rounded_by(IMAGES) == rounded_by(IMAGES, rounding="adaptive") != rounded_by(IMAGES, rounding="nearest")
     assert rounded_by(IMAGES[:31])[0] == "nearest" and rounded_by(IMAGES[:32])[0] == "adaptive"
     path = tiny.save(residual(), tmp_path / "m.onnx")
-    roles = api.role_feeds(path, DataSettings(calibrate=64), 0)  # no data: made up from the signature
+    roles = running.role_feeds(path, DataSettings(calibrate=64), 0)  # no data: made up from the signature
     facts = quantize(path, calibration.of_feeds(roles.calibrate, 16), QuantizeSettings(), tmp_path / "q.onnx")
     assert facts["rounding"] == "nearest"
 

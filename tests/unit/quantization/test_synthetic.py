@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from penstock import api, calibration, synthetic_feeds
+from penstock import api, calibration, running, synthetic_feeds
 from penstock.build_settings import BuildSettings
 from penstock.data import DataSettings
 from penstock.metrics import compare
@@ -108,7 +108,7 @@ def _run(model: onnx.ModelProto | Path, pictures: np.ndarray) -> list[np.ndarray
 def fitted(path: Path, folder: Path, *, seed: int = 0, **given: Any) -> Any:
     """Return the roles of a model with what was made for it."""
     data = DataSettings(**{"golden": 32, "calibrate": 32, **given})
-    roles = api.role_feeds(path, data, seed)
+    roles = running.role_feeds(path, data, seed)
     return synthetic_feeds.of_model(path, roles, data, seed, Cache(folder / "cache"))
 
 
@@ -187,7 +187,7 @@ def test_real_data_is_left_alone(net: onnx.ModelProto, tiny: ModuleType, tmp_pat
     np.savez(tmp_path / "d.npz", x_train=photographs(64, 3))
     path = tiny.save(net, tmp_path / "m.onnx")
     data = DataSettings(data=str(tmp_path / "d.npz"), golden=8)
-    roles = api.role_feeds(path, data, 0)
+    roles = running.role_feeds(path, data, 0)
     assert synthetic_feeds.of_model(path, roles, data, 0, Cache(tmp_path / "cache")) is roles
     done = api.quantize(path, tmp_path / "q.onnx", data=data)
     assert done.facts["calibration"] == "data" and not any("no data" in str(one) for one in done.facts["notes"])  # type: ignore[union-attr]
@@ -279,7 +279,7 @@ def test_work_and_memory_are_bounded(net: onnx.ModelProto, tiny: ModuleType, tmp
     from penstock.quantization import looking, synthetic
 
     path = tiny.save(net, tmp_path / "m.onnx")
-    roles, runs = api.role_feeds(path, DataSettings(golden=32, calibrate=32), 0), []
+    roles, runs = running.role_feeds(path, DataSettings(golden=32, calibrate=32), 0), []
 
     def counted(look: Any, rows: Any, count: int) -> Any:
         runs.append(count)

@@ -15,7 +15,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from penstock import calibration, graph
+from penstock import calibration, graph, running
 from penstock.backends import Loadable
 from penstock.backends import onnxruntime as backend
 from penstock.deployment import Deployment
@@ -538,11 +538,10 @@ def test_batches_that_go_round_again(tiny: ModuleType, tmp_path: Path) -> None:
 )  # fmt: skip
 def test_real_models(name: str, layout: str, shared: Path, tmp_path: Path) -> None:
     """All MatMul and Gemm of theirs, in both formats, give what their weights in the file say."""
-    from penstock import api
     from penstock.data import DataSettings
 
     source = shared / "models" / name / "model.onnx"
-    roles = api.role_feeds(source, DataSettings(), 0)
+    roles = running.role_feeds(source, DataSettings(), 0)
     settings = QuantizeSettings(
         method="weight-only", least_weights=0, weight_format=layout, zero_points="integer", weight_rounding="rtn"
     )

@@ -1,0 +1,197 @@
+"""Crossing: models, or all that a build made, times backends against one golden set; and an earlier one beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from penstock import golden, graph, registry, running, store, trial
+from penstock.backends import Backend
+from penstock.data import DataSettings
+from penstock.deployment import Deployment, named
+from penstock.errors import InputError, MissingError, UsageError
+from penstock.jsonable import Json, from_json
+from penstock.measures import Runnable
+from penstock.progress import SILENT, Progress
+from penstock.record import Record
+from penstock.stages import consistency
+from penstock.stages.consistency import Cell, Matrix
+from penstock.stages.verify import VerifySettings
+from penstock.variant import Variant
+from penstock.verdict import Verdict
+
+if TYPE_CHECKING:
+    from penstock.golden import Golden
+
+ALL = "all"
+
+
+def crossed(
+    models: Sequence[str | Path], against: str = "", settings: VerifySettings | None = None, *,
+    backends: Sequence[str] = (ALL,), data: DataSettings | None = None, weights: str = "", seed: int = 0,
+    threads: int = 1, baseline: str | Path | None = None, allow_fallback: bool = False, progress: Progress = SILENT,
+) -> Matrix:  # fmt: skip
+    """Hold models, or all that a build made, against one golden set on several backends.
+
+    ``models`` is one build folder, whose golden set is taken, or model files with ``against`` (as in
+    :func:`penstock.api.verify`). ``backends``: names, or "all": those that can run here, and why the others can't.
+    ``baseline`` is an earlier build's folder, or a file that an earlier ``penstock verify --json`` wrote.
+
+    Raises ``InputError``, ``UsageError``, or ``MissingError`` where a backend that was named can't run here.
+    """
+    held = None if baseline is None else earlier(Path(baseline))
+    paths = _models(models)
+    gold = _golden(models, against, paths, data, weights, seed)
+    chosen, missing = _backends(backends)
+    cells: list[Cell] = []
+    made: list[Runnable] = []
+    for name, path in paths.items():
+        precision = graph.precision(graph.load(path, weights=False))
+        absent = [Deployment(named(name, one), name, "", precision, one) for one in missing]
+        cells += [consistency.absent(one, missing[one.backend]) for one in absent]
+        made += [
+            replace(found, deployment=replace(found.deployment, threads=threads))
+            for one in chosen
+            for found in running.runnables_of(path, one, threads, name)
+        ]
+        trial.survive(path, gold.feeds, str(path))
+    cells += consistency.cross(made, gold, settings or VerifySettings(), progress, allow_fallback=allow_fallback)
+    order = {one: place for place, one in enumerate(dict.fromkeys(registry.names("backends")))}
+    rank = {name: place for place, name in enumerate(paths)}
+    cells.sort(key=lambda cell: (rank[cell.variant], order[cell.backend.partition("+")[0]], cell.backend))
+    found = Matrix(gold.computed_by, gold.samples, tuple(cells))
+    return found if held is None else replace(found, regressions=consistency.regressions(cells, held))
+
+
+def _models(given: Sequence[str | Path]) -> dict[str, Path]:
+    """Name the models: a build's variants, or files."""
+    folder = Path(given[0])
+    if len(given) == 1 and folder.is_dir() and (folder / "ledger.jsonl").is_file():
+        variants = [e for e in store.BuildFolder(folder).read_ledger() if isinstance(e, Variant) and e.format == "onnx"]
+        paths = {one.name: folder / "models" / one.name / one.main for one in variants}
+        if not paths:
+            raise InputError("no-build", "here is no build that made a model", where=str(folder),
+                             do="give the output folder of penstock build")  # fmt: skip
+        for one in variants:  # what the build recorded is what is run
+            for file in one.files:
+                path = folder / "models" / one.name / file.path
+                if not path.is_file() or store.file_digest(path) != file.sha256:
+                    what = f"the model {one.name!r} isn't what the build made"
+                    do = "run the build again: it goes on where something is missing"
+                    raise InputError("model-changed", what, where=str(path), do=do)
+        return paths
+    found = dict(running.named_models(given))
+    if len(found) < len(given):
+        raise UsageError("double-model", "two models would have one name", do="give them files of other names")
+    return found
+
+
+def _golden(
+    given: Sequence[str | Path], against: str, paths: Mapping[str, Path], data: DataSettings | None, weights: str,
+    seed: int,
+) -> Golden:  # fmt: skip
+    folder = Path(given[0])
+    if not against and len(given) == 1 and (folder / "golden" / "golden.json").is_file():
+        return golden.read(folder / "golden")
+    if not against:
+        raise UsageError("no-source", "there is nothing to hold the models against",
+                         do="name the source with --against, or give a build's folder")  # fmt: skip
+    first = next(iter(paths.values()))
+    if (Path(against) / "golden.json").is_file():
+        return golden.read(Path(against))
+    roles = running.role_feeds(first, data or DataSettings(), seed)
+    return running.golden_set(against, weights, roles, graph.signature(graph.load(first)))
+
+
+def _backends(asked: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Return the backends that can run model files here, and of "all" why others can't."""
+    names = registry.names("backends") if ALL in asked else list(dict.fromkeys(asked))
+    chosen, missing = [], {}
+    for name in names:
+        try:
+            backend = cast(Backend, registry.load("backends", name))
+            problem = backend.available()
+        except MissingError as error:
+            if ALL not in asked:
+                raise
+            missing[name] = error.what
+            continue
+        if "onnx" not in backend.FORMATS:
+            if ALL in asked:
+                continue
+            do = "name onnxruntime, openvino or reference"
+            raise UsageError("wrong-backend", f"the backend {name!r} runs no .onnx files", do=do)
+        if problem and ALL not in asked:
+            raise MissingError("backend-missing", f"the backend {name!r} can't run here", do=problem)
+        if problem:
+            missing[name] = problem
+        else:
+            chosen.append(name)
+    return chosen, missing
+
+
+def earlier(path: Path) -> dict[str, Cell]:
+    """Read what an earlier build, or an earlier matrix, had. Raises ``InputError``."""
+    if path.is_dir():
+        return _of_build(path)
+    do = "give the folder of a build, or what `penstock verify --backends … --json` printed"
+    try:
+        told = cast("dict[str, Json]", json.loads(path.read_bytes()))
+        cells = cast("dict[str, Json]", told["result"])["cells"]
+        found = [from_json(Cell, one) for one in cast("list[Json]", cells)]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError("bad-baseline", f"this is no earlier result: {error}", where=str(path), do=do) from error
+    return {one.name: one for one in found}
+
+
+def _of_build(folder: Path) -> dict[str, Cell]:
+    from penstock.metrics import Difference
+
+    entries = store.BuildFolder(folder).read_ledger()
+    deployments = {one.name: one for one in entries if isinstance(one, Deployment)}
+    passed = {one.deployment: one.passed for one in entries if isinstance(one, Verdict) and one.gate == "verify"}
+    found = {}
+    for one in entries:
+        if not isinstance(one, Record) or one.stage != "verify" or one.subject not in deployments:
+            continue
+        outputs = {
+            name: from_json(Difference, told) for name, told in cast("dict[str, Json]", one.measured["outputs"]).items()
+        }
+        if outputs:
+            found[one.subject] = consistency.of_outputs(
+                deployments[one.subject], outputs, "agrees" if passed.get(one.subject) else "differs"
+            )
+    if not found:
+        raise InputError("no-build", "here is no build that verified anything", where=str(folder),
+                         do="give the output folder of penstock build")  # fmt: skip
+    return found
+
+
+def markdown(matrix: Matrix) -> str:
+    """Return the matrix as Markdown, for a comment of a CI job."""
+    backends = list(dict.fromkeys(cell.backend for cell in matrix.cells))
+    variants = list(dict.fromkeys(cell.variant for cell in matrix.cells))
+    lines = [f"**{'Consistent' if matrix.holds else 'Not consistent'}**: {matrix.samples} samples, held against "
+             f"{matrix.computed_by}.", "", "| variant | " + " | ".join(backends) + " |",
+             "|---|" + "---|" * len(backends)]  # fmt: skip
+    for variant in variants:
+        row = [shown(matrix.cell(variant, backend)) for backend in backends]
+        lines.append(f"| {variant} | " + " | ".join(row) + " |")
+    told = [f"- {cell.name}: {cell.state}: {cell.reason}" for cell in matrix.cells if cell.reason]
+    told += [f"- {name}: worse than before: {why}" for name, why in matrix.regressions.items()]
+    note = "Largest difference of a value, to the largest value."
+    return "\n".join([*lines, "", note, *([""] if told else []), *told, ""])
+
+
+def shown(cell: Cell | None) -> str:
+    """Show a cell in few letters: its largest relative difference, the share of flipped answers, or its state."""
+    if cell is None:
+        return "–"
+    if cell.state in ("can't run", "not here"):
+        return cell.state
+    level = f"{cell.relative:.1e}" if cell.relative is not None else f"{cell.mismatches or 0.0:.1%} unequal"
+    flips = f", {cell.flips:.1%} flipped" if cell.flips else ""
+    return f"{level}{flips}{' DIFFERS' if cell.state == 'differs' else ''}"

@@ -1,0 +1,126 @@
+"""Models and data made ready to run: roles of data, golden sets, and models on backends with a name each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from penstock import custom_domains, datasets, feeds, golden, graph, inputs, registry, store, trial
+from penstock.backends import Backend, Loadable, Session, ways
+from penstock.data import DataSettings
+from penstock.deployment import Deployment, named
+from penstock.errors import InputError, MissingError, UsageError
+from penstock.feeds import RoleFeeds
+from penstock.frontends import Source
+from penstock.measures import Runnable
+from penstock.signature import Signature
+from penstock.stages import export as export_stage
+from penstock.stages.bench import BenchSettings
+
+if TYPE_CHECKING:
+    from penstock.data import Dataset
+
+
+def role_feeds(model: Path, settings: DataSettings, seed: int, *, classes: bool = True) -> RoleFeeds:
+    """Deal the data of ``settings`` for a model, or make inputs from its signature where there is none."""
+    loaded = graph.load(model)
+    signature = graph.signature(loaded)
+    if not settings.data:
+        return feeds.from_seed(signature, inputs.integer_bounds(loaded), settings, seed)
+    dataset = _find(settings)
+    roles = feeds.from_data(dataset, signature, settings, seed)
+    if classes:
+        feeds.check_classes(roles, signature, dataset.name)
+    return roles
+
+
+def _find(settings: DataSettings) -> Dataset:
+    return datasets.find(settings.data, settings)
+
+
+def golden_set(against: str, weights: str, roles: RoleFeeds, signature: Signature) -> golden.Golden:
+    """Run a source, a model or a module, over the golden inputs. Raises ``InputError`` where it has other inputs."""
+    name, _ = export_stage.frontend(Source(against, weights))
+    names = [spec.name for spec in signature.outputs]
+    if name == "onnx":
+        trial.survive(Path(against), [batch for _, batch in golden.runs(roles.golden)], against)
+        other = graph.signature(graph.load(Path(against)))
+        if [spec.name for spec in other.inputs] != [spec.name for spec in signature.inputs]:
+            what = "the two models have other inputs"
+            raise InputError("signatures-differ", what, where=against, do="compare models of one source")
+        names = [spec.name for spec in other.outputs]
+        plain = Deployment("source", "source", "", "fp32", "onnxruntime", options={"optimization": "disabled"})
+        reference, who = Runnable(plain, loadable(Path(against)), True), "ONNX Runtime with its optimizations off"
+    else:
+        eager = Deployment("source", "source", "", "fp32", name)
+        reference, who = Runnable(eager, Loadable(None, against, weights), True), "PyTorch"
+    session = reference.open()
+    try:
+        return golden.make(roles.golden, session, who, names)
+    finally:
+        session.close()
+
+
+def runnables_of(
+    path: Path, backend: str, threads: int, name: str, *, io_binding: bool = False,
+    options: Mapping[str, str] | None = None,
+) -> list[Runnable]:  # fmt: skip
+    """Return a model on a backend, the plain way first; with ``options`` there is that way alone."""
+    chosen = cast(Backend, registry.load("backends", backend))
+    if problem := chosen.available():
+        raise MissingError("backend-missing", f"the backend {backend!r} can't run here", do=problem)
+    if "onnx" not in chosen.FORMATS:
+        do = "name onnxruntime, openvino or reference"
+        raise UsageError("wrong-backend", f"the backend {backend!r} runs no .onnx files", do=do)
+    loaded = graph.load(path)
+    with registry.blamed("backends", backend):
+        found = ways(chosen, loaded)
+    digest, precision, model = store.file_digest(path), graph.precision(loaded), loadable(path)
+    return [
+        Runnable(
+            Deployment(
+                named(name, backend, way), name, digest, precision, backend, threads=threads, io_binding=io_binding,
+                role=chosen.ROLE, options=given,
+            ),
+            model, graph.signature(loaded).fixed_batch is None,
+        )
+        for way, given in ({"": {**found.get("", {}), **options}} if options else found).items()
+    ]  # fmt: skip
+
+
+def named_models(models: Sequence[str | Path]) -> Iterator[tuple[str, Path]]:
+    """Name models after their files; several ``model.onnx`` after their folders."""
+    paths = [Path(model) for model in models]
+    stems = [path.stem for path in paths]
+    for path in paths:
+        name = path.stem
+        if name == "model" or stems.count(name) > 1:
+            name = path.resolve().parent.name
+        yield name, path
+
+
+def runnables(models: Sequence[str | Path], backends: Sequence[str], settings: BenchSettings) -> list[Runnable]:
+    """Cross models with backends. Raises ``InputError``, ``MissingError`` or ``UsageError``."""
+    return [
+        runnable
+        for name, path in named_models(models)
+        for backend in backends
+        for runnable in runnables_of(path, backend, settings.threads, name, io_binding=settings.io_binding)
+    ]
+
+
+def loadable(path: Path) -> Loadable:
+    """Return a model file as a backend takes it, with the libraries of its custom operators."""
+    return Loadable(path, libraries=custom_domains.libraries(path))
+
+
+@contextmanager
+def opened(runnable: Runnable) -> Iterator[Session]:
+    """Open a session for as long as the block lasts."""
+    session = runnable.open()
+    try:
+        yield session
+    finally:
+        session.close()

@@ -1,0 +1,189 @@
+"""Consistency: one golden set on every variant and backend, how far each cell is from the source, and what got worse.
+
+A cell that differs is a breach. A backend that can't run a model says why in its cell, and the others go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
+
+from penstock.errors import PenstockError
+from penstock.jsonable import Json, to_json
+from penstock.measures import asked_of
+from penstock.metrics import Difference
+from penstock.stages.verify import VerifySettings, verify
+
+if TYPE_CHECKING:
+    from penstock.deployment import Deployment
+    from penstock.golden import Golden
+    from penstock.measures import Runnable
+    from penstock.progress import Progress
+
+State = Literal["agrees", "differs", "can't run", "not here"]
+NOISE = 1e-6  # relative: what a float runtime may move from one version to the next
+WORSE = 2.0  # times the difference that it had
+WORSE_DB = 1.0  # of signal to noise, of a quantized variant
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A variant on a backend. The figures are those of the output that is worst; ``flips`` is a share of samples.
+
+    ``outputs`` has all of them; ``asked`` and ``actual`` are what was asked of the deployment and what it says it ran.
+    """
+
+    name: str  # as a deployment's
+    variant: str
+    backend: str  # with its way: openvino+int8-activations
+    precision: str
+    state: State
+    reason: str = ""
+    samples: int = 0
+    max_abs: float | None = None
+    relative: float | None = None
+    sqnr_db: float | None = None
+    kl: float | None = None
+    flips: float | None = None
+    mismatches: float | None = None
+    worst_output: str = ""
+    worst_sample: int | None = None
+    outputs: Mapping[str, Difference] = field(default_factory=dict)
+    asked: Mapping[str, Json] = field(default_factory=dict)
+    actual: Mapping[str, Json] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """All cells, variants in order and in each its backends; ``regressions`` against an earlier one, by cell."""
+
+    computed_by: str
+    samples: int
+    cells: tuple[Cell, ...]
+    regressions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing differs and nothing got worse."""
+        return not self.regressions and all(cell.state != "differs" for cell in self.cells)
+
+    def cell(self, variant: str, backend: str) -> Cell | None:
+        """Return one cell."""
+        return next((one for one in self.cells if (one.variant, one.backend) == (variant, backend)), None)
+
+
+def cross(
+    runnables: Sequence[Runnable], golden: Golden, settings: VerifySettings, progress: Progress, *,
+    allow_fallback: bool = False,
+) -> list[Cell]:  # fmt: skip
+    """Run the golden set on each; what can't be loaded or run becomes a cell that says so."""
+    found = []
+    progress.begin("verify", f"{len(runnables)} deployments")
+    for done, runnable in enumerate(runnables):
+        progress.step(done, len(runnables), runnable.deployment.name)
+        found.append(_cell(runnable, golden, settings, allow_fallback))
+    progress.end(f"{sum(cell.state == 'agrees' for cell in found)} of {len(found)} agree")
+    return found
+
+
+def absent(deployment: Deployment, why: str) -> Cell:
+    """Return the cell of a backend that isn't there."""
+    return Cell(deployment.name, deployment.variant, _backend(deployment), deployment.precision, "not here", why)
+
+
+def _backend(deployment: Deployment) -> str:
+    return deployment.name.rpartition("@")[2]
+
+
+def _cell(runnable: Runnable, golden: Golden, settings: VerifySettings, allow_fallback: bool) -> Cell:
+    asked = runnable.deployment
+    start = asked.name, asked.variant, _backend(asked), asked.precision
+    try:
+        session = runnable.open()
+    except PenstockError as error:
+        return Cell(*start, "can't run", _line(error), asked=asked_of(asked))
+    try:
+        seconds = settings.oracle_seconds if asked.role == "oracle" else None
+        found = verify(session, golden, asked.precision, settings, seconds=seconds)
+        if not found.samples:
+            return Cell(*start, "can't run", found.outcome.reason, asked=asked_of(asked))
+        told = to_json(dict(session.actual()))
+        assert isinstance(told, dict)
+    except PenstockError as error:
+        return Cell(*start, "can't run", _line(error), asked=asked_of(asked))
+    finally:
+        session.close()
+    reason = found.outcome.reason or ("" if allow_fallback else fallback(asked, told))
+    cell = of_outputs(asked, found.outputs, "differs" if reason else "agrees")
+    return replace(cell, reason=reason, samples=found.samples, actual=told)
+
+
+def of_outputs(deployment: Deployment, outputs: Mapping[str, Difference], state: State) -> Cell:
+    """Return the cell of a deployment whose outputs differ so."""
+    name = _worst(outputs)
+    worst = outputs[name]
+    return Cell(
+        deployment.name, deployment.variant, _backend(deployment), deployment.precision, state, "", 0, worst.max_abs,
+        worst.relative, worst.sqnr_db, worst.kl, None if worst.top1_agreement is None else 1 - worst.top1_agreement,
+        worst.mismatches, name, worst.worst_sample, outputs, asked_of(deployment),
+    )  # fmt: skip
+
+
+def _line(error: PenstockError) -> str:
+    return " ".join(error.what.split())
+
+
+def _worst(outputs: Mapping[str, Difference]) -> str:
+    """Return the output that differs most: of another kind, in NaNs, by its largest error, by unequal integers."""
+
+    def key(name: str) -> tuple[bool, int, float, float]:
+        one = outputs[name]
+        return bool(one.reason), one.nonfinite, one.relative or 0.0, one.mismatches or 0.0
+
+    return max(outputs, key=key)
+
+
+def fallback(asked: Deployment, actual: Mapping[str, Json]) -> str:
+    """Say what ran that wasn't asked for, by the runtime's own word: "" where nothing did, or it tells nothing."""
+    device = actual.get("device")
+    if isinstance(device, str) and device.casefold() != asked.device.casefold():
+        return f"it ran on the device {device}, {asked.device} was asked for"
+    threads = actual.get("threads")
+    if asked.threads and isinstance(threads, int) and threads != asked.threads:
+        return f"it ran with {threads} threads, {asked.threads} were asked for"
+    return ""
+
+
+def regressions(cells: Sequence[Cell], earlier: Mapping[str, Cell]) -> dict[str, str]:
+    """Say of each cell that agreed earlier how it got worse: it doesn't agree any more, or differs more than it did."""
+    found = {}
+    now = {cell.name: cell for cell in cells}
+    for name, before in earlier.items():
+        if before.state != "agrees":
+            continue
+        cell = now.get(name)
+        if cell is None:
+            found[name] = "it isn't among what was run"
+        elif cell.state != "agrees":
+            found[name] = f"it agreed, and now {_told(cell)}"
+        elif why := _worse(before, cell):
+            found[name] = why
+    return found
+
+
+def _told(cell: Cell) -> str:
+    return f"{'is ' if cell.state == 'not here' else ''}{cell.state}: {cell.reason}"
+
+
+def _worse(before: Cell, now: Cell) -> str:
+    if before.flips is not None and now.flips is not None and now.flips > before.flips:
+        return f"of its top answers {now.flips:.2%} differ, they were {before.flips:.2%}"
+    if now.precision in ("int8", "int4", "mixed"):
+        if before.sqnr_db is not None and now.sqnr_db is not None and now.sqnr_db < before.sqnr_db - WORSE_DB:
+            return f"SQNR {now.sqnr_db:.1f} dB, it was {before.sqnr_db:.1f}"
+    elif (now.relative or 0.0) > max(WORSE * (before.relative or 0.0), NOISE) and now.relative is not None:
+        return f"relative difference {now.relative:.2g}, it was {before.relative:.2g}"
+    if before.mismatches is not None and now.relative is None and (now.mismatches or 0.0) > before.mismatches:
+        return f"{now.mismatches:.2%} of its values differ, they were {before.mismatches:.2%}"
+    return ""

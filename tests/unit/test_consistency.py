@@ -1,0 +1,189 @@
+"""Consistency: every variant on every backend, what differs, what can't be run, and what got worse since."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from penstock import crossing, registry
+from penstock.backends import litert
+from penstock.cli import run
+from penstock.deployment import Deployment
+from penstock.errors import InputError, MissingError, UsageError
+from penstock.metrics import Difference
+from penstock.stages import consistency
+from penstock.stages.consistency import Cell
+
+FAST = ["--bench-seconds", "0.05", "--no-footprint", "--min-rounds", "3", "--warmup-calls", "3", "-q"]
+BOTH = ("onnxruntime", "litert")
+
+
+@pytest.fixture
+def pair(tiny: ModuleType, tmp_path: Path) -> tuple[Path, Path]:
+    """A model, and one whose weights differ by a hundredth."""
+    model = tiny.mlp()
+    good = tiny.save(model, tmp_path / "good.onnx")
+    weights = model.graph.initializer[0]
+    moved = numpy_helper.to_array(weights) * np.float32(1.01)
+    weights.CopyFrom(numpy_helper.from_array(moved, weights.name))
+    return good, tiny.save(model, tmp_path / "moved.onnx")
+
+
+def test_all_that_can_run_here_is_run_and_the_rest_says_why(pair: tuple[Path, Path]) -> None:
+    matrix = crossing.crossed([pair[0]], str(pair[0]))
+    held = {cell.backend: cell for cell in matrix.cells}
+    assert set(held) == {*registry.names("backends")} - {"torch"}, "torch runs modules, not files"
+    for name in ("onnxruntime", "reference", *BOTH):
+        cell = held[name]
+        assert cell.state == "agrees" and cell.samples == matrix.samples and (cell.relative or 0.0) < 1e-5
+        assert cell.asked["threads"] == 1 and cell.actual["device"] == "cpu"
+    for name, cell in held.items():
+        if problem := registry.load("backends", name).available():  # type: ignore[attr-defined]
+            assert (cell.state, cell.reason) == ("not here", problem)
+    assert matrix.holds
+
+
+def test_what_differs_is_a_breach_and_the_others_go_on(pair: tuple[Path, Path]) -> None:
+    matrix = crossing.crossed(pair, str(pair[0]), backends=BOTH)
+    assert [(cell.variant, cell.backend, cell.state) for cell in matrix.cells] == [
+        ("good", "litert", "agrees"), ("good", "onnxruntime", "agrees"),
+        ("moved", "litert", "differs"), ("moved", "onnxruntime", "differs"),
+    ]  # fmt: skip
+    assert not matrix.holds
+    worst = matrix.cell("moved", "onnxruntime")
+    assert worst is not None and 1e-3 < (worst.relative or 0) < 0.1 and "the limit is 0.0001" in worst.reason
+    assert worst.worst_sample is not None and worst.worst_output == "y"
+
+
+def test_what_a_backend_can_not_run_is_a_cell_with_the_reason(tiny: ModuleType, tmp_path: Path) -> None:
+    model = tiny.mlp()
+    model.graph.node.append(onnx.helper.make_node("CumSum", ["y", "axis"], ["z"]))
+    model.graph.initializer.append(numpy_helper.from_array(np.int64(1), "axis"))
+    model.graph.output.append(onnx.helper.make_tensor_value_info("z", 1, ["n", 3]))
+    path = tiny.save(model, tmp_path / "m.onnx")
+    matrix = crossing.crossed([path], str(path), backends=BOTH)
+    cell = matrix.cell("m", "litert")
+    assert cell is not None and cell.state == "can't run" and "CumSum" in cell.reason
+    assert matrix.cell("m", "onnxruntime").state == "agrees" and matrix.holds  # type: ignore[union-attr]
+    assert "CumSum" in crossing.markdown(matrix)
+
+
+def test_one_that_raises_at_a_run_or_gives_other_outputs(
+    pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: object, feeds: object) -> list[np.ndarray]:
+        raise InputError("run-failed", "the device\nis gone")
+
+    monkeypatch.setattr(litert.LiteRtSession, "run", broken)
+    cell = crossing.crossed([pair[0]], str(pair[0]), backends=BOTH).cell("good", "litert")
+    assert cell is not None and cell.state == "can't run" and "is gone" in cell.reason
+
+
+@pytest.mark.parametrize(
+    ("actual", "told"),
+    [({"device": "GPU.0"}, "on the device GPU.0, cpu was asked for"),
+     ({"device": "CPU", "threads": 4}, "with 4 threads, 1"), ({"device": "CPU", "threads": 1}, ""), ({}, "")],
+)  # fmt: skip
+def test_what_ran_instead_of_what_was_asked_for_is_a_breach(
+    actual: dict, told: str, pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(litert.LiteRtSession, "actual", lambda self: actual)
+    given = {"backends": ("litert",)}
+    (cell,) = crossing.crossed([pair[0]], str(pair[0]), **given).cells
+    assert (cell.state == "differs") == bool(told) and told in cell.reason
+    assert crossing.crossed([pair[0]], str(pair[0]), allow_fallback=True, **given).holds
+
+
+def test_a_name_that_is_missing_or_wrong_stops(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    against = str(pair[0])
+    monkeypatch.setenv("PENSTOCK_ENVIRONMENTS", str(pair[0].parent / "none"))
+    with pytest.raises(MissingError) as caught:
+        crossing.crossed([pair[0]], against, backends=("onnxruntime", "iree"))
+    assert caught.value.exit_code == 3 and "penstock env add iree" in caught.value.do
+    with pytest.raises(UsageError, match="no backend named"):
+        crossing.crossed([pair[0]], against, backends=("onnx",))
+    with pytest.raises(UsageError, match=r"runs no \.onnx files"):
+        crossing.crossed([pair[0]], against, backends=("torch",))
+    with pytest.raises(UsageError, match="nothing to hold"):
+        crossing.crossed([pair[0]], "")
+    with pytest.raises(InputError):
+        crossing.crossed([pair[0].with_name("none.onnx")], against)
+
+
+def cell(name: str = "int8@x", precision: str = "int8", **figures: float | None) -> Cell:
+    shown = Difference(**({"max_abs": 1.0, "relative": 1e-4, "sqnr_db": 30.0} | figures))  # type: ignore[arg-type]
+    return consistency.of_outputs(Deployment(name, "int8", "", precision, "x"), {"y": shown}, "agrees")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "told"),
+    [
+        (cell(), cell(sqnr_db=29.5), ""),
+        (cell(), cell(sqnr_db=28.5), "SQNR 28.5 dB, it was 30.0"),
+        (cell(precision="fp32"), cell(precision="fp32", relative=1.5e-4), ""),
+        (cell(precision="fp32"), cell(precision="fp32", relative=3e-4), "relative difference 0.0003, it was 0.0001"),
+        (cell(precision="fp32", relative=0.0), cell(precision="fp32", relative=5e-7), ""),
+        (cell(top1_agreement=1.0), cell(top1_agreement=0.99), "of its top answers 1.00% differ, they were 0.00%"),
+        (cell(), replace(cell(), state="can't run", reason="it broke"), "now can't run: it broke"),
+        (cell(), replace(cell(), state="differs", reason="20 dB"), "now differs: 20 dB"),
+        (replace(cell(), state="differs"), replace(cell(), state="can't run"), ""),
+        (cell("other@x"), cell(), "isn't among what was run"),
+    ],
+)
+def test_what_got_worse(before: Cell, now: Cell, told: str) -> None:
+    found = consistency.regressions([now], {before.name: before})
+    assert bool(found) == bool(told) and told in "".join(found.values())
+
+
+def test_a_build_is_held_against_its_golden_set_and_an_earlier_one(
+    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny.save(tiny.conv(), tmp_path / "m.onnx")
+    assert run(["build", "m.onnx", "-o", "out", "--backends", "onnxruntime", *FAST]) == 0
+    capsys.readouterr()
+    words = ["verify", "out", "--backends", "onnxruntime,litert", "-q"]
+    assert run([*words, "--baseline", "out", "--markdown", "s.md", "--json"]) == 0
+    first = capsys.readouterr().out
+    Path("first.json").write_text(first)
+    told = json.loads(first)["result"]
+    assert told["regressions"] == {} and {one["variant"] for one in told["cells"]} >= {"fp32", "int8"}
+    text = Path("s.md").read_text()
+    assert text.startswith("**Consistent**") and "| variant | litert | onnxruntime |" in text
+    assert run([*words, "--baseline", "first.json"]) == 0
+    said = capsys.readouterr().out
+    assert "consistent" in said and "int8@litert" in said
+    worse = json.loads(first)
+    for one in worse["result"]["cells"]:
+        one["sqnr_db"], one["relative"], one["flips"] = 200.0, 0.0, None
+    Path("better.json").write_text(json.dumps(worse))
+    assert run([*words, "--baseline", "better.json", "--markdown", "s.md"]) == 1
+    assert "int8@litert: worse than before: SQNR" in " ".join(capsys.readouterr().out.split())
+    assert Path("s.md").read_text().startswith("**Not consistent**")
+    (model,) = Path("out/models/int8").glob("*.onnx")
+    model.write_bytes(model.read_bytes() + b"\0")
+    assert run(words) == 2 and "isn't what the build made" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"result": {}}', '{"result": {"cells": [3]}}'])
+def test_a_baseline_that_is_none(
+    text: str, pair: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "b.json").write_text(text)
+    words = ["verify", str(pair[0]), "--against", str(pair[0]), "--backends", "onnxruntime", "--baseline"]
+    assert run([*words, str(tmp_path / "b.json"), "-q"]) == 2
+    assert "this is no earlier result" in capsys.readouterr().err
+    assert run([*words, str(tmp_path), "-q"]) == 2 and "no build" in capsys.readouterr().err
+
+
+def test_flags_that_go_with_a_matrix_alone(pair: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    alone = ["verify", str(pair[0]), "--against", str(pair[0]), "-q"]
+    for flags in (["--baseline", "x"], ["--markdown", "x.md"], ["--allow-fallback"]):
+        assert run([*alone, *flags]) == 2 and "goes with --backends" in capsys.readouterr().err
+    assert run(["verify", str(pair[0]), "-q"]) == 2 and "nothing to hold the model against" in capsys.readouterr().err
+    assert run([*alone, "--backend", "onnxruntime", "--backends", "litert"]) == 2
