@@ -97,7 +97,7 @@ def _golden(
     if not against and len(given) == 1 and (folder / "golden" / "golden.json").is_file():
         return golden.read(folder / "golden")
     if not against:
-        raise UsageError("no-source", "there is nothing to hold the models against",
+        raise UsageError("no-reference", "there is nothing to hold the models against",
                          do="name the source with --against, or give a build's folder")  # fmt: skip
     first = next(iter(paths.values()))
     if (Path(against) / "golden.json").is_file():

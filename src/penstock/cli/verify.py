@@ -100,7 +100,7 @@ def _alone(baseline: str | None, markdown: str | None, allow_fallback: bool, aga
     if wrong := next((flag for flag, value in asked.items() if value), ""):
         raise UsageError("bad-setting", f"{wrong} goes with --backends", where=wrong, do="add --backends onnxruntime")
     if not against:
-        raise UsageError("no-source", "there is nothing to hold the model against", where="--against",
+        raise UsageError("no-reference", "there is nothing to hold the model against", where="--against",
                          do="name the source with --against, or give a build's folder")  # fmt: skip
 
 
