@@ -252,7 +252,7 @@ def verify(
     trial.survive(path, gold.feeds, str(path))
     session = runnable.open()
     try:
-        return verify_stage.verify(session, gold, runnable.deployment.precision, settings or VerifySettings())
+        return verify_stage.verify(session, gold, runnable.deployment.computed_in, settings or VerifySettings())
     finally:
         session.close()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from penstock import golden, graph, registry, running, store, trial
-from penstock.backends import Backend
+from penstock.backends import Backend, runs
 from penstock.data import DataSettings
 from penstock.deployment import Deployment, named
 from penstock.errors import InputError, MissingError, UsageError
@@ -32,7 +32,7 @@ ALL = "all"
 def crossed(
     models: Sequence[str | Path], against: str = "", settings: VerifySettings | None = None, *,
     backends: Sequence[str] = (ALL,), data: DataSettings | None = None, weights: str = "", seed: int = 0,
-    threads: int = 1, baseline: str | Path | None = None, allow_fallback: bool = False, progress: Progress = SILENT,
+    threads: int = 1, baseline: str | Path | None = None, progress: Progress = SILENT,
 ) -> Matrix:  # fmt: skip
     """Hold models, or all that a build made, against one golden set on several backends.
 
@@ -55,10 +55,11 @@ def crossed(
         made += [
             replace(found, deployment=replace(found.deployment, threads=threads))
             for one in chosen
+            if runs(registry.load("backends", one), precision)
             for found in running.runnables_of(path, one, threads, name)
         ]
         trial.survive(path, gold.feeds, str(path))
-    cells += consistency.cross(made, gold, settings or VerifySettings(), progress, allow_fallback=allow_fallback)
+    cells += consistency.cross(made, gold, settings or VerifySettings(), progress)
     order = {one: place for place, one in enumerate(dict.fromkeys(registry.names("backends")))}
     rank = {name: place for place, name in enumerate(paths)}
     cells.sort(key=lambda cell: (rank[cell.variant], order[cell.backend.partition("+")[0]], cell.backend))

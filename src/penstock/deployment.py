@@ -39,6 +39,11 @@ class Deployment:
     role: Role = "candidate"
 
     @property
+    def computed_in(self) -> Precision:
+        """The precision whose limits hold for its outputs: the hint's, where it lowers a float variant's."""
+        return "bf16" if self.precision_hint == "bf16" and self.precision == "fp32" else self.precision
+
+    @property
     def id(self) -> str:
         """A short digest of every field: equal exactly when two deployments are the same."""
         return hashlib.sha256(dumps(self).encode()).hexdigest()[:16]

@@ -114,6 +114,17 @@ def asked_of(deployment: Deployment) -> dict[str, Json]:
     }  # fmt: skip
 
 
+def fallback(asked: Deployment, actual: Mapping[str, Json]) -> str:
+    """Say what ran that wasn't asked for, by the runtime's own word: "" where nothing did, or it tells nothing."""
+    device = actual.get("device")
+    if isinstance(device, str) and device.casefold() != asked.device.casefold():
+        return f"it ran on the device {device}, {asked.device} was asked for"
+    threads = actual.get("threads")
+    if asked.threads and isinstance(threads, int) and threads != asked.threads:
+        return f"it ran with {threads} threads, {asked.threads} were asked for"
+    return ""
+
+
 def measured_json(value: object) -> dict[str, Json]:
     """Return a dataclass as the ``measured`` part of a record."""
     found = to_json(value)
@@ -139,7 +150,7 @@ def verify_all(
             append(Verdict("load", deployment.name, Outcome(False, error.what)))
             continue
         try:
-            found = verify(session, golden, deployment.precision, settings, seconds=seconds)
+            found = verify(session, golden, deployment.computed_in, settings, seconds=seconds)
             actual = session.actual()
         finally:
             session.close()
@@ -147,7 +158,9 @@ def verify_all(
         measured.pop("inputs")  # it stands in the record itself
         append(Record("verify", deployment.name, golden.description, asked, measured))
         append(Verdict("verify", deployment.name, found.outcome))
-        if found.outcome.passed:
+        if not settings.allow_fallback and (why := fallback(deployment, actual)):
+            append(Verdict("fallback", deployment.name, Outcome(False, why)))
+        elif found.outcome.passed:
             passed.append(runnable)
     return passed
 

@@ -29,7 +29,7 @@ from penstock import (
 from penstock.backends import Loadable
 from penstock.build_feeds import for_build
 from penstock.build_settings import BuildSettings, lock_text
-from penstock.errors import InputError, PenstockError, UsageError
+from penstock.errors import GateError, InputError, PenstockError, UsageError
 from penstock.frontends import Source
 from penstock.journal import Journal
 from penstock.jsonable import Json, to_json
@@ -369,6 +369,10 @@ class Build:
             lambda append: measures.verify_all(runnables, gold, settings, append, self.progress),
         )
         refused = {e.deployment for e in entries if isinstance(e, Verdict) and not e.passed}
+        if fell := [e for e in entries if isinstance(e, Verdict) and e.gate == "fallback"]:
+            told = "; ".join(f"{one.deployment}: {one.measured.reason}" for one in fell)
+            raise GateError("fell-back", f"what ran isn't what was asked for: {told}",
+                            do="leave the backend out, or let it pass with --allow-fallback")  # fmt: skip
         self.progress.end(f"{len(runnables) - len(refused)} passed, {len(refused)} refused")
         return [r for r in runnables if r.deployment.name not in refused]
 

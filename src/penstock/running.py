@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from penstock import custom_domains, datasets, feeds, golden, graph, inputs, registry, store, trial
-from penstock.backends import Backend, Loadable, Session, ways
+from penstock.backends import Backend, Loadable, Session, runs, ways
 from penstock.data import DataSettings
 from penstock.deployment import Deployment, named
 from penstock.errors import InputError, MissingError, UsageError
@@ -78,11 +78,14 @@ def runnables_of(
     with registry.blamed("backends", backend):
         found = ways(chosen, loaded)
     digest, precision, model = store.file_digest(path), graph.precision(loaded), loadable(path)
+    if not runs(chosen, precision):
+        what = f"the backend {backend!r} isn't for {precision} models"
+        raise UsageError("wrong-backend", what, where=str(path), do="run it on another backend")
     return [
         Runnable(
             Deployment(
                 named(name, backend, way), name, digest, precision, backend, threads=threads, io_binding=io_binding,
-                role=chosen.ROLE, options=given,
+                role=chosen.ROLE, options=given, precision_hint=getattr(chosen, "HINT", ""),
             ),
             model, graph.signature(loaded).fixed_batch is None,
         )

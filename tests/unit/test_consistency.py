@@ -18,6 +18,7 @@ from penstock.errors import InputError, MissingError, UsageError
 from penstock.metrics import Difference
 from penstock.stages import consistency
 from penstock.stages.consistency import Cell
+from penstock.stages.verify import VerifySettings
 
 FAST = ["--bench-seconds", "0.05", "--no-footprint", "--min-rounds", "3", "--warmup-calls", "3", "-q"]
 BOTH = ("onnxruntime", "litert")
@@ -37,7 +38,7 @@ def pair(tiny: ModuleType, tmp_path: Path) -> tuple[Path, Path]:
 def test_all_that_can_run_here_is_run_and_the_rest_says_why(pair: tuple[Path, Path]) -> None:
     matrix = crossing.crossed([pair[0]], str(pair[0]))
     held = {cell.backend: cell for cell in matrix.cells}
-    assert set(held) == {*registry.names("backends")} - {"torch"}, "torch runs modules, not files"
+    assert set(held) == {*registry.names("backends")} - {"torch", "torch-compile"}, "they run modules, not files"
     for name in ("onnxruntime", "reference", *BOTH):
         cell = held[name]
         assert cell.state == "agrees" and cell.samples == matrix.samples and (cell.relative or 0.0) < 1e-5
@@ -96,7 +97,7 @@ def test_what_ran_instead_of_what_was_asked_for_is_a_breach(
     given = {"backends": ("litert",)}
     (cell,) = crossing.crossed([pair[0]], str(pair[0]), **given).cells
     assert (cell.state == "differs") == bool(told) and told in cell.reason
-    assert crossing.crossed([pair[0]], str(pair[0]), allow_fallback=True, **given).holds
+    assert crossing.crossed([pair[0]], str(pair[0]), VerifySettings(allow_fallback=True), **given).holds
 
 
 def test_a_name_that_is_missing_or_wrong_stops(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,6 +171,22 @@ def test_a_build_is_held_against_its_golden_set_and_an_earlier_one(
     assert run(words) == 2 and "isn't what the build made" in capsys.readouterr().err
 
 
+def test_a_build_stops_where_something_else_ran(
+    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny.save(tiny.mlp(), tmp_path / "m.onnx")
+    monkeypatch.setattr(litert.LiteRtSession, "actual", lambda self: {"device": "cpu", "threads": 8})
+    words = ["build", "m.onnx", "-o", "out", "--backends", "onnxruntime,litert", "--no-quantize", *FAST]
+    for _ in range(2):  # the second goes on where the first one stopped
+        assert run(words) == 1
+        said = capsys.readouterr().err
+        assert "fp32@litert: it ran with 8 threads, 1 were asked for" in said and "--allow-fallback" in said
+    assert run([*words, "--allow-fallback", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["result"]["deployments"]
+    assert "fp32@litert" in {row["deployment"]["name"] for row in rows}
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"result": {}}', '{"result": {"cells": [3]}}'])
 def test_a_baseline_that_is_none(
     text: str, pair: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -183,7 +200,7 @@ def test_a_baseline_that_is_none(
 
 def test_flags_that_go_with_a_matrix_alone(pair: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     alone = ["verify", str(pair[0]), "--against", str(pair[0]), "-q"]
-    for flags in (["--baseline", "x"], ["--markdown", "x.md"], ["--allow-fallback"]):
+    for flags in (["--baseline", "x"], ["--markdown", "x.md"]):
         assert run([*alone, *flags]) == 2 and "goes with --backends" in capsys.readouterr().err
     assert run(["verify", str(pair[0]), "-q"]) == 2 and "nothing to hold the model against" in capsys.readouterr().err
     assert run([*alone, "--backend", "onnxruntime", "--backends", "litert"]) == 2

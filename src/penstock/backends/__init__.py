@@ -74,6 +74,11 @@ class Backend(Protocol):
         """Load a deployment. Raises ``InputError`` when the runtime refuses the model: never falls back in silence."""
 
 
+def runs(backend: object, precision: str) -> bool:
+    """Whether a backend is for variants of a precision: those that ``PRECISIONS`` names, or any."""
+    return precision in getattr(backend, "PRECISIONS", (precision,))
+
+
 def only_stored(precision: str, actual: Mapping[str, Json]) -> str:
     """Say how much of a 16-bit variant the runtime computes in another type; "" where it says nothing of it."""
     counted = actual.get("computes_in")

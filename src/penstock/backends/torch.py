@@ -45,7 +45,7 @@ class TorchSession:
     """A module under ``torch.inference_mode``."""
 
     def __init__(self, module: Any, deployment: Deployment) -> None:
-        self._module = module
+        self.module = module
         self._threads = deployment.threads
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
@@ -58,7 +58,7 @@ class TorchSession:
             torch.set_num_threads(self._threads)
         try:
             with torch.inference_mode():
-                outputs = self._module(*(torch.from_numpy(array) for array in feeds.values()))
+                outputs = self.module(*(torch.from_numpy(array) for array in feeds.values()))
         except Exception as error:  # the user's own code may raise anything
             raise InputError("run-failed", f"the module can't run on this input: {first_line(error)}") from error
         return [tensor.numpy() for tensor in flat(outputs)]
@@ -71,4 +71,4 @@ class TorchSession:
 
     def close(self) -> None:
         """Drop the module."""
-        self._module = None
+        self.module = None

@@ -46,14 +46,13 @@ Examples:
 @click.option(
     "--threads", default=1, show_default=True, type=click.IntRange(1), help="Threads of each, with --backends."
 )
-@click.option("--allow-fallback", is_flag=True, help="Let pass what ran on another device or with other threads.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the data roles and made-up inputs.")
 @sections("check", "verify", "data")
 @config
 @common
 def command(
     models: tuple[str, ...], against: str, weights: str, backend: str | None, backends: str | None,
-    baseline: str | None, markdown: str | None, threads: int, allow_fallback: bool, seed: int, config: str | None,
+    baseline: str | None, markdown: str | None, threads: int, seed: int, config: str | None,
     as_json: bool, quiet: bool, verbose: bool, **values: Any,
 ) -> int:  # fmt: skip
     """Hold MODELS' outputs against those of their source. Exit code 1 when one is refused.
@@ -66,7 +65,7 @@ def command(
     flags = given(values)
     settings, data = one("verify", VerifySettings, flags, config), one("data", DataSettings, flags, config)
     if backends is None and len(models) == 1 and not Path(models[0]).is_dir():
-        _alone(baseline, markdown, allow_fallback, against)
+        _alone(baseline, markdown, against)
         with _console.progress(quiet) as progress, checking(flags, config):
             from penstock import api
 
@@ -83,7 +82,7 @@ def command(
     with _console.progress(quiet) as progress, checking(flags, config):
         matrix = crossing.crossed(
             models, against, settings, backends=split(backends or backend or crossing.ALL), data=data, weights=weights,
-            seed=seed, threads=threads, baseline=baseline, allow_fallback=allow_fallback, progress=progress,
+            seed=seed, threads=threads, baseline=baseline, progress=progress,
         )  # fmt: skip
     if markdown:
         store.write_bytes(Path(markdown), crossing.markdown(matrix).encode())
@@ -94,9 +93,9 @@ def command(
     return 0 if matrix.holds else 1
 
 
-def _alone(baseline: str | None, markdown: str | None, allow_fallback: bool, against: str) -> None:
+def _alone(baseline: str | None, markdown: str | None, against: str) -> None:
     """Raise ``UsageError`` for what only a matrix has, and where there is no source."""
-    asked = {"--baseline": baseline, "--markdown": markdown, "--allow-fallback": allow_fallback}
+    asked = {"--baseline": baseline, "--markdown": markdown}
     if wrong := next((flag for flag, value in asked.items() if value), ""):
         raise UsageError("bad-setting", f"{wrong} goes with --backends", where=wrong, do="add --backends onnxruntime")
     if not against:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from penstock.errors import PenstockError
 from penstock.jsonable import Json, to_json
-from penstock.measures import asked_of
+from penstock.measures import asked_of, fallback
 from penstock.metrics import Difference
 from penstock.stages.verify import VerifySettings, verify
 
@@ -74,15 +74,14 @@ class Matrix:
 
 
 def cross(
-    runnables: Sequence[Runnable], golden: Golden, settings: VerifySettings, progress: Progress, *,
-    allow_fallback: bool = False,
+    runnables: Sequence[Runnable], golden: Golden, settings: VerifySettings, progress: Progress
 ) -> list[Cell]:  # fmt: skip
     """Run the golden set on each; what can't be loaded or run becomes a cell that says so."""
     found = []
     progress.begin("verify", f"{len(runnables)} deployments")
     for done, runnable in enumerate(runnables):
         progress.step(done, len(runnables), runnable.deployment.name)
-        found.append(_cell(runnable, golden, settings, allow_fallback))
+        found.append(_cell(runnable, golden, settings))
     progress.end(f"{sum(cell.state == 'agrees' for cell in found)} of {len(found)} agree")
     return found
 
@@ -96,7 +95,7 @@ def _backend(deployment: Deployment) -> str:
     return deployment.name.rpartition("@")[2]
 
 
-def _cell(runnable: Runnable, golden: Golden, settings: VerifySettings, allow_fallback: bool) -> Cell:
+def _cell(runnable: Runnable, golden: Golden, settings: VerifySettings) -> Cell:
     asked = runnable.deployment
     start = asked.name, asked.variant, _backend(asked), asked.precision
     try:
@@ -105,7 +104,7 @@ def _cell(runnable: Runnable, golden: Golden, settings: VerifySettings, allow_fa
         return Cell(*start, "can't run", _line(error), asked=asked_of(asked))
     try:
         seconds = settings.oracle_seconds if asked.role == "oracle" else None
-        found = verify(session, golden, asked.precision, settings, seconds=seconds)
+        found = verify(session, golden, asked.computed_in, settings, seconds=seconds)
         if not found.samples:
             return Cell(*start, "can't run", found.outcome.reason, asked=asked_of(asked))
         told = to_json(dict(session.actual()))
@@ -114,7 +113,7 @@ def _cell(runnable: Runnable, golden: Golden, settings: VerifySettings, allow_fa
         return Cell(*start, "can't run", _line(error), asked=asked_of(asked))
     finally:
         session.close()
-    reason = found.outcome.reason or ("" if allow_fallback else fallback(asked, told))
+    reason = found.outcome.reason or ("" if settings.allow_fallback else fallback(asked, told))
     cell = of_outputs(asked, found.outputs, "differs" if reason else "agrees")
     return replace(cell, reason=reason, samples=found.samples, actual=told)
 
@@ -142,17 +141,6 @@ def _worst(outputs: Mapping[str, Difference]) -> str:
         return bool(one.reason), one.nonfinite, one.relative or 0.0, one.mismatches or 0.0
 
     return max(outputs, key=key)
-
-
-def fallback(asked: Deployment, actual: Mapping[str, Json]) -> str:
-    """Say what ran that wasn't asked for, by the runtime's own word: "" where nothing did, or it tells nothing."""
-    device = actual.get("device")
-    if isinstance(device, str) and device.casefold() != asked.device.casefold():
-        return f"it ran on the device {device}, {asked.device} was asked for"
-    threads = actual.get("threads")
-    if asked.threads and isinstance(threads, int) and threads != asked.threads:
-        return f"it ran with {threads} threads, {asked.threads} were asked for"
-    return ""
 
 
 def regressions(cells: Sequence[Cell], earlier: Mapping[str, Cell]) -> dict[str, str]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 from penstock import deployment, graph, registry
-from penstock.backends import Backend, Loadable, ways
+from penstock.backends import Backend, Loadable, runs, ways
 from penstock.deployment import Deployment
 from penstock.errors import MissingError, UsageError
 from penstock.measures import Runnable
@@ -32,12 +32,13 @@ def place(
                 continue  # it takes too long to be run unasked
             # the oracle holds for the float model; of an int8 one it knows no runtime's rounding
             vain = backend.ROLE == "oracle" and variant.precision not in ("fp32", "fp16")
-            if vain or variant.format not in backend.FORMATS or not _runs_here(backend):
+            fits = variant.format in backend.FORMATS and runs(backend, variant.precision)
+            if vain or not fits or not _runs_here(backend):
                 continue
             for way, options in _ways(name, backend, variant, model).items():
                 plain = Deployment(
                     deployment.named(variant.name, name, way), variant.name, variant.digest, variant.precision, name,
-                    role=backend.ROLE, options=options,
+                    role=backend.ROLE, options=options, precision_hint=getattr(backend, "HINT", ""),
                 )  # fmt: skip
                 made.append(Runnable(configured(plain, settings), model, variant.signature.fixed_batch is None))
     if not any(runnable.deployment.role == "candidate" for runnable in made):

@@ -41,7 +41,7 @@ def select(rows: Sequence[Row], settings: SelectSettings, seed: int = 0) -> Sele
         if row.deployment.role != "candidate":
             continue
         name = row.deployment.name
-        if refused := [v for v in row.verdicts if not v.passed and v.gate in ("verify", "load")]:
+        if refused := [v for v in row.verdicts if not v.passed and v.gate in ("verify", "load", "fallback")]:
             overshoots.append((math.inf, f"{name}: {refused[0].reason}"))
             continue
         found = [*_limits(row, settings), *_speed(row, rows, settings, seed)]
