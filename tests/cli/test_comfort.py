@@ -381,7 +381,7 @@ def test_where_there_is_no_terminal_nothing_is_coloured_and_quiet_is_quiet(name:
 
 
 def test_every_command_was_asked() -> None:
-    asked = {*COMMANDS} | {"zoo", "cache", "env", "select", "diff", "explain", "search", "qat"}
+    asked = {*COMMANDS} | {"zoo", "bisect", "cache", "env", "select", "diff", "explain", "search", "qat"}
     assert asked >= {*cli.COMMANDS}
 
 

@@ -36,6 +36,7 @@ COMMANDS = {
     "qat": "Train a module on the grids of its int8 model.",
     "write": "Write a model as a TensorFlow Lite file.",
     "verify": "Hold a model's outputs against its source.",
+    "bisect": "Find the first node where two backends part.",
     "evaluate": "Measure accuracy on labelled data.",
     "bench": "Time models side by side.",
     "select": "Choose again from a finished build under other limits.",

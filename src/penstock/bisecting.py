@@ -1,0 +1,62 @@
+"""Bisecting: two backends, or two models of one source, made ready for the search of the node where they part."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from penstock import graph, registry, running, trial
+from penstock.backends import Backend
+from penstock.data import DataSettings
+from penstock.errors import InputError, UsageError
+from penstock.progress import SILENT, Progress
+from penstock.stages import bisect as stage
+from penstock.stages.bisect import Found, Side
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+SAMPLES = 4  # of one batch: a difference that none of them shows isn't looked for
+
+
+def bisect(
+    model: str | Path, other: str | Path | None = None, *, backend: str = "onnxruntime", against: str = "onnxruntime",
+    bound: float | None = None, data: DataSettings | None = None, seed: int = 0, into: Path | None = None,
+    progress: Progress = SILENT,
+) -> Found | None:  # fmt: skip
+    """Find the first node where ``model`` on ``backend`` and ``other``, or itself, on ``against`` part.
+
+    Returns ``None`` where they agree. Raises ``InputError``, ``UsageError``, and ``MissingError`` for a backend that
+    can't run here.
+    """
+    if other is None and backend == against:
+        raise UsageError("bad-setting", f"the model would be compared with itself on {backend}", where="--against",
+                         do="name another backend, or another model")  # fmt: skip
+    path, second = Path(model), Path(other if other is not None else model)
+    feeds = running.role_feeds(path, data or DataSettings(), seed).golden.first(SAMPLES)
+    for one in dict.fromkeys((path, second)):
+        trial.survive(one, [feeds], str(one))
+    sides = [
+        _side(path, backend, f"{path.name} on {backend}"), _side(second, against, f"{second.name} on {against}")
+    ]  # fmt: skip
+    if other is not None:
+        _need_alike(sides[0].model, sides[1].model, str(second))
+    return stage.bisect(sides[0], sides[1], feeds, progress, bound=bound, into=into)
+
+
+def _side(path: Path, backend: str, label: str) -> Side:
+    runnable = running.runnables_of(path, backend, 1, label)[0]
+    model = graph.load(path)
+    graph.inline(model)
+    return Side(label, model, cast(Backend, registry.load("backends", backend)), runnable.deployment)
+
+
+def _need_alike(one: ir.Model, other: ir.Model, where: str) -> None:
+    """Raise ``InputError`` where two models have other inputs, or no tensor of one name."""
+    if graph.signature(one).inputs != graph.signature(other).inputs:
+        raise InputError("signatures-differ", "the two models have other inputs", where=where,
+                         do="compare models of one source")  # fmt: skip
+    names = [{str(v.name) for node in model.graph for v in node.outputs} for model in (one, other)]
+    if not names[0] & names[1]:
+        raise InputError("signatures-differ", "no tensor of the two models goes by the same name", where=where,
+                         do="compare models of one source")  # fmt: skip

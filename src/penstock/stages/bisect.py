@@ -1,0 +1,286 @@
+"""Bisect: the first node, in topological order, where two ways to compute a model part beyond a bound.
+
+A *cut* behind a node is all tensors that are made up to it and read after it, or handed out. Of n nodes about log2(n)
+cuts are run on both sides, so that no more is held at once than one cut. Between a cut that agrees and the next one,
+which doesn't, stands the node. Two things are done about differences that hide (in a Relu, an ArgMax) or build up:
+
+- the find is confirmed: that node alone is run on both sides, on the same inputs;
+- where it isn't, the search begins anew with a bound of a tenth.
+
+A runtime fuses nodes, and a cut takes fusions apart: a difference that only a fusion makes is told as not confirmed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from penstock import graph, store
+from penstock.backends import Backend, Loadable
+from penstock.deployment import Deployment
+from penstock.errors import InputError
+from penstock.metrics import Difference, compare
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx_ir as ir
+
+    from penstock.progress import Progress
+
+    Arrays = Mapping[str, np.ndarray]
+
+BOUNDS = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 8e-2}  # relative, by precision; of others:
+QUANTIZED = 2e-2  # two steps of 8 bits
+LEAST = 1e-8  # a bound below what float32 resolves finds nothing but rounding
+TIGHTER = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One way to compute: a model, a backend, and how messages call it."""
+
+    label: str
+    model: ir.Model
+    backend: Backend
+    deployment: Deployment
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """What a tensor holds on one side: extremes, mean, standard deviation, share of zeros, NaNs and infinities."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    low: float | None
+    high: float | None
+    mean: float | None
+    std: float | None
+    zeros: float
+    nonfinite: int
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The node where both part.
+
+    ``confirmed``: run alone on the same inputs, its results part too, and ``alone`` says how far, by output;
+    ``difference`` is that in the model. ``bound`` is the one that it was found with, ``probes`` counts the cuts.
+    """
+
+    node: str
+    op: str
+    position: int  # from 1, in topological order
+    nodes: int
+    bound: float
+    probes: int
+    confirmed: bool
+    difference: Mapping[str, Difference]
+    alone: Mapping[str, Difference]
+    inputs: tuple[Tensor, ...] = ()
+    outputs: tuple[tuple[Tensor, Tensor], ...] = ()  # of each side, on the same inputs
+    files: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class _Pair:
+    """Both sides, with the nodes of the first in order, and those of the second by what they make."""
+
+    one: Side
+    other: Side
+    feeds: Arrays
+    nodes: list[ir.Node] = field(default_factory=list)
+    makers: dict[str, ir.Node] = field(default_factory=dict)
+    probes: int = 0
+
+    def __post_init__(self) -> None:
+        self.nodes = [node for node in self.one.model.graph if node.outputs]
+        self.makers = {str(v.name): node for node in self.other.model.graph for v in node.outputs if v.name}
+
+    def results(self, nodes: Sequence[ir.Node], feeds: Arrays) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Run these nodes of the first side, and of the other those that make the same tensors."""
+        ours = _run(self.one, nodes, feeds)
+        theirs = _run(self.other, self._like(nodes, ours), feeds)
+        return ours, theirs
+
+    def _like(self, nodes: Sequence[ir.Node], wanted: Mapping[str, object]) -> list[ir.Node]:
+        """Return the other side's nodes that make these tensors, of all before them or of the same nodes alone."""
+        if len(nodes) == 1:
+            return [self.makers[name] for name in [*wanted][:1] if name in self.makers]
+        waiting = [self.makers[name] for name in wanted if name in self.makers]
+        found: dict[ir.Node, None] = {}
+        while waiting:
+            node = waiting.pop()
+            if node in found:
+                continue
+            found[node] = None
+            waiting += [p for v in _reads(node) if (p := v.producer()) is not None and p.graph is node.graph]
+        return [*found]
+
+
+def bisect(
+    one: Side, other: Side, feeds: Arrays, progress: Progress, *, bound: float | None = None, into: Path | None = None
+) -> Found | None:
+    """Find the node; ``None`` where all outputs agree within ``bound`` (relative, by the precision where not given).
+
+    ``feeds`` is one batch. With ``into``, what reproduces the difference is written there. Raises ``InputError`` where
+    a side can't run a cut.
+    """
+    pair = _Pair(one, other, feeds)
+    limit = bound if bound is not None else BOUNDS.get(one.deployment.computed_in, QUANTIZED)
+    progress.begin("bisect", f"{len(pair.nodes)} nodes")
+    first: Found | None = None
+    while limit >= LEAST:
+        found = _search(pair, limit, progress)
+        if found is None:
+            break
+        if found.confirmed:
+            first = found
+            break
+        first = first or found
+        limit /= TIGHTER
+    progress.end("they agree" if first is None else f"{first.op} {first.node!r}, {pair.probes} cuts")
+    if first is None:
+        return None
+    return first if into is None else _written(pair, first, into)
+
+
+def _search(pair: _Pair, limit: float, progress: Progress) -> Found | None:
+    held: dict[int, dict[str, np.ndarray]] = {}
+    low, high = 0, len(pair.nodes)
+    differs, _, _ = _cut(pair, high, limit)
+    if not differs:
+        return None
+    steps = math.ceil(math.log2(max(high, 2)))
+    gap = differs
+    while high - low > 1:
+        middle = (low + high) // 2
+        progress.step(steps - math.ceil(math.log2(max(high - low, 2))), steps, f"cut behind node {middle}")
+        differs, _, theirs = _cut(pair, middle, limit)
+        if differs:
+            high, gap = middle, differs
+        else:
+            low = middle
+            held = {middle: theirs}
+    node = pair.nodes[high - 1]
+    return _confirmed(pair, node, high, limit, gap, held.get(low, {}))
+
+
+def _cut(
+    pair: _Pair, place: int, limit: float
+) -> tuple[dict[str, Difference], dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Compare the cut behind so many nodes; return what differs, and what each side gave."""
+    ours, theirs = pair.results(pair.nodes[:place], pair.feeds)
+    pair.probes += 1
+    return _differing(ours, theirs, limit), ours, theirs
+
+
+def _confirmed(
+    pair: _Pair, node: ir.Node, place: int, limit: float, gap: dict[str, Difference], before: dict[str, np.ndarray]
+) -> Found:
+    """Run the node alone on both sides, on what the other side has before it."""
+    known = {**pair.feeds, **before}
+    reads = [str(v.name) for v in _reads(node) if v.const_value is None or v.is_graph_input()]
+    given = {name: known[name] for name in dict.fromkeys(reads) if name in known}
+    ours, theirs = pair.results([node], given)
+    alone = {name: _difference(ours[name], theirs[name]) for name in ours if name in theirs}
+    made = {str(value.name) for value in node.outputs}
+    shown = {name: one for name, one in gap.items() if name in made} or gap
+    return Found(
+        str(node.name or ""), node.op_type, place, len(pair.nodes), limit, pair.probes,
+        any(_parts(one, limit) for one in alone.values()), shown, alone,
+        tuple(_tensor(name, array) for name, array in given.items()),
+        tuple((_tensor(name, ours[name]), _tensor(name, theirs[name])) for name in ours if name in theirs),
+    )  # fmt: skip
+
+
+def _run(side: Side, nodes: Sequence[ir.Node], feeds: Arrays) -> dict[str, np.ndarray]:
+    """Run some nodes of a side's model on a model of their own; return what comes out, by name."""
+    from penstock.rewriting.extract import extract
+
+    with store.scratch() as work:
+        path = work / "cut.onnx"
+        store.write_bytes(path, extract(side.model, nodes))
+        signature = graph.signature(graph.load(path, weights=False))
+        lacking = [spec.name for spec in signature.inputs if spec.name not in feeds]
+        if lacking:
+            what = f"the tensor {lacking[0]!r} is read by a node and isn't known at the cut"
+            raise InputError("cannot-cut", what, where=side.label, do="compare models of the same structure")
+        try:
+            session = side.backend.load(Loadable(path), side.deployment)
+        except InputError as error:
+            what = f"{side.label} can't load a part of the model: {error.what}"
+            raise InputError(
+                "cannot-cut", what, where=side.label, do="choose another backend to compare with"
+            ) from error
+        try:
+            found = session.run({spec.name: feeds[spec.name] for spec in signature.inputs})
+        finally:
+            session.close()
+        return dict(zip([spec.name for spec in signature.outputs], found, strict=True))
+
+
+def _reads(node: ir.Node) -> list[ir.Value]:
+    """Return what a node reads, its bodies included, of the graph around it."""
+    from penstock.rewriting.walk import inside
+
+    within = [*inside(node)]
+    made = {value for one in within for value in one.outputs}
+    found = dict.fromkeys(value for one in within for value in one.inputs if value is not None and value not in made)
+    return [value for value in found if value.producer() is None or value.producer() not in within]
+
+
+def _differing(ours: Arrays, theirs: Arrays, limit: float) -> dict[str, Difference]:
+    found = {name: _difference(array, theirs[name]) for name, array in ours.items() if name in theirs}
+    return {name: one for name, one in found.items() if _parts(one, limit)}
+
+
+def _difference(got: np.ndarray, want: np.ndarray) -> Difference:
+    """Compare two tensors; narrow integers by their size, since a step of a grid isn't another answer."""
+    import numpy as np
+
+    if got.dtype == want.dtype and got.dtype.itemsize <= 2 and got.dtype.kind in "iu":
+        return compare(got.astype(np.float32), want.astype(np.float32), logits=False)
+    return compare(got, want, logits=False)
+
+
+def _parts(one: Difference, limit: float) -> bool:
+    if one.nonfinite or (one.reason and one.max_abs is None and one.mismatches is None):
+        return True
+    return one.relative > limit if one.relative is not None else bool(one.mismatches)
+
+
+def _tensor(name: str, array: np.ndarray) -> Tensor:
+    import numpy as np
+
+    values = (array if array.dtype.kind in "fiub" else np.zeros(0)).astype(np.float64).reshape(-1)
+    finite = values[np.isfinite(values)]
+    low, high, mean, std = (float(f(finite)) if finite.size else None for f in (np.min, np.max, np.mean, np.std))
+    zeros = float(np.mean(values == 0)) if values.size else 0.0
+    bad = int(values.size - finite.size)
+    return Tensor(name, array.dtype.name, tuple(array.shape), low, high, mean, std, zeros, bad)
+
+
+def _written(pair: _Pair, found: Found, into: Path) -> Found:
+    """Write the node alone of each side, its inputs, and what each side gave."""
+    from dataclasses import replace
+
+    from penstock.golden import pack
+    from penstock.rewriting.extract import extract
+
+    node = pair.nodes[found.position - 1]
+    _, _, before = _cut(pair, found.position - 1, found.bound) if found.position > 1 else ({}, {}, {})
+    known = {**pair.feeds, **before}
+    given = {one.name: known[one.name] for one in found.inputs}
+    ours, theirs = pair.results([node], given)
+    twin = pair._like([node], ours)
+    models = {"one.onnx": extract(pair.one.model, [node])}
+    if twin and (other := extract(pair.other.model, twin)) != models["one.onnx"]:
+        models["other.onnx"] = other
+    files = {**models, "inputs.npz": pack(given), "one.npz": pack(ours), "other.npz": pack(theirs)}
+    for name, data in files.items():
+        store.write_bytes(into / name, data)
+    return replace(found, files=tuple(str(into / name) for name in files))

@@ -1,0 +1,136 @@
+"""Bisect: a planted fault is found at its node, wherever it hides, and what was found can be run again."""
+
+import json
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import helper, numpy_helper
+
+from penstock import bisecting
+from penstock.cli import run
+from penstock.errors import InputError, UsageError
+
+RNG = np.random.default_rng(0)
+
+
+def chain(kinds: str, *, width: int = 8) -> onnx.ModelProto:
+    """x (n, 8) → for each letter a MatMul (m), Relu (r), Tanh (t) or a residual Add (a) of what was two before."""
+    nodes, tensors, last = [], [], ["x"]
+    for i, kind in enumerate(kinds):
+        name = f"{kind}{i}"
+        if kind == "m":
+            w = (RNG.normal(size=(width, width)) / np.sqrt(width)).astype(np.float32)
+            tensors.append(numpy_helper.from_array(w, f"w{i}"))
+            nodes.append(helper.make_node("MatMul", [last[-1], f"w{i}"], [name], name))
+        elif kind == "a":
+            nodes.append(helper.make_node("Add", [last[-1], last[-3]], [name], name))
+        else:
+            nodes.append(helper.make_node({"r": "Relu", "t": "Tanh", "l": "LeakyRelu"}[kind], [last[-1]], [name], name))
+        last.append(name)
+    x = helper.make_tensor_value_info("x", 1, ["n", width])
+    y = helper.make_tensor_value_info(last[-1], 1, ["n", width])
+    graph = helper.make_graph(nodes, "g", [x], [y], tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def spoilt(model: onnx.ModelProto, tensor: str, factor: float = 1.5) -> onnx.ModelProto:
+    """Change the weights of a layer, those of its first channel."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    held = next(one for one in copy.graph.initializer if one.name == tensor)
+    array = numpy_helper.to_array(held).copy()
+    (array.T if array.ndim == 2 else array)[0] *= factor
+    held.CopyFrom(numpy_helper.from_array(array, tensor))
+    return copy
+
+
+@pytest.mark.parametrize("fault", ["w0", "w4", "w7", "w11"])
+def test_one_weight(fault: str, tiny: ModuleType, tmp_path: Path) -> None:
+    model = chain("mrtrmramamrmt")
+    a, b = tiny.save(model, tmp_path / "a.onnx"), tiny.save(spoilt(model, fault), tmp_path / "b.onnx")
+    found = bisecting.bisect(a, b)
+    assert found is not None and found.confirmed and found.node == f"m{fault[1:]}", found
+    assert found.probes <= 6, "of 13 nodes four cuts and the whole"
+    assert all(one.relative > found.bound for one in found.alone.values())  # type: ignore[operator]
+    assert bisecting.bisect(b, a).node == found.node  # type: ignore[union-attr]
+    assert bisecting.bisect(a, a.with_name("b.onnx"), bound=100.0) is None
+
+
+def test_one_attribute(tiny: ModuleType, tmp_path: Path) -> None:
+    model = chain("mlmlmrm")
+    other = chain("mlmlmrm")
+    other.CopyFrom(model)
+    other.graph.node[3].attribute.append(helper.make_attribute("alpha", 0.02))
+    a, b = tiny.save(model, tmp_path / "a.onnx"), tiny.save(other, tmp_path / "b.onnx")
+    found = bisecting.bisect(a, b)
+    assert found is not None and (found.node, found.op, found.position, found.confirmed) == ("l3", "LeakyRelu", 4, True)
+
+
+def test_a_difference_that_builds_up_is_looked_for_more_closely(tiny: ModuleType, tmp_path: Path) -> None:
+    """Twelve layers each off by less than the bound: the find with that bound isn't one node's, a closer look is."""
+    model = chain("mt" * 12)
+    other = onnx.ModelProto()
+    other.CopyFrom(model)
+    for held in other.graph.initializer:
+        held.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(held) * np.float32(1.00004), held.name))
+    a, b = tiny.save(model, tmp_path / "a.onnx"), tiny.save(other, tmp_path / "b.onnx")
+    found = bisecting.bisect(a, b, bound=1e-4)
+    assert found is not None and found.confirmed and found.bound < 1e-4 and found.op == "MatMul"
+
+
+def test_a_backend_with_a_fault(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One operator computed wrongly, by a backend that is right in all else."""
+    import onnx.reference.ops.op_tanh as op
+
+    monkeypatch.setattr(op.Tanh, "_run", lambda self, x: (np.clip(x, -1, 1),))
+    path = tiny.save(chain("mrmrmtmrm"), tmp_path / "m.onnx")
+    found = bisecting.bisect(path, backend="reference", against="onnxruntime")
+    assert found is not None and (found.node, found.confirmed) == ("t5", True)
+
+
+def test_what_is_written_reproduces_it(tiny: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = chain("mrmrm")
+    tiny.save(model, tmp_path / "a.onnx")
+    tiny.save(spoilt(model, "w2"), tmp_path / "b.onnx")
+    words = ["bisect", str(tmp_path / "a.onnx"), str(tmp_path / "b.onnx"), "-o", str(tmp_path / "out"), "-q"]
+    assert run(words) == 1
+    said = capsys.readouterr().out
+    assert said.startswith("MatMul 'm2', node 3 of 5") and "alone, on the same inputs" in said and "reads  r1" in said
+    out = tmp_path / "out"
+    for side in ("one", "other"):
+        session = onnxruntime.InferenceSession(out / f"{side}.onnx", providers=["CPUExecutionProvider"])
+        given = dict(np.load(out / "inputs.npz"))
+        np.testing.assert_array_equal(session.run(None, given)[0], np.load(out / f"{side}.npz")["m2"])
+    assert run([*words, "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)["result"]
+    assert told["agree"] is False and told["found"]["node"] == "m2" and told["found"]["confirmed"]
+    assert run(["bisect", str(tmp_path / "a.onnx"), "--backend", "reference", "-q"]) == 0
+    assert capsys.readouterr().out == "they agree\n"
+
+
+def test_what_can_not_be_compared(tiny: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = tiny.save(chain("mr"), tmp_path / "a.onnx"), tiny.save(tiny.conv(), tmp_path / "b.onnx")
+    with pytest.raises(UsageError, match="compared with itself"):
+        bisecting.bisect(a)
+    with pytest.raises(InputError, match="other inputs"):
+        bisecting.bisect(a, b)
+    with pytest.raises(InputError):
+        bisecting.bisect(tmp_path / "none.onnx", a)
+    assert run(["bisect", str(a), "--backend", "nobody"]) == 2 and "no backend named" in capsys.readouterr().err
+    assert run(["bisect", str(a), str(b), "--bound", "0"]) == 2
+
+
+@pytest.mark.shared
+def test_a_planted_weight_in_a_net_of_hundreds_of_nodes(shared: Path, tmp_path: Path) -> None:
+    """In YOLOX-Nano, whose nodes have names of a converter's, deep inside."""
+    model = onnx.load(shared / "models" / "yolox-nano" / "model.onnx")
+    convs = [node for node in model.graph.node if node.op_type == "Conv"]
+    node = convs[len(convs) // 2]
+    onnx.save(spoilt(model, node.input[1], 4.0), tmp_path / "b.onnx")
+    found = bisecting.bisect(shared / "models" / "yolox-nano" / "model.onnx", tmp_path / "b.onnx")
+    assert found is not None and found.confirmed and found.nodes > 300 and found.probes <= 12
+    assert found.op == "Conv" and found.outputs[0][0].name == node.output[0]
