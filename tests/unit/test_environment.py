@@ -98,7 +98,7 @@ def test_a_name_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["env", "add", "../x"]) == 2 and "no environment named" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["iree", "tvm", "tflite-micro"])
+@pytest.mark.parametrize("name", ["iree", "tvm", "tflite-micro", "onnxruntime-web"])
 def test_a_backend_without_its_environment_stops_with_the_line_that_makes_it(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -24,11 +24,13 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 ENVIRONMENT = "onnxruntime-web"
+LONGEST = 400  # characters of a message
 _PLACED = re.compile(r"placed on \[(\w+)\]\. Number of nodes: (\d+)")
 _NODE = re.compile(r"VerifyEachNodeIsAssignedToAnEp\]\s+(\S+) \(")
 _PROLOGUE = re.compile(
     r"Can't create a session\.|failed to call OrtRun\(\)\.|ERROR_CODE: \d+, ERROR_MESSAGE:|Fatal error:"
 )
+_SOURCE = re.compile(r"^/\S+:\d+ [^(]*\([^()]*\)(?: const)? ")  # a place in its own source, and the function there
 _NO_MEMORY = ("bad_alloc", "out of memory", "Array buffer allocation failed", "Aborted(OOM)", "memory access out of")
 
 
@@ -199,7 +201,7 @@ def placement(log: Sequence[str]) -> dict[str, Json]:
 
 def cause(message: str) -> str:
     """Return the runtime's message in one line, without what its wrapper says around it."""
-    text = one_line(_PROLOGUE.sub("", message))
+    text = _SOURCE.sub("", one_line(_PROLOGUE.sub("", message), limit=1000))[:LONGEST]
     if any(sign in text for sign in _NO_MEMORY):
         return f"the browser's memory doesn't hold it, which ends at 4 GB ({text})"
     return text

@@ -94,6 +94,8 @@ def test_a_damaged_file_is_not_served(tmp_path: Path) -> None:
      "Got invalid dimensions for input: x index: 2 Got: 30"),
     ("Can't create a session. ERROR_CODE: 6, ERROR_MESSAGE: std::bad_alloc",
      "the browser's memory doesn't hold it, which ends at 4 GB (std::bad_alloc)"),
+    ("ERROR_CODE: 1, ERROR_MESSAGE: /build/load_utils.h:56 void a::Check(const std::map<int> &, bool) Opset 30 is new",
+     "Opset 30 is new"),
 ])  # fmt: skip
 def test_messages_are_one_line(message: str, said: str) -> None:
     assert session.cause(message) == said
