@@ -1,6 +1,7 @@
-"""Environments: runtimes that clash with others live in a virtual environment of their own, made from pinned packages.
+"""Environments: runtimes that clash with others live in a folder of their own, made from pinned packages.
 
-``environments/NAME.txt`` in this package has what goes into the one of that name. Nothing is installed unasked:
+``environments/NAME.txt`` in this package has what pip installs into the virtual environment of that name,
+``environments/NAME.toml`` which files of an npm package (:mod:`penstock.npm`). Nothing is installed unasked:
 ``penstock env add NAME`` makes it, below ``PENSTOCK_ENVIRONMENTS`` or the user's folder for data. The file that says
 that it is whole is written last: an installation that was cut short is none, and begins anew.
 """
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from penstock import store
+from penstock import npm, store
 from penstock.errors import MissingError, UsageError
 from penstock.jsonable import Json
 
@@ -40,13 +41,13 @@ class Environment:
 
     @property
     def python(self) -> Path:
-        """The path of its Python."""
+        """The path of its Python, where pip made it."""
         return self.folder / "bin" / "python"
 
 
 def names() -> list[str]:
     """List the environments that there could be."""
-    return sorted(path.stem for path in PINNED.glob("*.txt"))
+    return sorted(path.stem for path in (*PINNED.glob("*.txt"), *PINNED.glob("*.toml")))
 
 
 def home() -> Path:
@@ -59,11 +60,11 @@ def home() -> Path:
 
 def find(name: str) -> Environment:
     """Return an environment as it is. Raises ``UsageError`` for an unknown name."""
-    pinned = PINNED / f"{name}.txt"
     if name not in names():
         raise UsageError("unknown-environment", f"there is no environment named {name!r}",
                          do=f"known are: {', '.join(names())}")  # fmt: skip
-    summary = pinned.read_text().splitlines()[0].removeprefix("#").strip()
+    pinned = _pinned(name)
+    summary = _summary(pinned)
     folder = home() / name
     add = f"penstock env add {name}"
     try:
@@ -74,9 +75,28 @@ def find(name: str) -> Environment:
     state = ""
     if told.get("requirements") != store.file_digest(pinned):
         state = f"{add}  # the one that is there was made for other versions"
-    elif not os.access(folder / "bin" / "python", os.X_OK):
-        state = f"{add}  # its Python is gone"
+    elif gone := _gone(pinned, folder):
+        state = f"{add}  # its {gone} is gone"
     return Environment(name, summary, folder, state, packages)
+
+
+def _pinned(name: str) -> Path:
+    """Return the file that says what goes into it: of npm where it is TOML, else pip's."""
+    toml = PINNED / f"{name}.toml"
+    return toml if toml.exists() else PINNED / f"{name}.txt"
+
+
+def _summary(pinned: Path) -> str:
+    if pinned.suffix == ".toml":
+        return npm.read(pinned).summary
+    return pinned.read_text().splitlines()[0].removeprefix("#").strip()
+
+
+def _gone(pinned: Path, folder: Path) -> str:
+    """Name what an environment can't do without and isn't there, "" where it is."""
+    if pinned.suffix == ".toml":
+        return npm.lacking(npm.read(pinned), folder)
+    return "" if os.access(folder / "bin" / "python", os.X_OK) else "Python"
 
 
 def problem(name: str) -> str:
@@ -100,7 +120,7 @@ def add(name: str, progress: Progress) -> Environment:
     found = find(name)
     if not found.state:
         return found
-    pinned = PINNED / f"{name}.txt"
+    pinned = _pinned(name)
     progress.begin("env", f"installing {', '.join(_wanted(pinned))}")
     with store.locked(found.folder.parent / f".{name}.lock"), store.explained(found.folder):
         if not find(name).state:  # another process was faster
@@ -108,18 +128,26 @@ def add(name: str, progress: Progress) -> Environment:
             return find(name)
         store.drop_folder(found.folder)
         try:
-            _run([sys.executable, "-m", "venv", str(found.folder)], name)
-            pip = [str(found.python), "-m", "pip", "--disable-pip-version-check"]
-            _run([*pip, "install", "--no-input", "-q", "-r", str(pinned)], name)
-            listed = _run([*pip, "list", "--format", "json"], name)
-            packages: dict[str, Json] = {one["name"]: one["version"] for one in json.loads(listed)}
+            packages = _install(found, pinned)
             told: dict[str, Json] = {"requirements": store.file_digest(pinned), "packages": packages}
             store.write_json(found.folder / WHOLE, told)
         except BaseException:
             store.drop_folder(found.folder)
             raise
-    progress.end(f"{len(packages)} packages")
+    progress.end(f"{len(packages)} package{'s' * (len(packages) != 1)}")
     return find(name)
+
+
+def _install(found: Environment, pinned: Path) -> dict[str, Json]:
+    """Install what was pinned; return name → version."""
+    if pinned.suffix == ".toml":
+        package = npm.read(pinned)
+        npm.fetch(package, found.folder, lambda command: _run([*command], found.name))
+        return {package.package: package.version}
+    _run([sys.executable, "-m", "venv", str(found.folder)], found.name)
+    pip = [str(found.python), "-m", "pip", "--disable-pip-version-check"]
+    _run([*pip, "install", "--no-input", "-q", "-r", str(pinned)], found.name)
+    return {one["name"]: one["version"] for one in json.loads(_run([*pip, "list", "--format", "json"], found.name))}
 
 
 def remove(name: str) -> bool:
@@ -132,6 +160,9 @@ def remove(name: str) -> bool:
 
 
 def _wanted(pinned: Path) -> list[str]:
+    if pinned.suffix == ".toml":
+        package = npm.read(pinned)
+        return [f"{package.package} {package.version}"]
     return [line for line in pinned.read_text().splitlines() if line and not line.startswith("#")]
 
 

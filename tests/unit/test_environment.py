@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock import environment, registry, store
+from penstock import environment, npm, registry, store
 from penstock.cli import run
 from penstock.deployment import Deployment
 from penstock.errors import MissingError, StoreError, UsageError
@@ -27,8 +27,13 @@ def pinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_every_list_has_a_summary_and_pins_all() -> None:
-    assert {"iree", "tvm", "tflite-micro"} <= {*environment.names()}
+    assert {"iree", "tvm", "tflite-micro", "onnxruntime-web"} <= {*environment.names()}
     for name in environment.names():
+        if (toml := environment.PINNED / f"{name}.toml").exists():
+            package = npm.read(toml)
+            assert environment.find(name).summary and package.version, name
+            assert all(len(digest) == 64 for digest in package.files.values()), name
+            continue
         lines = (environment.PINNED / f"{name}.txt").read_text().splitlines()
         assert lines[0].startswith("# ") and environment.find(name).summary
         assert all("==" in line for line in lines[1:]), name
@@ -93,7 +98,7 @@ def test_a_name_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["env", "add", "../x"]) == 2 and "no environment named" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["iree", "tvm", "tflite-micro"])
+@pytest.mark.parametrize("name", ["iree", "tvm", "tflite-micro", "onnxruntime-web"])
 def test_a_backend_without_its_environment_stops_with_the_line_that_makes_it(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

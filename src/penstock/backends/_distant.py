@@ -1,12 +1,11 @@
-"""The near side of a backend whose runtime lives in an environment of its own."""
+"""The near side of a backend whose runtime lives in an environment of its own, or in a browser."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from penstock.backends import _inputs
-from penstock.far import FarSession
 from penstock.jsonable import Json
 from penstock.signature import Signature
 
@@ -14,10 +13,30 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+class Far(Protocol):
+    """What is driven from here: a session with a clock of its own, in another process."""
+
+    @property
+    def process_id(self) -> int:
+        """The process that holds the model."""
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Run one batch, its arrays in the model's order."""
+
+    def timed(self, feeds: Mapping[str, np.ndarray], calls: int) -> list[int]:
+        """Time so many runs there, in nanoseconds."""
+
+    def actual(self) -> Mapping[str, Json]:
+        """Tell what runs."""
+
+    def close(self) -> None:
+        """End it."""
+
+
 class DistantSession:
     """A session that brings the inputs into the order of the model's file and hands them over."""
 
-    def __init__(self, signature: Signature, far: FarSession) -> None:
+    def __init__(self, signature: Signature, far: Far) -> None:
         self._signature, self._far = signature, far
 
     def _given(self, feeds: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:

@@ -19,7 +19,8 @@ Examples:
 def command() -> None:
     """Show, make and remove the environments of runtimes that can't live beside others.
 
-    Each is a virtual environment of pinned packages, below PENSTOCK_ENVIRONMENTS or ~/.local/share/penstock.
+    Each is a virtual environment of pinned packages, or the pinned files of an npm package, below PENSTOCK_ENVIRONMENTS
+    or ~/.local/share/penstock.
     """
 
 
@@ -51,7 +52,8 @@ def _add(name: str, as_json: bool, quiet: bool, verbose: bool) -> int:
     if as_json:
         _console.emit("env add", found)
     else:
-        click.echo(f"{found.name}: {len(found.packages)} packages in {found.folder}")
+        count = len(found.packages)
+        click.echo(f"{found.name}: {count} package{'s' * (count != 1)} in {found.folder}")
     return 0
 
 

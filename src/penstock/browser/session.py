@@ -1,0 +1,207 @@
+"""A session of ONNX Runtime Web in a page: what a backend for a browser returns."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from penstock import environment, graph, npm, precheck
+from penstock.backends import Loadable
+from penstock.browser import chromium
+from penstock.browser.page import Page, Refused, one_line
+from penstock.deployment import Deployment
+from penstock.errors import InputError, MissingError
+from penstock.jsonable import Json
+from penstock.rehearsal import PATIENCE
+from penstock.signature import Signature
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx_ir as ir
+
+ENVIRONMENT = "onnxruntime-web"
+LONGEST = 400  # characters of a message
+_PLACED = re.compile(r"placed on \[(\w+)\]\. Number of nodes: (\d+)")
+_NODE = re.compile(r"VerifyEachNodeIsAssignedToAnEp\]\s+(\S+) \(")
+_PROLOGUE = re.compile(
+    r"Can't create a session\.|failed to call OrtRun\(\)\.|ERROR_CODE: \d+, ERROR_MESSAGE:|Fatal error:"
+)
+_SOURCE = re.compile(r"^/\S+:\d+ [^(]*\([^()]*\)(?: const)? ")  # a place in its own source, and the function there
+_NO_MEMORY = ("bad_alloc", "out of memory", "Array buffer allocation failed", "Aborted(OOM)", "memory access out of")
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """A build of ONNX Runtime Web: its provider and its two files, and how it is called in messages."""
+
+    title: str
+    provider: str
+    script: str
+    binary: str
+
+
+def available() -> str:
+    """Return "" where the runtime's files and a browser are there, else the line that installs what isn't."""
+    return environment.problem(ENVIRONMENT) or chromium.problem()
+
+
+def facts() -> dict[str, Json]:
+    """Return the versions of ONNX Runtime Web and of the browser."""
+    found = environment.needed(ENVIRONMENT, "ONNX Runtime Web")
+    browser = chromium.needed("ONNX Runtime Web")
+    return {"version": found.packages[ENVIRONMENT], "browser": browser, "browser_version": chromium.version(browser)}
+
+
+def start(runtime: Runtime, model: Loadable, deployment: Deployment, flags: Sequence[str]) -> WebPage:
+    """Start a browser with the runtime in its page, which has loaded no model yet. Raises ``MissingError``."""
+    found = environment.needed(ENVIRONMENT, f"the deployment {deployment.name}")
+    browser = chromium.needed(f"the deployment {deployment.name}")
+    pinned = npm.read(environment.PINNED / f"{ENVIRONMENT}.toml")
+    if bad := npm.damaged(pinned, found.folder, (runtime.script, runtime.binary)):
+        what = f"the environment {ENVIRONMENT!r} is damaged: {bad} is not the file that was fetched"
+        do = f"penstock env remove {ENVIRONMENT}, then: penstock env add {ENVIRONMENT}"
+        raise MissingError("environment-missing", what, do=do)
+    assert model.path is not None
+    loaded = graph.load(model.path)
+    external = _external(loaded, model.path.parent)
+    files = {f"ort/{name}": found.folder / name for name in (runtime.script, runtime.binary)}
+    files |= {"model": model.path, **{f"external/{at}": path for at, path in enumerate(external.values())}}
+    page = Page(runtime.title, browser, files, flags)
+    held = WebPage(runtime, page, model.path, [*external], graph.signature(loaded))
+    try:
+        held.ask("setup", script=f"ort/{runtime.script}", threads=deployment.threads)
+    except BaseException:
+        page.close()
+        raise
+    return held
+
+
+def _external(model: ir.Model, folder: Path) -> dict[str, Path]:
+    """Return the files that the model's weights lie in, by the names that it has for them."""
+    import onnx_ir as ir
+
+    held = [value.const_value for one in model.graphs() for value in one.initializers.values()]
+    names = {str(tensor.location) for tensor in held if isinstance(tensor, ir.ExternalTensor)}
+    return {name: folder / name for name in sorted(names)}
+
+
+class WebPage:
+    """A page with the runtime, on its way to a session."""
+
+    def __init__(
+        self, runtime: Runtime, page: Page, path: Path, external: Sequence[str], signature: Signature
+    ) -> None:  # fmt: skip
+        self.page, self.signature, self._runtime, self._path = page, signature, runtime, path
+        self._external: list[Json] = [{"path": name, "url": f"external/{at}"} for at, name in enumerate(external)]
+        self._seconds = PATIENCE * precheck.settings().session_seconds
+
+    def ask(self, do: str, **more: Json) -> tuple[Json, list[str]]:
+        """Ask for a step on the way to a session. Raises ``InputError``."""
+        try:
+            answer = self.page.ask(do, self._seconds, more)
+        except Refused as error:
+            what = f"{self._runtime.title} can't load the model: {cause(str(error))}"
+            raise InputError("runtime-refuses", what, where=str(self._path),
+                             do="look for the operator or the opset that it names; `penstock inspect` lists both",
+                             ) from error  # fmt: skip
+        return answer.told, answer.log
+
+    def load(self, deployment: Deployment, provider: Json, told: Mapping[str, Json]) -> WebSession:
+        """Make the session of one provider, with exactly the threads asked for; ``told`` is what is known of it.
+
+        Raises ``InputError`` where the runtime refuses the model, or would run it with another number of threads.
+        """
+        try:
+            asked: dict[str, Json] = {"external": self._external, "options": {"executionProviders": [provider]}}
+            found, _ = self.ask("load", **asked)
+            _same_threads(cast("dict[str, int]", found), deployment.threads, self._runtime.title)
+        except BaseException:
+            self.page.close()
+            raise
+        return WebSession(self, self._runtime.title, asked, {**told, "threads": deployment.threads})
+
+
+class WebSession:
+    """A loaded model in a page."""
+
+    def __init__(
+        self, held: WebPage, title: str, asked: Mapping[str, Json], told: Mapping[str, Json]
+    ) -> None:  # fmt: skip
+        self._page, self._title, self._asked, self._told = held.page, title, asked, told
+        self._placed: Mapping[str, Json] | None = None
+        self._seconds = precheck.settings().session_seconds
+        self._process_id = held.page.browser.renderer()
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Run one batch."""
+        return self._ask("run", self._seconds, feeds)[1]
+
+    def timed(self, feeds: Mapping[str, np.ndarray], calls: int) -> list[int]:
+        """Time so many runs in the page, in nanoseconds."""
+        spent, _ = self._ask("time", self._seconds * max(calls, 1), feeds, calls=calls)
+        return [round(one * 1e6) for one in cast("list[float]", spent)]
+
+    def _ask(
+        self, do: str, seconds: float, feeds: Mapping[str, np.ndarray], **more: Json
+    ) -> tuple[Json, list[np.ndarray]]:  # fmt: skip
+        try:
+            answer = self._page.ask(do, seconds, {"names": [*feeds], **more}, [*feeds.values()])
+        except Refused as error:
+            raise InputError("run-failed", f"{self._title} can't run the model: {cause(str(error))}") from error
+        return answer.told, answer.arrays
+
+    @property
+    def process_id(self) -> int:
+        """The process that holds the page, and the model."""
+        return self._process_id
+
+    def actual(self) -> Mapping[str, Json]:
+        """Tell what runs, and where a session of the same model, made anew for that, puts its nodes.
+
+        A model of which the browser's memory holds no second one goes without.
+        """
+        if self._placed is None:
+            try:
+                self._placed = placement(self._page.ask("placement", PATIENCE * self._seconds, self._asked).log)
+            except Refused:
+                self._placed = {}
+        return {**self._told, **self._placed}
+
+    def close(self) -> None:
+        """End the browser."""
+        self._page.close()
+
+
+def _same_threads(found: Mapping[str, int], asked: int, title: str) -> None:
+    """Hold what runs against what was asked for: the runtime drops to one thread with a word on its console alone."""
+    runs = found["threads"] if found["isolated"] and found["workers"] >= found["threads"] - 1 else 1
+    if runs != asked:
+        what = f"{title} runs with {runs} threads, {asked} were asked for"
+        raise InputError("threads-differ", what, do="ask for fewer threads, or for another backend")
+
+
+def placement(log: Sequence[str]) -> dict[str, Json]:
+    """Return how many nodes each provider got, as the session's log tells, and which are on the CPU beside another."""
+    counts: dict[str, Json] = {}
+    on_cpu: Counter[str] = Counter()
+    provider = ""
+    for line in log:
+        if found := _PLACED.search(line):
+            provider = found[1]
+            counts[provider] = int(found[2])
+        elif provider.startswith("CPU") and (node := _NODE.search(line)):
+            on_cpu[node[1]] += 1
+    told: dict[str, Json] = {"nodes_by_provider": counts}
+    return told | {"nodes_on_cpu": dict(on_cpu)} if len(counts) > 1 else told
+
+
+def cause(message: str) -> str:
+    """Return the runtime's message in one line, without what its wrapper says around it."""
+    text = _SOURCE.sub("", one_line(_PROLOGUE.sub("", message), limit=1000))[:LONGEST]
+    if any(sign in text for sign in _NO_MEMORY):
+        return f"the browser's memory doesn't hold it, which ends at 4 GB ({text})"
+    return text
