@@ -46,7 +46,7 @@ def test_every_built_in_loads_and_says_what_it_is(kind: registry.Kind) -> None:
 def test_an_unknown_name_offers_the_nearest() -> None:
     with pytest.raises(UsageError, match="did you mean 'onnxruntime'"):
         registry.load("backends", "onnxruntim")
-    with pytest.raises(UsageError, match=r"known are: .*onnxruntime, openvino"):
+    with pytest.raises(UsageError, match=r"known are: .*onnxruntime, .*openvino"):
         registry.load("backends", "qqq")
 
 
