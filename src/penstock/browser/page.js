@@ -86,6 +86,8 @@ const commands = {
 
   async load(asked) {
     session = await create(asked, 3);
+    const device = await ort.env.webgpu?.device;
+    device?.lost.then(({ reason, message }) => reason === 'destroyed' || report(`the GPU was lost: ${message}`));
     const workers = performance.getEntriesByType('resource')
       .filter((entry) => entry.name === script && ['other', 'worker'].includes(entry.initiatorType)).length;
     return { threads: ort.env.wasm.numThreads, isolated: crossOriginIsolated, workers };

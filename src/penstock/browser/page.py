@@ -107,8 +107,8 @@ class Page:
 
     def _end(self, how: str) -> None:
         self._gone = self._gone or how
+        self._browser.close()  # first: a page that lives would ask the server on and on
         self._server.close()
-        self._browser.close()
 
     def close(self) -> None:
         """End the browser and the server; twice is once."""

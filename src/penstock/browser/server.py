@@ -134,6 +134,10 @@ class _Handler(BaseHTTPRequestHandler):
             pieces = self.server.commands.get(timeout=WAIT_S)
         except queue.Empty:
             pieces = ()
+        if self.server.closing.is_set():
+            self.server.commands.put(())  # for whoever else waits
+            self.close_connection = True
+            return
         self._reply(pieces)
 
     def _stay(self) -> None:

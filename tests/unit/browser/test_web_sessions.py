@@ -191,6 +191,42 @@ def test_who_is_killed_in_a_run_is_an_error_of_this_session(who: str, tmp_path: 
     other.close()
 
 
+def open_files() -> int:
+    return len([*Path("/proc/self/fd").iterdir()])
+
+
+def test_a_gpu_that_is_lost_is_noticed(tmp_path: Path) -> None:
+    """Without it the run after the next would wait for ever."""
+    session = opened(tiny_models.save(tiny_models.mlp(), tmp_path / "m.onnx"), GPU)
+    feeds = {"x": np.zeros((1, 6), np.float32)}
+    session.run(feeds)
+    family = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in page_of(session).browser._family()}
+    os.kill(next(pid for pid, line in family.items() if b"--type=gpu-process" in line), signal.SIGKILL)
+    deadline = time.monotonic() + 20
+    said = ""
+    while "the GPU was lost" not in said and time.monotonic() < deadline:
+        try:  # a run that it meets may fail in the runtime's own words
+            session.run(feeds)
+        except InputError as error:
+            said = error.what
+    assert "the GPU was lost" in said
+    session.close()
+
+
+def test_a_session_leaves_no_thread_and_no_file_open(tmp_path: Path) -> None:
+    path = tiny_models.save(tiny_models.mlp(), tmp_path / "m.onnx")
+    opened(path).close()
+    threads, files = threading.active_count(), open_files()
+    for _ in range(3):
+        session = opened(path)
+        session.run({"x": np.zeros((1, 6), np.float32)})
+        session.close()
+    deadline = time.monotonic() + 5
+    while threading.active_count() > threads and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert threading.active_count() <= threads and open_files() <= files
+
+
 def test_a_run_that_does_not_end_is_stopped(tmp_path: Path) -> None:
     path = tiny_models.save(endless(), tmp_path / "m.onnx")
     with precheck.limits(replace(precheck.settings(), session_seconds=3.0)):
