@@ -176,11 +176,11 @@ def markdown(matrix: Matrix) -> str:
     backends = list(dict.fromkeys(cell.backend for cell in matrix.cells))
     variants = list(dict.fromkeys(cell.variant for cell in matrix.cells))
     lines = [f"**{'Consistent' if matrix.holds else 'Not consistent'}**: {matrix.samples} samples, held against "
-             f"{matrix.computed_by}.", "", "| variant | " + " | ".join(backends) + " |",
-             "|---|" + "---|" * len(backends)]  # fmt: skip
-    for variant in variants:
-        row = [shown(matrix.cell(variant, backend)) for backend in backends]
-        lines.append(f"| {variant} | " + " | ".join(row) + " |")
+             f"{matrix.computed_by}.", "", "| backend | " + " | ".join(variants) + " |",
+             "|---|" + "---|" * len(variants)]  # fmt: skip
+    for backend in backends:
+        row = [shown(matrix.cell(variant, backend)) for variant in variants]
+        lines.append(f"| {backend} | " + " | ".join(row) + " |")
     told = [f"- {cell.name}: {cell.state}: {cell.reason}" for cell in matrix.cells if cell.reason]
     told += [f"- {name}: worse than before: {why}" for name, why in matrix.regressions.items()]
     note = "Largest difference of a value, to the largest value."

@@ -144,11 +144,12 @@ def _show(matrix: Matrix) -> None:
     table = Table(
         box=box.SIMPLE_HEAD, pad_edge=False, title="largest difference, to the largest value", title_justify="left"
     )
-    table.add_column("variant")
+    table.add_column("backend")
+    variants = list(dict.fromkeys(cell.variant for cell in matrix.cells))
+    for variant in variants:
+        table.add_column(Text(variant), justify="right")
     for backend in backends:
-        table.add_column(Text(backend), justify="right")
-    for variant in dict.fromkeys(cell.variant for cell in matrix.cells):
-        table.add_row(Text(variant), *(Text(shown(matrix.cell(variant, backend))) for backend in backends))
+        table.add_row(Text(backend), *(Text(shown(matrix.cell(variant, backend))) for variant in variants))
     console.print(table)
     figures = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("deployment", "max abs", "SQNR dB", "KL", "top-1 flips", "worst sample", "of output"):
