@@ -157,7 +157,7 @@ def test_a_build_is_held_against_its_golden_set_and_an_earlier_one(
     text = Path("s.md").read_text()
     assert (
         text.startswith("**Consistent**")
-        and "| litert | " in text
+        and "\n| litert | " in text and "| backend | fp32 |" in text
         and "| backend | fp32 |" in text.replace("| backend | fp32 | ", "| backend | fp32 |")
     )
     assert run([*words, "--baseline", "first.json"]) == 0
