@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := build/peers/.ready
 
-.PHONY: demo test test-backends check fix bench bench-optimizers bench-quantization torture docs clean
+.PHONY: demo test test-backends check fix bench bench-optimizers bench-quantization bench-backends torture docs clean
 
 demo: $(READY)  ## set up, then run the whole job on CIFAR-10 if it is at hand, else on the embedded digits
 	$(BIN)/python scripts/demo.py
@@ -15,6 +15,7 @@ test: $(READY)  ## set up, then run the tests
 test-backends: $(READY)  ## make the environments of the runtimes that need one, and run the backends' tests in them
 	PENSTOCK_ENVIRONMENTS=build/environments $(BIN)/penstock env add iree
 	PENSTOCK_ENVIRONMENTS=build/environments $(BIN)/penstock env add tvm
+	PENSTOCK_ENVIRONMENTS=build/environments $(BIN)/penstock env add onnxruntime-openvino
 	PENSTOCK_ENVIRONMENTS=build/environments $(BIN)/penstock env add tflite-micro
 	PENSTOCK_ENVIRONMENTS=build/environments $(BIN)/penstock env add onnxruntime-web
 	PENSTOCK_TEST_ENVIRONMENTS=$(CURDIR)/build/environments $(BIN)/pytest tests/unit/test_backend_conformance.py \
@@ -36,6 +37,9 @@ bench-optimizers: $(READY) $(PEERS)  ## hold the graph optimizer against its pee
 
 bench-quantization: $(READY) $(PEERS)  ## hold the quantizer against its peers: noise, accuracy, latency, costs
 	$(BIN)/python benchmarks/quantization.py --page docs/performance.md
+
+bench-backends: $(READY)  ## every backend that can run here, side by side on the reference net
+	$(BIN)/python benchmarks/backends.py --page docs/performance.md
 
 torture: $(READY)  ## interrupt builds 300 times by chance and after each write, and compare what comes out
 	$(BIN)/python scripts/torture.py --kills 300

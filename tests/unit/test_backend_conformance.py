@@ -23,7 +23,7 @@ SKIPS: dict[str, dict[str, str]] = {
 }
 SKIPS["torch-compile"] = SKIPS["torch"]
 SKIPS["openvino"] = {"wide integers": "its CPU plugin computes int64 in 32 bits; the gate verify sees what comes of it"}
-SKIPS["openvino-bf16"] = SKIPS["openvino"]
+SKIPS["openvino-bf16"] = SKIPS["onnxruntime-openvino"] = SKIPS["openvino"]
 SKIPS["tflite-micro"] = dict.fromkeys(
     ("gather", "scalar input", "several", "wrong input"), "its kernels take no int64, which ONNX's indices are"
 )
