@@ -76,3 +76,16 @@ def test_the_model_itself_stays(here: Path, capsys: pytest.CaptureFixture[str]) 
     before = (here / "m.onnx").read_bytes()
     assert run(["write", "m.onnx", "-o", "m.onnx"]) == 2
     assert (here / "m.onnx").read_bytes() == before and "m.onnx" in capsys.readouterr().err
+
+
+def test_what_a_build_chose_for_litert_comes_with_the_line_that_writes_it(
+    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny.save(tiny.conv(), tmp_path / "m.onnx")
+    fast = ["--bench-seconds", "0.05", "--no-footprint", "--min-rounds", "3", "--warmup-calls", "3", "-q"]
+    assert run(["build", "m.onnx", "-o", "out", "--backends", "litert", *fast]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("to ship")]
+    words = line.split()[2:]
+    assert words[:2] == ["penstock", "write"] and words[-1].endswith(".tflite")
+    assert run(words[1:]) == 0 and Path(words[-1]).read_bytes()[4:8] == b"TFL3"

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 ROLE: Role = "candidate"
 FORMATS: tuple[Format, ...] = ("onnx",)
+SHIPS = ".tflite"  # what it runs isn't the model's own file, but written of it
 
 
 def available() -> str:

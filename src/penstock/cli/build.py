@@ -53,7 +53,7 @@ def command(
     an earlier build, which is built again. Settings come from flags,
     the environment (PENSTOCK_SECTION_FIELD), penstock.toml, and defaults, in this order.
     """
-    from penstock import reproduction, settings
+    from penstock import registry, reproduction, settings
     from penstock.build_settings import resolve
     from penstock.pipeline import build
     from penstock.plan import estimate
@@ -99,8 +99,12 @@ def command(
         for note in notes:
             console.print(f"note      {note}")
         if result.chosen:
-            variant = next(r.deployment.variant for r in result.rows if r.deployment.name == result.chosen)
-            console.print(f"chosen    {result.chosen}: {result.folder / 'models' / variant}")
+            chosen = next(r.deployment for r in result.rows if r.deployment.name == result.chosen)
+            folder = result.folder / "models" / chosen.variant
+            console.print(f"chosen    {result.chosen}: {folder}")
+            if suffix := getattr(registry.load("backends", chosen.backend), "SHIPS", ""):
+                model = next(iter(sorted(folder.glob("*.onnx"))), folder)
+                console.print(f"to ship   penstock write {model} -o {chosen.variant}{suffix}", markup=False)
         else:
             console.print(f"none fits; the nearest miss is {result.nearest_miss}")
         console.print(f"look at   {result.folder}/ledger.jsonl (all that was measured), {result.folder}/golden, "
