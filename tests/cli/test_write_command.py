@@ -79,10 +79,8 @@ def test_the_model_itself_stays(here: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_what_a_build_chose_for_litert_comes_with_the_line_that_writes_it(
-    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    tiny.save(tiny.conv(), tmp_path / "m.onnx")
     fast = ["--bench-seconds", "0.05", "--no-footprint", "--min-rounds", "3", "--warmup-calls", "3", "-q"]
     assert run(["build", "m.onnx", "-o", "out", "--backends", "litert", *fast]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("to ship")]
