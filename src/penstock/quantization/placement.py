@@ -198,12 +198,12 @@ class _Placing:
             able = [node for node in {*self._last(), *named} if node.op_type in self.consumer.float_outputs]
             self.results = {ends.result(node): node for node in able}
             return
-        for node in self._last():
-            if node.op_type not in self.consumer.float_outputs:
-                self.chosen.discard(node)
-                self._no(node, "its result is the model's, which stays in float; --quantize-outputs quantizes it")
-        for node in reversed(self.nodes):
-            if node in self.chosen and self._narrow(node) and self._read_in_float(node):
+        tail = {node for node in self._last() if node.op_type not in self.consumer.float_outputs}
+        self.chosen -= tail
+        for node in tail:
+            self._no(node, "its result is the model's, which stays in float; --quantize-outputs quantizes it")
+        for node in [node for node in self.nodes if node in self.chosen and self._narrow(node)]:
+            if self._read_by_alone(node, tail):
                 self.chosen.discard(node)
                 self._no(node, "it makes few channels, and what reads them computes in float")
 
@@ -214,13 +214,16 @@ class _Placing:
         made, read, *_ = node.inputs[1].const_value.shape.numpy()  # type: ignore[union-attr]  # constant, or not chosen
         return made * NARROW <= read * node.attributes.get_int("group", 1)
 
-    def _read_in_float(self, node: ir.Node) -> bool:
-        """Whether all that reads a layer's result are layers in float; what clips or moves it is looked through."""
+    def _read_by_alone(self, node: ir.Node, tail: set[ir.Node]) -> bool:
+        """Whether last layers alone read a layer's result; what clips or moves it is looked through.
+
+        Layers that were excluded don't count: a choice of one layer mustn't be one of its neighbours as well.
+        """
         waiting, layers = [ends.result(node)], 0
         while waiting:
             value = waiting.pop()
             for use in value.uses():
-                if use.node.op_type in WEIGHTED and use.node not in self.chosen:
+                if use.node in tail:
                     layers += 1
                 elif use.node.domain == "" and use.node.op_type in self.consumer.moving and use.idx == 0:
                     waiting += use.node.outputs

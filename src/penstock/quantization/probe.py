@@ -131,7 +131,25 @@ def _sizes(model: ir.Model, tensors: list[str], batch: Any) -> dict[str, int]:
         with store.scratch() as work:
             session = opened(cut(model, part), work)
             try:
-                found.update({name: array.nbytes for name, array in zip(part, session.run(batch), strict=True)})
+                arrays, times = _of_one(session, model, batch)
             finally:
                 session.close()
+        found.update({name: array.nbytes * times for name, array in zip(part, arrays, strict=True)})
     return found
+
+
+def _of_one(session: Session, model: ir.Model, batch: Any) -> tuple[list[Array], int]:
+    """Run the first sample, and say how many of it the batch has; the batch itself where one can't be run alone.
+
+    All tensors of a batch at once are what chunks are there to avoid.
+    """
+    count = size(batch)
+    open_axes = [value.shape is None or not isinstance(value.shape[0], int) for value in model.graph.inputs if
+                 value.shape is None or len(value.shape)]  # fmt: skip
+    if count > 1 and all(open_axes):
+        alone = {name: array[:1] if np.ndim(array) and len(array) == count else array for name, array in batch.items()}
+        try:
+            return session.run(alone), count
+        except InputError:  # sizes that belong together
+            pass
+    return session.run(batch), 1

@@ -32,6 +32,7 @@ READS = frozenset({
 })  # fmt: skip
 BLOCKS = (0, 16, 32, 64, 128, 256)
 OPSET, OPSET_OF_CHANNELS = 21, 13  # of DequantizeLinear with blocks, or with a scale for each column
+SESSION_KEY = "session.qdq_matmulnbits_accuracy_level"
 
 
 def available() -> str:
@@ -94,8 +95,17 @@ def quantize(
         "rounding": rounding, "zero_points": form.zero, "block_size": form.size, "calibration_samples": seen,
         "opset_raised_from": before if loaded.opset_imports.get("") != before else None,
         "clipping_said_as_max": said, "weight_bytes_before": size, "weight_bytes_after": stored,
+        **_session(nbits, settings),
         "layers": [*sorted(layers, key=lambda one: order.get(str(one["node"]), 0))],
     }  # fmt: skip
+
+
+def _session(nbits: bool, settings: QuantizeSettings) -> dict[str, Json]:
+    """Tell what a session of ONNX Runtime has to be told, where it would round activations of the standard form."""
+    if nbits or settings.consumer != "ort-cpu":
+        return {}
+    told = f"ONNX Runtime rounds activations to int8 here unless its session sets {SESSION_KEY} to 1"
+    return {"session_options": {SESSION_KEY: "1"}, "notes": [told]}
 
 
 def asked(settings: QuantizeSettings) -> Form:

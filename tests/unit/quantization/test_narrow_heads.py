@@ -74,3 +74,17 @@ def test_another_is_computed_on_integers(
     channels: int, reader: str, settings: dict, tiny: ModuleType, tmp_path: Path
 ) -> None:
     assert layers(detector(channels, reader=reader), tiny, tmp_path, **settings)["narrow"]["state"] == "integer"
+
+
+def test_what_was_excluded_pulls_no_neighbour_along(tiny: ModuleType, tmp_path: Path) -> None:
+    told = layers(detector(1, reader="integers"), tiny, tmp_path, exclude=("wide",))
+    assert told["wide"]["state"] == "float" and told["narrow"]["state"] == "integer"
+
+
+def test_a_narrow_layer_between_others_has_its_effect_measured(tiny: ModuleType, tmp_path: Path) -> None:
+    images = RNG.normal(size=(40, 3, 12, 12)).astype(np.float32)
+    asked = QuantizeSettings(guard=False, sensitivity=60.0)
+    source = tiny.save(detector(1, reader="integers"), tmp_path / "m.onnx")
+    facts = quantize(source, calibration.of_list([{"x": images}]), asked, tmp_path / "q.onnx")
+    effects = {one["node"]: one for one in facts["sensitivity"]}
+    assert 0 < effects["narrow"]["sqnr_db"] < 100, effects

@@ -475,6 +475,15 @@ def test_openvino_gets_blocks_that_all_inputs_fall_into(
     np.testing.assert_allclose(session.run(feeds)[0], want, atol=1e-4 * np.abs(want).max())
 
 
+def test_the_session_option_is_recorded_where_the_runtime_would_round(tiny: ModuleType, tmp_path: Path) -> None:
+    """Left to itself, ONNX Runtime makes MatMulNBits of the standard form, on int8 activations."""
+    key = "session.qdq_matmulnbits_accuracy_level"
+    standard = Made(tmp_path, tiny, block_oracle.product()).facts
+    assert standard["session_options"] == {key: "1"} and any(key in note for note in standard["notes"])
+    for other in ({"weight_format": "matmulnbits"}, {"consumer": "openvino"}):
+        assert "session_options" not in Made(tmp_path, tiny, block_oracle.product(), **other).facts
+
+
 def test_moments_are_taken_in_parts(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where memory holds the moments of one layer at a time, the result is the same, in more runs."""
     rng = np.random.default_rng(0)
