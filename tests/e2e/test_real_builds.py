@@ -1,4 +1,4 @@
-"""Whole builds of real models from elsewhere: branches, loops, scans, a large Transformer, weights beside the model."""
+"""Whole builds of real models from elsewhere: branches, loops, scans, a Transformer, weights beside the model."""
 
 import json
 from pathlib import Path
@@ -14,15 +14,14 @@ OPERATOR = {
     "silero-vad-if": "If",
     "ort-crop-and-resize-loop": "Loop",
     "ort-scan": "Scan",
-    "bert-tf-qa": "MatMul",
+    "tiny-gpt2-genai": "MatMul",
     "resnet-tiny-fp32-extdata": "Conv",
 }
 UNKNOWN = {"espcn-qonnx-quant": "onnx.brevitas", "bert-tokenizer-ext": "ai.onnx.contrib"}
 
 
 def build(model: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, dict]:
-    large = ["--backends", "onnxruntime"] if model.parent.name == "bert-tf-qa" else []  # OpenVINO compiles it for long
-    code = run(["build", str(model), "-o", str(folder), *FAST, *FEW, *large])
+    code = run(["build", str(model), "-o", str(folder), *FAST, *FEW])
     return code, json.loads(capsys.readouterr().out)
 
 
