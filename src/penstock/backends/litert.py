@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 ROLE: Role = "candidate"
 FORMATS: tuple[Format, ...] = ("onnx",)
+BY_DEFAULT = False  # what ships then isn't the model but a file of one batch size: for who asks for that
 SHIPS = ".tflite"  # what it runs isn't the model's own file, but written of it
 
 
