@@ -24,6 +24,8 @@ ENTRIES = {
     "targets": "toy-board = toy_penstock:target",
     "commands": "toy-hello = toy_penstock:command",
 }
+BACKENDS = {name: registry.load("backends", name) for name in registry.names("backends")}
+UNASKED = [name for name, backend in BACKENDS.items() if not getattr(backend, "BY_DEFAULT", True)]
 FAST = ["--bench-seconds", "0.05", "--no-footprint", "--min-rounds", "3", "--warmup-calls", "3", "-q", "--json"]
 
 
@@ -141,8 +143,9 @@ def test_broken_ones_are_listed_and_break_nothing(site: Path) -> None:
     assert "no_such_module" in problems["commands", "absent", theirs]
     assert "is taken" in problems["commands", "build", theirs]
     assert not any(name == "aaa" for _, name, _ in problems), "their protocol is whole; what they do shows in use"
-    lacking = {("quantizers", "nncf", "built in")}  # its extra isn't installed here
-    assert {origin for _, _, origin in problems.keys() - lacking} == {theirs}
+    lacking = {(kind, name) for kind, name, origin in problems if origin == "built in"}  # extras and environments
+    assert {origin for _, _, origin in problems} == {theirs, "built in"}
+    assert lacking <= {("quantizers", "nncf"), *(("backends", name) for name in UNASKED)}
     assert "absent" in penstock(site, "--help").stdout
     done = penstock(site, "absent")
     assert done.returncode == 3 and "no_such_module" in done.stderr and "Traceback" not in done.stderr
