@@ -35,7 +35,7 @@ def _list(as_json: bool, quiet: bool, verbose: bool) -> int:
         _console.emit("env list", {"environments": found})
         return 0
     for one in found:
-        click.echo(f"{one.name:<16}{one.summary}")
+        click.echo(f"{one.name:<22}{one.summary}")
         click.echo(f"  {one.folder}" if not one.state else f"  not there: {one.state}")
     return 0
 
