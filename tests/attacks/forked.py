@@ -22,27 +22,11 @@ SECONDS = 10.0
 RESIDENT_BYTES = 1_000_000_000
 MOST_BYTES = 4 << 30  # a bomb that does go off is stopped here, before it takes the machine with it
 TRIES = 3  # of a command that was a little slow: others that use the same memory and caches slow it down as well
-LOOP, NOMINAL_S = 1_000_000, 0.047  # additions in a loop, and the time they take on the machine that SECONDS is for
-MOST_SLOWNESS = 2.0
 MODULES = (
     "onnx", "onnx.checker", "onnx.reference", "onnx.reference.ops._op_list", "onnx.shape_inference", "onnx_ir",
     "onnxscript.optimizer", "onnxscript.rewriter", "onnxscript.version_converter", "penstock.api", "penstock.cli.check",
     "penstock.cli.inspect", "penstock.cli.optimize", "penstock.cli._inspection", "rich.console", "rich.table",
 )  # fmt: skip
-
-
-def slowness() -> float:
-    """Return how much slower than usual this machine is at this moment, from 1 to 2.
-
-    On a shared host the same work was seen to take 1.4 times the processor's time that it took an hour before.
-    """
-    spent = []
-    for _ in range(40):
-        began, total = time.process_time(), 0
-        for number in range(LOOP):
-            total += number
-        spent.append(time.process_time() - began)
-    return min(max(max(spent) / NOMINAL_S, 1.0), MOST_SLOWNESS)  # the slowest: it comes and goes within seconds
 
 
 @dataclass(frozen=True)

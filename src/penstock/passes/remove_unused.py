@@ -47,7 +47,7 @@ def _nodes(graph: ir.Graph, changes: list[str], opset: int) -> None:
         if not any(value.is_graph_output() or wiring.read_count(value) for value in node.outputs):
             for inner in inside(node):
                 wiring.let_go(inner)
-            graph.remove(node)
+            wiring.remove(node)
             changes.append(f"removed {node_label(node)}")
             continue
         for body in bodies_in(node) if node.attributes else ():

@@ -266,7 +266,7 @@ class Editor:
             if graph is None or not _unread(node):
                 continue
             stack.extend(self._let_go(node))
-            graph.remove(node)
+            wiring.remove(node)
             removed.append(node)
             for value in node.outputs:
                 freed += self._bytes(value)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-FEW = 16  # inputs that are changed one by one
+FEW = 16  # inputs of a node whose are changed one by one
 
 
 def read_count(value: ir.Value) -> int:
@@ -24,12 +24,15 @@ def read_count(value: ir.Value) -> int:
 def read_instead(node: ir.Node, changes: Mapping[int, ir.Value | None]) -> None:
     """Let a node read other values at these places, or nothing."""
     before = node.inputs
-    slowly = len(changes) <= FEW or not hasattr(node, "_inputs") or bool(getattr(node, "device_configurations", None))
+    slowly = len(before) <= FEW or not hasattr(node, "_inputs") or bool(getattr(node, "device_configurations", None))
     if slowly or not all(0 <= place < len(before) for place in changes):
         for place, value in changes.items():
             node.replace_input_with(place, value)
         return
-    node._inputs = tuple(changes.get(place, value) for place, value in enumerate(before))
+    after = list(before)
+    for place, value in changes.items():
+        after[place] = value
+    node._inputs = tuple(after)
     for place, value in changes.items():
         if (old := before[place]) is not None:
             old._remove_usage(node, place)
@@ -46,6 +49,18 @@ def let_go(node: ir.Node) -> None:
         read_instead(node, {place: None for place, value in enumerate(inputs) if value is not None})
 
 
+def remove(node: ir.Node) -> None:
+    """Take a node that nobody reads out of its graph; onnx-ir goes through all of the graph's outputs for each."""
+    graph = node.graph
+    assert graph is not None
+    nodes = getattr(graph, "_nodes", None)
+    if nodes is None:
+        graph.remove(node)
+        return
+    node.graph = None
+    nodes.remove(node)
+
+
 def take_over(values: Mapping[ir.Value, ir.Value]) -> None:
     """Let all readers of the keys read what stands for them, and graphs hand that out; no key may stand for another."""
     changes: dict[ir.Node, dict[int, ir.Value | None]] = {}
@@ -58,6 +73,6 @@ def take_over(values: Mapping[ir.Value, ir.Value]) -> None:
     for node, places in changes.items():
         read_instead(node, places)
     for graph in graphs:
-        for place, value in enumerate(graph.outputs):
+        for place, value in enumerate(graph.outputs[:]):  # a plain list: theirs is slow to go through
             if value in values:
                 graph.outputs[place] = values[value]
