@@ -14,7 +14,6 @@ from penstock import (
     calibration,
     datasets,
     feeds,
-    golden,
     graph,
     outputs,
     pipeline,
@@ -30,7 +29,7 @@ from penstock.frontends import Exported, Source
 from penstock.ledger import finished
 from penstock.progress import SILENT, Progress
 from penstock.record import Record
-from penstock.running import golden_set, opened, role_feeds, runnables, runnables_of
+from penstock.running import golden_for, need_fit, opened, role_feeds, runnables, runnables_of
 from penstock.stages import bench as bench_stage
 from penstock.stages import convert as convert_stage
 from penstock.stages import evaluate as evaluate_stage
@@ -236,19 +235,9 @@ def verify(
     Raises ``InputError`` when either can't be run at all; a difference is in the result's ``outcome``.
     """
     path = Path(model)
-    signature = graph.signature(graph.load(path))
     runnable = runnables_of(path, backend, 1, "model", options=options)[0]
-    if (Path(against) / "golden.json").is_file():
-        gold = golden.read(Path(against))
-    else:
-        roles = role_feeds(path, data or DataSettings(), seed)
-        gold = golden_set(against, weights, roles, signature)
-    if missing := [spec.name for spec in signature.inputs if spec.name not in gold.feeds[0]]:
-        what = f"the model's input {missing[0]!r} is not among the golden inputs"
-        raise InputError("signatures-differ", what, where=str(path), do=f"compare models of one source ({against})")
-    if len(signature.outputs) != len(gold.output_names):
-        what = f"the model has {len(signature.outputs)} outputs, the source {len(gold.output_names)}"
-        raise InputError("signatures-differ", what, where=str(path), do=f"compare models of one source ({against})")
+    gold = golden_for(path, against, data or DataSettings(), weights, seed)
+    need_fit(path, gold, against)
     trial.survive(path, gold.feeds, str(path))
     session = runnable.open()
     try:

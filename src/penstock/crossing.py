@@ -58,6 +58,7 @@ def crossed(
             if runs(registry.load("backends", one), precision)
             for found in running.runnables_of(path, one, threads, name)
         ]
+        running.need_fit(path, gold, against or str(models[0]))
         trial.survive(path, gold.feeds, str(path))
     cells += consistency.cross(made, gold, settings or VerifySettings(), progress)
     order = {one: place for place, one in enumerate(dict.fromkeys(registry.names("backends")))}
@@ -100,11 +101,7 @@ def _golden(
     if not against:
         raise UsageError("no-reference", "there is nothing to hold the models against",
                          do="name the source with --against, or give a build's folder")  # fmt: skip
-    first = next(iter(paths.values()))
-    if (Path(against) / "golden.json").is_file():
-        return golden.read(Path(against))
-    roles = running.role_feeds(first, data or DataSettings(), seed)
-    return running.golden_set(against, weights, roles, graph.signature(graph.load(first)))
+    return running.golden_for(next(iter(paths.values())), against, data or DataSettings(), weights, seed)
 
 
 def _backends(asked: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -182,6 +179,7 @@ def markdown(matrix: Matrix) -> str:
         row = [shown(matrix.cell(variant, backend)) for variant in variants]
         lines.append(f"| {backend} | " + " | ".join(row) + " |")
     told = [f"- {cell.name}: {cell.state}: {cell.reason}" for cell in matrix.cells if cell.reason]
+    told += [f"- {name}: no backend could run it" for name in matrix.unrun]
     told += [f"- {name}: worse than before: {why}" for name, why in matrix.regressions.items()]
     note = "Largest difference of a value, to the largest value."
     return "\n".join([*lines, "", note, *([""] if told else []), *told, ""])

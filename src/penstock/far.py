@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Protocol, cast
 
-from penstock import errors, frames
+from penstock import frames, graph, worker
 from penstock.errors import InputError, MissingError, PenstockError
 from penstock.jsonable import Json
 from penstock.worker import WorkerCrash, WorkerTimeout
@@ -158,7 +158,7 @@ class FarSession:
             watch.cancel()
         reply = cast("dict[str, Json]", answer)
         if "error" in reply:
-            raise _rebuilt(cast("dict[str, Json]", reply["error"]))
+            raise worker.rebuilt(cast("dict[str, Json]", reply["error"]))
         if "fault" in reply:
             raise InputError("run-failed", f"{self._runtime} can't run the model: {reply['fault']}")
         return reply.get("result"), found
@@ -183,18 +183,11 @@ class FarSession:
             do = "run this model on another backend; if it is only slow, raise [check] session_seconds"
             return WorkerTimeout("worker-timeout", f"{self._runtime}: {self._gone}", do=do)
         code = self._process.returncode
-        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code} and no answer"
+        how = f"was ended by {worker.signal_name(-code)}" if code < 0 else f"ended with code {code} and no answer"
         self._gone = f"its process {how}"
         tail = "; its last words: " + " | ".join([*self._lines][-3:]) if self._lines else ""
         do = "run this model on another backend"
         return WorkerCrash("worker-crash", f"{self._runtime}: {self._gone}{tail}", do=do)
-
-
-def _rebuilt(facts: dict[str, Json]) -> PenstockError:
-    kind = getattr(errors, str(facts["class"]), InputError)
-    return cast(
-        "PenstockError", kind(str(facts["id"]), str(facts["what"]), where=str(facts["where"]), do=str(facts["do"]))
-    )
 
 
 # -- the far side ------------------------------------------------------------------------------------------------------
@@ -202,8 +195,6 @@ def _rebuilt(facts: dict[str, Json]) -> PenstockError:
 
 def serve(target: str) -> None:
     """Answer requests on standard input until there are none."""
-    from penstock import worker
-
     worker.die_with_parent()
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a runtime prints isn't an answer
@@ -226,10 +217,10 @@ def serve(target: str) -> None:
                 result, found = _done(session, asked, arrays)
                 reply = {"result": result}
         except PenstockError as error:
-            reply, found = {"error": {**error.to_json(), "class": type(error).__name__}}, ()
+            reply, found = {"error": {**worker.packed(error)}}, ()
         except Exception as error:  # a runtime's own
             traceback.print_exc()
-            reply, found = {"fault": f"{type(error).__name__}: {_first_line(error)}"}, ()
+            reply, found = {"fault": f"{type(error).__name__}: {graph.first_line(error)}"}, ()
         for piece in frames.packed(reply, found):
             out.write(piece)
         out.flush()
@@ -271,7 +262,3 @@ def timed(run: Callable[[], object], calls: int) -> list[int]:
             run()
             spent.append(time.perf_counter_ns() - began)
     return spent
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:500]

@@ -40,6 +40,25 @@ def _find(settings: DataSettings) -> Dataset:
     return datasets.find(settings.data, settings)
 
 
+def golden_for(path: Path, against: str, data: DataSettings, weights: str, seed: int) -> golden.Golden:
+    """Return what a model is held against: a build's golden folder, or what a source gives on the golden inputs."""
+    if (Path(against) / "golden.json").is_file():
+        return golden.read(Path(against))
+    return golden_set(against, weights, role_feeds(path, data, seed), graph.signature(graph.load(path)))
+
+
+def need_fit(path: Path, gold: golden.Golden, against: str) -> None:
+    """Raise ``InputError`` where a model has inputs that a golden set hasn't, or another number of outputs."""
+    signature = graph.signature(graph.load(path, weights=False))
+    do = f"compare models of one source ({against})"
+    if missing := [spec.name for spec in signature.inputs if spec.name not in gold.feeds[0]]:
+        what = f"the model's input {missing[0]!r} is not among the golden inputs"
+        raise InputError("signatures-differ", what, where=str(path), do=do)
+    if len(signature.outputs) != len(gold.output_names):
+        what = f"the model has {len(signature.outputs)} outputs, the source {len(gold.output_names)}"
+        raise InputError("signatures-differ", what, where=str(path), do=do)
+
+
 def golden_set(against: str, weights: str, roles: RoleFeeds, signature: Signature) -> golden.Golden:
     """Run a source, a model or a module, over the golden inputs. Raises ``InputError`` where it has other inputs."""
     name, _ = export_stage.frontend(Source(against, weights))

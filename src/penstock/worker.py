@@ -146,25 +146,32 @@ def _open(answer: bytes, code: int, target: str, last_lines: list[str]) -> Json:
         what, do = "a step of the work took longer than it may and was stopped", "allow it more time"
         raise WorkerTimeout("worker-timeout", what, where=target, do=do)
     if not isinstance(reply, dict):
-        how = f"was ended by {_signal_name(-code)}" if code < 0 else f"ended with code {code} and no answer"
+        how = f"was ended by {signal_name(-code)}" if code < 0 else f"ended with code {code} and no answer"
         tail = "; its last words: " + " | ".join(last_lines[-5:]) if last_lines else ""
         do = "the system may have run out of memory" if code == -signal.SIGKILL else "run with -v, or report the model"
         raise WorkerCrash("worker-crash", f"the process {how}{tail}", where=target, do=do)
     if "error" in reply:
-        raise _rebuild(reply["error"])
+        raise rebuilt(reply["error"])
     if "fault" in reply:
         raise WorkerCrash("worker-fault", str(reply["fault"]), where=target, do="run with -v, or report the model")
     return cast(Json, reply["result"])
 
 
-def _signal_name(number: int) -> str:
+def signal_name(number: int) -> str:
+    """Return what a signal is called."""
     try:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
 
 
-def _rebuild(facts: dict[str, Json]) -> PenstockError:
+def packed(error: PenstockError) -> dict[str, Json]:
+    """Return an error as JSON that :func:`rebuilt` makes one of again."""
+    classes: list[Json] = [kind.__name__ for kind in type(error).__mro__]
+    return {**error.to_json(), "classes": classes}
+
+
+def rebuilt(facts: dict[str, Json]) -> PenstockError:
     """Build the error anew as the nearest of its classes that is known here."""
     known = {name: kind for name, kind in {**vars(errors), **globals()}.items() if isinstance(kind, type)}
     names = [str(name) for name in cast("list[Json]", facts["classes"]) if name in known]
@@ -205,8 +212,7 @@ def main() -> None:
             result = getattr(importlib.import_module(module), name)(request["argument"])
         reply = {"result": to_json(result)}
     except PenstockError as error:
-        classes: list[Json] = [kind.__name__ for kind in type(error).__mro__]
-        reply = {"error": {**error.to_json(), "classes": classes}}
+        reply = {"error": packed(error)}
     except BaseException as error:
         traceback.print_exc()
         reply = {"fault": f"{type(error).__name__}: {error}"}

@@ -74,15 +74,22 @@ def test_what_a_backend_can_not_run_is_a_cell_with_the_reason(tiny: ModuleType, 
     assert "CumSum" in crossing.markdown(matrix)
 
 
-def test_one_that_raises_at_a_run_or_gives_other_outputs(
-    pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_variant_that_nothing_could_run_is_a_breach(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(self: object, feeds: object) -> list[np.ndarray]:
         raise InputError("run-failed", "the device\nis gone")
 
     monkeypatch.setattr(litert.LiteRtSession, "run", broken)
-    cell = crossing.crossed([pair[0]], str(pair[0]), backends=BOTH).cell("good", "litert")
-    assert cell is not None and cell.state == "can't run" and "is gone" in cell.reason
+    matrix = crossing.crossed([pair[0]], str(pair[0]), backends=BOTH)
+    cell = matrix.cell("good", "litert")
+    assert cell is not None and cell.state == "can't run" and "is gone" in cell.reason and matrix.holds
+    alone = crossing.crossed([pair[0]], str(pair[0]), backends=("litert",))
+    assert alone.unrun == ("good",) and not alone.holds and "no backend could run it" in crossing.markdown(alone)
+
+
+def test_a_model_of_another_source_is_refused(pair: tuple[Path, Path], tiny: ModuleType, tmp_path: Path) -> None:
+    other = tiny.save(tiny.several(), tmp_path / "several.onnx")
+    with pytest.raises(InputError, match=r"is not among the golden inputs|other inputs"):
+        crossing.crossed([pair[0], other], str(pair[0]), backends=("onnxruntime",))
 
 
 @pytest.mark.parametrize(

@@ -200,4 +200,4 @@ def test_memory_of_this_process() -> None:
 
 def test_errors_are_rebuilt_as_the_nearest_class() -> None:
     facts: dict[str, Json] = {"id": "i", "what": "w", "where": "", "do": "", "classes": ["Unknown", "UsageError"]}
-    assert type(worker._rebuild(facts)) is UsageError
+    assert type(worker.rebuilt(facts)) is UsageError

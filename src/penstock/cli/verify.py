@@ -165,6 +165,8 @@ def _show(matrix: Matrix) -> None:
         if cell.reason and (cell.state != "not here" or cell.variant == matrix.cells[0].variant):
             name = cell.backend if cell.state == "not here" else cell.name
             console.print(_console.printable(f"{name}: {cell.state}: {cell.reason}"), markup=False)
+    for name in matrix.unrun:
+        console.print(_console.printable(f"{name}: no backend could run it"), markup=False)
     for name, why in matrix.regressions.items():
         console.print(_console.printable(f"{name}: worse than before: {why}"), markup=False)
     told = f"{matrix.samples} samples, held against {matrix.computed_by}"

@@ -149,7 +149,7 @@ def bisect(
 
 
 def _search(pair: _Pair, limit: float, progress: Progress) -> Found | None:
-    held: dict[int, dict[str, np.ndarray]] = {}
+    before: dict[str, np.ndarray] = {}  # what the other side has at the last cut that agrees
     low, high = 0, len(pair.nodes)
     differs, _, _ = _cut(pair, high, limit)
     if not differs:
@@ -163,10 +163,9 @@ def _search(pair: _Pair, limit: float, progress: Progress) -> Found | None:
         if differs:
             high, gap = middle, differs
         else:
-            low = middle
-            held = {middle: theirs}
+            low, before = middle, theirs
     node = pair.nodes[high - 1]
-    return _confirmed(pair, node, high, limit, gap, held.get(low, {}))
+    return _confirmed(pair, node, high, limit, gap, before)
 
 
 def _cut(

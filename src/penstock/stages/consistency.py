@@ -65,8 +65,14 @@ class Matrix:
 
     @property
     def holds(self) -> bool:
-        """Whether nothing differs and nothing got worse."""
-        return not self.regressions and all(cell.state != "differs" for cell in self.cells)
+        """Whether nothing differs, nothing got worse, and each variant could be run somewhere."""
+        return not self.regressions and not self.unrun and all(cell.state != "differs" for cell in self.cells)
+
+    @property
+    def unrun(self) -> tuple[str, ...]:
+        """The variants that nothing was shown of: no backend could run them."""
+        ran = {cell.variant for cell in self.cells if cell.outputs}
+        return tuple(dict.fromkeys(cell.variant for cell in self.cells if cell.variant not in ran))
 
     def cell(self, variant: str, backend: str) -> Cell | None:
         """Return one cell."""
