@@ -84,12 +84,12 @@ def command(
             models, against, settings, backends=split(backends or backend or crossing.ALL), data=data, weights=weights,
             seed=seed, threads=threads, baseline=baseline, progress=progress,
         )  # fmt: skip
-    if markdown:
-        store.write_bytes(Path(markdown), crossing.markdown(matrix).encode())
     if as_json:
         _console.emit("verify", matrix)
     else:
         _show(matrix)
+    if markdown:  # last: where it can't be written, what was found is shown
+        store.write_bytes(Path(markdown), crossing.markdown(matrix).encode())
     return 0 if matrix.holds else 1
 
 
@@ -160,7 +160,8 @@ def _show(matrix: Matrix) -> None:
             _shown(cell.kl), "–" if cell.flips is None else f"{cell.flips:.2%}",
             "–" if cell.worst_sample is None else str(cell.worst_sample), Text(cell.worst_output),
         )  # fmt: skip
-    console.print(figures)
+    if figures.row_count:
+        console.print(figures)
     for cell in matrix.cells:
         if cell.reason and (cell.state != "not here" or cell.variant == matrix.cells[0].variant):
             name = cell.backend if cell.state == "not here" else cell.name
