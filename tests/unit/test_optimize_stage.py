@@ -368,7 +368,8 @@ def test_what_can_not_be_proved_is_told(model: Path) -> None:
     assert result.proof.state == "skipped" and "8 are run twice (--proof-bytes)" in result.proof.reason
     result, _ = run(model, proof_nodes=2)
     assert (
-        result.proof.state == "skipped" and "nodes and weights, 2 are run twice (--proof-nodes)" in result.proof.reason
+        result.proof.state == "skipped"
+        and "nodes, weights and bodies, 2 are run twice (--proof-nodes)" in result.proof.reason
     )
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 MOST_INSIDE = 50_000
 COSTS = {"AttributeProto": 50, "OperatorSetIdProto": 50}  # of MOST_INSIDE; a name costs 1
 HOLDERS = {"NodeProto": "node", "ModelProto": "model", "FunctionProto": "function"}
-MOST_FUNCTIONS = 20_000
+MOST_FUNCTIONS = 10_000
 COST_OF_A_BODY = 2  # nodes
 _HIGH = bytes(range(0x80, 0x100))
 _PIECE = 1 << 20

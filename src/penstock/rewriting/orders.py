@@ -46,12 +46,15 @@ def reordered(items: Sequence[Any], order: Order) -> list[Any]:
 
 def keeps(shape: Sequence[Size] | None, order: Order) -> bool:
     """Whether ``v'`` is ``v`` itself: no axis moves, or only axes of size 1 in a way that leaves the shape."""
-    if order == tuple(range(len(order))):
-        return True
     if shape is None or len(shape) != len(order):
-        return False
-    moving = [order[axis] for axis, size in enumerate(shape) if size != 1]
-    return moving == sorted(moving) and all(map(equal, reordered(shape, order), shape))
+        return order == tuple(range(len(order)))
+    last = -1
+    for place, size in zip(order, shape, strict=True):
+        if size != 1:
+            if place < last:
+                return False
+            last = place
+    return order == tuple(range(len(order))) or all(map(equal, reordered(shape, order), shape))
 
 
 def without(order: Order, gone: set[int]) -> Order:

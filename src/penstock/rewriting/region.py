@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 MOST_NODES = 256  # of a region
 MOST_READERS = 64  # of a value in it
 SMALL = 4096  # bytes of a constant that may be there in both orders
-WORK = 60  # of a node of a region, in the units of Editor.work; ten thousand Transposes may look at a few hundred each
+WORK = 100  # of a node of a region, in the units of Editor.work: it costs as much time
 ONE = 1 << 64  # a Transpose, in the costs of the cut
 
 
@@ -37,18 +37,16 @@ class Region:
     orders: dict[ir.Value, Order] = field(default_factory=dict)  # only of those that it changes
     nodes: dict[ir.Node, Turned] = field(default_factory=dict)
     fresh: list[ir.Value] = field(default_factory=list)
+    kept: dict[ir.Value, None] = field(default_factory=dict)  # that nodes of the region read or make as they are
 
     # -- growing -------------------------------------------------------------------------------------------------------
 
-    def fits(self, value: ir.Value | None, order: Order | None) -> bool:
-        """Whether a value can have this order."""
-        if value is None or order is None or keeps(self.site.shape(value), order):
-            return True
-        if (tensor := self.site.tensor(value)) is not None:
-            return tensor.nbytes <= SMALL or read_count(value) == 1
-        if value in self.orders:
-            return self.orders[value] == order
-        if self.site.rank(value) != len(order) or value.dtype is None or read_count(value) > MOST_READERS:
+    def fits(self, value: ir.Value, order: Order) -> bool:
+        """Whether a value that has none yet can have this order, which changes it."""
+        shape = self.site.shape(value)
+        if shape is None or len(shape) != len(order) or value.dtype is None or read_count(value) > MOST_READERS:
+            return False
+        if value in self.kept:
             return False
         above = self.site.maker(value, "Transpose")
         if above is not None and above.inputs[0] in self.orders:
@@ -57,23 +55,32 @@ class Region:
 
     def take(self, value: ir.Value | None, order: Order | None) -> bool:
         """Let a value have an order, if it can."""
+        if value is None:
+            return True
+        known = self.orders.get(value)
+        if known is not None:
+            return known == order
+        if order is None or keeps(self.site.shape(value), order):
+            self.kept[value] = None
+            return True
+        if (tensor := self.site.tensor(value)) is not None:
+            return tensor.nbytes <= SMALL or read_count(value) == 1
         if not self.fits(value, order):
             return False
-        if value is None or order is None or value in self.orders or self.site.tensor(value) is not None:
-            return True
-        if not keeps(self.site.shape(value), order):
-            self.orders[value] = order
-            self.fresh.append(value)
+        self.orders[value] = order
+        self.fresh.append(value)
         return True
 
     def take_all(self, pairs: list[tuple[ir.Value | None, Order | None]]) -> bool:
         """Let values have their orders, all of them or none."""
-        count = len(self.fresh)
+        count, kept = len(self.fresh), len(self.kept)
         if all(self.take(*pair) for pair in pairs):  # one may stand in the way of the next
             return True
         for value in self.fresh[count:]:
             del self.orders[value]
         del self.fresh[count:]
+        while len(self.kept) > kept:
+            self.kept.popitem()
         return False
 
     def grow(self) -> None:

@@ -34,12 +34,12 @@ def prove(
         return proof.skipped("it was switched off"), None
     if not done.trace.events and not settings.runtime and not restated:
         return Proof("proved", "", "nothing was changed", 0, 0.0, ()), None
-    weights, size = done.weight_bytes_before, extent.nodes + extent.weights
+    weights, size = done.weight_bytes_before, extent.nodes + extent.weights + extent.bodies
     if weights > settings.proof_bytes:
         what = f"its weights have {weights:,} bytes, {settings.proof_bytes:,} are run twice (--proof-bytes)"
         return proof.skipped(what), None
     if size > settings.proof_nodes:
-        what = f"it has {size:,} nodes and weights, {settings.proof_nodes:,} are run twice (--proof-nodes)"
+        what = f"it has {size:,} nodes, weights and bodies, {settings.proof_nodes:,} are run twice (--proof-nodes)"
         return proof.skipped(what), None
     if restated and settings.verify_each:
         _hold_restated(source, weights, settings)

@@ -32,11 +32,13 @@ class Extent:
 
     nodes: int  # without Constants
     weights: int  # their number
+    bodies: int  # of If, Loop and Scan
 
     @classmethod
     def of(cls, model: ir.Model) -> Extent:
         """Measure a model."""
-        return cls(count(model), sum(len(one.initializers) for one in graphs_of(model)))
+        graphs = graphs_of(model)
+        return cls(count(model), sum(len(one.initializers) for one in graphs), len(graphs) - 1 - len(model.functions))
 
 
 def load_passes(settings: OptimizeSettings) -> tuple[list[tuple[str, Pass | Rule]], tuple[Declined, ...]]:

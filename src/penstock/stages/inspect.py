@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 MAX_NODES = 10_000  # functions that stand for more nodes than this are not looked into
 MAX_FUNCTIONS = 2_000  # nor are more functions than this
-MOST_DETAILED = 20_000  # results of nodes and initializers of a model whose layers, costs and shapes are looked into
+MOST_DETAILED = 20_000  # results of nodes, initializers and bodies of a model whose layers and shapes are looked into
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,7 @@ def inspect(model_path: Path, sizes: Mapping[str, int] | None = None) -> Inspect
 
     ``sizes`` gives dynamic dimensions a size for the figures, by name; the others count as 1. Nodes and operators are
     those of the file; layers, costs and memory are those after inlining its functions. A model of more than
-    ``MOST_DETAILED`` results and initializers has neither: all its operators are of unknown cost.
+    ``MOST_DETAILED`` results, initializers and bodies has neither: all its operators are of unknown cost.
     """
     with guard.rare_collection():
         try:
@@ -152,7 +152,7 @@ def _inspect(model_path: Path, sizes: Mapping[str, int]) -> Inspection:
     signature = graph.signature(model)
     scopes = [scope.initializers for scope in model.graphs()]
     initializers, subgraphs = sum(map(len, scopes)), len(scopes) - 1
-    detailed = sum(max(len(node.outputs), 1) for node in nodes) + initializers <= MOST_DETAILED
+    detailed = sum(max(len(node.outputs), 1) for node in nodes) + initializers + subgraphs <= MOST_DETAILED
     flat = _inlined(model, notes) if detailed else model
     held = list(constants(flat))
     roles = {value: role(value, tensor) for value, tensor in held}
@@ -232,7 +232,7 @@ def _details(
 
 def _outline(uses: Mapping[tuple[str, str], int]) -> _Details:
     """Say of each operator of a very large model that its cost isn't known."""
-    reason = f"the model has more than {MOST_DETAILED:,} results of nodes and initializers"
+    reason = f"the model has more than {MOST_DETAILED:,} results of nodes, initializers and bodies"
     unknown = tuple(Unknown(f"{count:,} nodes", op, reason) for (_, op), count in sorted(uses.items()))
     return _Details((), unknown, Peak(0, "", sum(uses.values())))
 

@@ -186,6 +186,20 @@ def test_a_sum_of_a_value_and_its_transpose() -> None:
     alone.agree(before, after)
 
 
+def test_a_value_that_one_order_changes_and_another_does_not() -> None:
+    """The order in which the first Concat would read b leaves it as it is, its axes being of size 1."""
+    before = alone.model(
+        """(float[1,5,3] x, float[1,3,1] z) => (float[1,6,3] y, float[1,3,6] u) {
+        a = Transpose<perm=[1,0,2]>(x) c = Transpose<perm=[0,2,1]>(z) b = Relu(c)
+        f = Concat<axis=0>(a, b) y = Transpose<perm=[1,0,2]>(f)
+        g = Unsqueeze(a, first) h = ReduceSum<keepdims=0>(g, last) i = Tile(h, times)
+        j = Concat<axis=1>(i, b) u = Transpose<perm=[0,2,1]>(j) }""",
+        first=np.array([0]), last=np.array([3]), times=np.array([1, 1, 3]),
+    )  # fmt: skip
+    after, _ = alone.rewritten(before, *PASSES)
+    alone.agree(before, after)
+
+
 def test_less_to_transpose() -> None:
     """A Transpose goes below a reduction, and above an Expand, where it moves less."""
     before = alone.model("""(float[N,4,5,6] x) => (float[5,N,4] y) {
