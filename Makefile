@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := build/peers/.ready
 
-.PHONY: demo test test-backends check fix bench bench-optimizers bench-quantization bench-backends torture docs clean
+.PHONY: demo test test-backends check fix bench bench-optimizers bench-quantization bench-backends coverage torture docs clean
 
 demo: $(READY)  ## set up, then run the whole job on CIFAR-10 if it is at hand, else on the embedded digits
 	$(BIN)/python scripts/demo.py
@@ -40,6 +40,9 @@ bench-quantization: $(READY) $(PEERS)  ## hold the quantizer against its peers: 
 
 bench-backends: $(READY)  ## every backend that can run here, side by side on the reference net
 	$(BIN)/python benchmarks/backends.py --page docs/performance.md
+
+coverage: $(READY)  ## run the standard's node tests on every backend that can run here, and write down what came of it
+	$(BIN)/python scripts/measure_coverage.py
 
 torture: $(READY)  ## interrupt builds 300 times by chance and after each write, and compare what comes out
 	$(BIN)/python scripts/torture.py --kills 300

@@ -11,6 +11,7 @@ from penstock.jsonable import dumps
 from penstock.variant import Precision
 
 Role = Literal["candidate", "baseline", "oracle"]
+ANY_DEVICE = "any"  # of a backend that finds its device when it opens a model, and tells which it is
 
 
 def named(variant: str, backend: str, way: str = "") -> str:

@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Protocol, cast
 
-from penstock import frames, graph, worker
+from penstock import frames, graph, kept, worker
 from penstock.errors import InputError, MissingError, PenstockError
 from penstock.jsonable import Json
 from penstock.worker import WorkerCrash, WorkerTimeout
@@ -62,7 +62,10 @@ class Opened(Protocol):
 
 
 class FarSession:
-    """The near side: a session like any other, and :meth:`timed` for a clock that stands beside the runtime."""
+    """The near side: a session like any other, and :meth:`timed` for a clock that stands beside the runtime.
+
+    ``process_id`` is the process that holds the model.
+    """
 
     def __init__(
         self, runtime: str, python: Path, target: str, argument: Json, *, open_seconds: float, run_seconds: float,
@@ -72,21 +75,11 @@ class FarSession:
 
         ``runtime`` is what messages call it. Raises what the function raises, ``WorkerTimeout`` or ``WorkerCrash``.
         """
-        self._runtime, self._run_seconds, self._gone = runtime, run_seconds, ""
-        self._late = False
-        command = [str(python), "-I", "-c", _BOOT, str(Path(__file__).parent), target]
-        try:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-                env={**os.environ, **(environ or {})},
-            )  # fmt: skip
-        except OSError as error:
-            what = f"the Python of {runtime} can't be started: {error.strerror}"
-            raise MissingError("environment-missing", what, where=str(python),
-                               do="penstock env list shows the environments that are there") from error  # fmt: skip
-        self._lines: deque[str] = deque(maxlen=LAST_LINES)
-        self._listener = threading.Thread(target=self._listen, daemon=True)
-        self._listener.start()
+        self._runtime, self._run_seconds = runtime, run_seconds
+        self._key = ("far", python, target, *sorted((environ or {}).items()))
+        waiting = cast("FarProcess | None", kept.take(self._key))
+        self._far: FarProcess | None = waiting or FarProcess(runtime, python, target, environ)
+        self.process_id = self._far.process_id
         try:
             self._ask({"do": "open", "argument": argument}, (), open_seconds)
         except BaseException:
@@ -103,20 +96,59 @@ class FarSession:
                             self._run_seconds * max(calls, 1))  # fmt: skip
         return cast("list[int]", told)
 
-    @property
-    def process_id(self) -> int:
-        """The process that holds the model."""
-        return self._process.pid
-
     def actual(self) -> Mapping[str, Json]:
         """Tell what the far side tells."""
         return cast("dict[str, Json]", self._ask({"do": "actual"}, (), self._run_seconds)[0])
 
     def close(self) -> None:
+        """End the process, and those that it started, or keep it for the next (:mod:`penstock.kept`); twice is once."""
+        process, self._far = self._far, None
+        if process is not None and not (process.emptied() and kept.give(self._key, process)):
+            process.close()
+
+    def _ask(self, told: Json, arrays: Sequence[np.ndarray], seconds: float) -> tuple[Json, list[np.ndarray]]:
+        if self._far is None:
+            raise WorkerCrash("worker-crash", f"{self._runtime} is gone: it was closed")
+        return self._far.ask(told, arrays, seconds)
+
+
+class FarProcess:
+    """A Python that opens one session after the other; one that died, or was stopped, stays gone."""
+
+    def __init__(self, runtime: str, python: Path, target: str, environ: Mapping[str, str] | None) -> None:
+        self._runtime, self._gone, self._late = runtime, "", False
+        command = [str(python), "-I", "-c", _BOOT, str(Path(__file__).parent), target]
+        try:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+                env={**os.environ, **(environ or {})},
+            )  # fmt: skip
+        except OSError as error:
+            what = f"the Python of {runtime} can't be started: {error.strerror}"
+            raise MissingError("environment-missing", what, where=str(python),
+                               do="penstock env list shows the environments that are there") from error  # fmt: skip
+        self._lines: deque[str] = deque(maxlen=LAST_LINES)
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
+
+    @property
+    def process_id(self) -> int:
+        """The process that holds the model."""
+        return self._process.pid
+
+    def emptied(self) -> bool:
+        """Let go of the session there; whether the process is fit for another."""
+        if self._process.poll() is not None or self._gone:
+            return False
+        with contextlib.suppress(PenstockError):
+            self.ask({"do": "close"}, (), CLOSE_SECONDS)
+        return not self._gone
+
+    def close(self) -> None:
         """End the process, and those that it started; twice is once."""
         if self._process.poll() is None and not self._gone:
-            with contextlib.suppress(PenstockError):
-                self._ask({"do": "close"}, (), CLOSE_SECONDS)
+            with contextlib.suppress(OSError, ValueError):
+                cast("IO[bytes]", self._process.stdin).close()  # there is nothing more to come
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(CLOSE_SECONDS)
         self._kill()
@@ -136,7 +168,7 @@ class FarSession:
             if text := line.decode(errors="replace").rstrip():
                 self._lines.append(text)
 
-    def _ask(self, told: Json, arrays: Sequence[np.ndarray], seconds: float) -> tuple[Json, list[np.ndarray]]:
+    def ask(self, told: Json, arrays: Sequence[np.ndarray], seconds: float) -> tuple[Json, list[np.ndarray]]:
         """Send a request and read its answer; the process is killed where that takes longer than ``seconds``."""
         if self._gone:
             raise WorkerCrash("worker-crash", f"{self._runtime} is gone: {self._gone}")
@@ -212,6 +244,11 @@ def serve(target: str) -> None:
                 session = getattr(importlib.import_module(module), name)(asked["argument"])
                 reply: dict[str, Json] = {"result": None}
                 found: Sequence[np.ndarray] = ()
+            elif asked["do"] == "close":
+                held, session = session, None
+                if held is not None:
+                    held.close()
+                reply, found = {"result": None}, ()
             else:
                 assert session is not None
                 result, found = _done(session, asked, arrays)
@@ -224,8 +261,6 @@ def serve(target: str) -> None:
         for piece in frames.packed(reply, found):
             out.write(piece)
         out.flush()
-        if asked["do"] == "close":
-            break
     os._exit(0)  # a runtime that dies or hangs while it tidies up has nothing to tell any more
 
 
@@ -241,9 +276,6 @@ def _done(
 ) -> tuple[Json, Sequence[np.ndarray]]:  # fmt: skip
     if asked["do"] == "actual":
         return dict(session.actual()), ()
-    if asked["do"] == "close":
-        session.close()
-        return None, ()
     feeds = dict(zip(cast("list[str]", asked["names"]), arrays, strict=True))
     if asked["do"] == "time":
         spent: list[Json] = [*timed(lambda: session.run(feeds), int(cast(int, asked["calls"])))]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 from penstock import graph, registry
 from penstock.backends import Backend, Loadable, Session
-from penstock.deployment import Deployment
+from penstock.deployment import ANY_DEVICE, Deployment
 from penstock.errors import InputError, PenstockError
 from penstock.jsonable import Json, to_json
 from penstock.ledger import Append
@@ -117,7 +117,7 @@ def asked_of(deployment: Deployment) -> dict[str, Json]:
 def fallback(asked: Deployment, actual: Mapping[str, Json]) -> str:
     """Say what ran that wasn't asked for, by the runtime's own word: "" where nothing did, or it tells nothing."""
     device = actual.get("device")
-    if isinstance(device, str) and device.casefold() != asked.device.casefold():
+    if isinstance(device, str) and asked.device != ANY_DEVICE and device.casefold() != asked.device.casefold():
         return f"it ran on the device {device}, {asked.device} was asked for"
     threads = actual.get("threads")
     if asked.threads and isinstance(threads, int) and threads != asked.threads:

@@ -47,7 +47,7 @@ class CheckSettings:
         50_000, "most nodes in the bodies of If, Loop and Scan; a body counts for two", minimum=1
     )
     max_tensors: int = option(150_000, "most tensors: weights, and what nodes make", minimum=1)
-    max_messages: int = option(1_500_000, "most protobuf messages and texts in the file", minimum=1)
+    max_messages: int = option(2_000_000, "most protobuf messages and texts in the file", minimum=1)
     max_numbers: int = option(10_000_000, "most numbers in attributes and shapes", minimum=1)
     max_integer_bytes: int = option(1 << 28, "most bytes of integers that tensors hold one by one", minimum=1)
     max_text_bytes: int = option(120_000_000, "most bytes of texts: notes, vocabularies, names twice", minimum=1)

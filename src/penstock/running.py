@@ -105,6 +105,7 @@ def runnables_of(
             Deployment(
                 named(name, backend, way), name, digest, precision, backend, threads=threads, io_binding=io_binding,
                 role=chosen.ROLE, options=given, precision_hint=getattr(chosen, "HINT", ""),
+                device=getattr(chosen, "DEVICE", "cpu"),
             ),
             model, graph.signature(loaded).fixed_batch is None,
         )
@@ -124,11 +125,21 @@ def named_models(models: Sequence[str | Path]) -> Iterator[tuple[str, Path]]:
 
 
 def runnables(models: Sequence[str | Path], backends: Sequence[str], settings: BenchSettings) -> list[Runnable]:
-    """Cross models with backends. Raises ``InputError``, ``MissingError`` or ``UsageError``."""
+    """Cross models with backends; one that is for some precisions gets those models, if there are any.
+
+    Raises ``InputError``, ``MissingError`` or ``UsageError``.
+    """
+    named = list(named_models(models))
+    kinds = {name: graph.precision(graph.load(path, weights=False)) for name, path in named}
+    fit = {
+        backend: {name for name, kind in kinds.items() if runs(registry.load("backends", backend), kind)}
+        for backend in backends
+    }
     return [
         runnable
-        for name, path in named_models(models)
+        for name, path in named
         for backend in backends
+        if name in fit[backend] or not fit[backend]
         for runnable in runnables_of(path, backend, settings.threads, name, io_binding=settings.io_binding)
     ]
 

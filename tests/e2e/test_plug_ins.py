@@ -241,11 +241,11 @@ def test_what_fails_when_it_is_used_is_named_and_a_backend_ends_no_build(site: P
 
 def test_not_even_one_that_ends_the_process_is_fatal(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are imported in a process of their own first; ``IMPORT_SECONDS`` is cut short by a sitecustomize."""
-    files = WILD | {"sitecustomize.py": "from penstock import registry\nregistry.IMPORT_SECONDS = 5.0\n"}
+    files = WILD | {"sitecustomize.py": "from penstock import registry\nregistry.IMPORT_SECONDS = 3.0\n"}
     install(site, "wild-penstock", WILD_ENTRIES, files)
     shown = result(penstock(site, "list", "--json"))
     problems = {p["name"]: p["problem"] for found in shown.values() for p in found if p["problem"]}
-    assert "SIGABRT" in problems["aborts"] and "more than 5 s" in problems["hangs"]
+    assert "SIGABRT" in problems["aborts"] and "more than 3 s" in problems["hangs"]
     assert "KeyboardInterrupt" in problems["stops"] and "names the phase 'nophase'" in problems["badphase"]
     assert "prints" not in problems
     built = result(penstock(site, "build", "toy:2", "--data", "toy-data:300", "-o", "out", *FAST))

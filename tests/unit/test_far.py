@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from penstock import far
+from penstock import far, kept
 from penstock.errors import InputError, MissingError
 from penstock.far import FarSession
 from penstock.worker import WorkerCrash, WorkerTimeout
@@ -133,12 +133,44 @@ def test_an_interrupted_answer_is_not_taken_for_the_next(opened: Opening, monkey
     def interrupted(_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(session, "_read", interrupted)
+    monkeypatch.setattr(session._far, "_read", interrupted)
     with pytest.raises(KeyboardInterrupt):
         session.run(ONE)
     monkeypatch.undo()
     with pytest.raises(WorkerCrash, match="interrupted"):
         session.run(ZERO)
+
+
+def test_a_process_is_kept_for_the_next_where_that_is_asked_for(opened: Opening) -> None:
+    with kept.keeping():
+        first = opened("plain")
+        process = first.process_id
+        first.close()
+        first.close()
+        assert alive(process)
+        with pytest.raises(WorkerCrash, match="it was closed"):
+            first.run(ONE)
+        second = opened("raises")
+        assert second.process_id == process
+        with pytest.raises(InputError, match="first line"):
+            second.run(ONE)
+        with pytest.raises(MissingError):  # a session that can't be opened is no reason to end the process
+            opened("missing")
+        third = opened("aborts")
+        assert third.process_id not in (process, second.process_id)
+        second.close()
+        with pytest.raises(WorkerCrash, match="SIGABRT"):
+            third.run(ONE)
+        third.close()
+        assert opened("plain").process_id == process
+        left = opened("plain")
+        other = left.process_id
+        left.close()
+        assert alive(other)
+    assert not alive(other)
+    last = opened("plain")
+    last.close()
+    assert not alive(last.process_id)
 
 
 def test_a_python_that_is_gone() -> None:

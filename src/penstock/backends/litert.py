@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from penstock.backends import Loadable, _inputs
 from penstock.deployment import Deployment, Role
@@ -76,6 +76,14 @@ def _unsaid() -> Iterator[None]:
         os.close(nowhere)
 
 
+class _Opened(NamedTuple):
+    """An interpreter, and the places of its inputs and outputs, which it is slow to tell."""
+
+    interpreter: Any
+    inputs: list[int]
+    outputs: list[int]
+
+
 class LiteRtSession:
     """An interpreter for each size that comes in: TFLite's sizes are fixed."""
 
@@ -83,12 +91,12 @@ class LiteRtSession:
         self._path, self._threads = path, threads
         self._signature = _inputs.signature(path)
         self._open = _inputs.open_axes(self._signature)
-        self._made: dict[object, Any] = {}
+        self._made: dict[object, _Opened] = {}
         self._facts: Mapping[str, Json] = {}
         if not self._open:
             self._opened(_inputs.Given({}, self._signature.fixed_batch or 1, {}))
 
-    def _opened(self, given: _inputs.Given) -> Any:
+    def _opened(self, given: _inputs.Given) -> _Opened:
         key = given.batch, *sorted((name, given.sizes[name]) for name in self._open if name in given.sizes)
         if key in self._made:
             return self._made[key]
@@ -104,20 +112,23 @@ class LiteRtSession:
             what = f"LiteRT can't load the model: {first_line(error)}"
             raise InputError("runtime-refuses", what, where=str(self._path),
                              do="run this model on another backend") from error  # fmt: skip
-        self._made[key] = made
-        return made
+        given_at, made_at = ([told["index"] for told in details()] for details in (
+            made.get_input_details, made.get_output_details))  # fmt: skip
+        self._made[key] = found = _Opened(made, given_at, made_at)
+        return found
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Run one batch. The first of its size takes longer: the file is written for it."""
         import numpy as np
 
         given = _inputs.given(self._signature, feeds)
-        interpreter = self._opened(given)
+        opened = self._opened(given)
+        interpreter = opened.interpreter
         try:
-            for told, array in zip(interpreter.get_input_details(), given.arrays.values(), strict=True):
-                interpreter.set_tensor(told["index"], array)
+            for place, array in zip(opened.inputs, given.arrays.values(), strict=True):
+                interpreter.set_tensor(place, array)
             interpreter.invoke()
-            return [np.asarray(interpreter.get_tensor(told["index"])) for told in interpreter.get_output_details()]
+            return [np.asarray(interpreter.get_tensor(place)) for place in opened.outputs]
         except Exception as error:  # as at loading
             raise InputError("run-failed", f"LiteRT can't run the model: {first_line(error)}") from error
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from penstock import graph, store
-from penstock.backends import HALVES, Loadable
+from penstock.backends import HALVES, Loadable, _ort_values
 from penstock.deployment import Deployment, Role
 from penstock.errors import InputError, MissingError
 from penstock.graph import first_line
@@ -124,6 +124,9 @@ class OrtSession:
         self._last: Mapping[str, np.ndarray] | None = None
         self._inputs = [value.name for value in session.get_inputs()]
         self._outputs = [value.name for value in session.get_outputs()]
+        self._kinds = {value.name: _ort_values.element(value.type) for value in session.get_inputs()}
+        made = (_ort_values.element(value.type) for value in session.get_outputs())
+        self._apart = any(kind is not None for kind in (*self._kinds.values(), *made))  # numpy has no such type
         self._bound: tuple[Mapping[str, np.ndarray], Any] | None = None
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
@@ -132,6 +135,8 @@ class OrtSession:
         if self._deployment.io_binding:
             return self._run_bound(feeds)
         try:
+            if self._apart:
+                return _ort_values.run(self._session, self._outputs, feeds, self._kinds)
             outputs: list[np.ndarray] = self._session.run(self._outputs, dict(feeds))
         except Exception as error:  # as at loading
             raise InputError("run-failed", f"ONNX Runtime can't run the model: {first_line(error)}") from error

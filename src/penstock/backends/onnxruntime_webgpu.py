@@ -12,13 +12,14 @@ from typing import cast
 from penstock.backends import Loadable
 from penstock.backends._distant import DistantSession
 from penstock.browser import session
-from penstock.deployment import Deployment, Role
+from penstock.deployment import ANY_DEVICE, Deployment, Role
 from penstock.errors import InputError, MissingError
 from penstock.jsonable import Json
 from penstock.variant import Format
 
 ROLE: Role = "candidate"
 FORMATS: tuple[Format, ...] = ("onnx",)
+DEVICE = ANY_DEVICE
 BY_DEFAULT = False  # it starts a browser, and without a GPU it is some hundred times slower than the others
 RUNTIME = session.Runtime(
     "ONNX Runtime Web (WebGPU)", "webgpu", "ort.webgpu.bundle.min.mjs", "ort-wasm-simd-threaded.asyncify.wasm"
@@ -46,11 +47,11 @@ def load(model: Loadable, deployment: Deployment) -> DistantSession:
     asks for hardware too. Raises ``MissingError`` where there is no such adapter.
     """
     asked = _options(deployment)
-    if deployment.device not in ("cpu", "gpu"):
+    if deployment.device not in (ANY_DEVICE, "cpu", "gpu"):
         raise MissingError("no-device", f"this backend has no device {deployment.device!r}", do="use device gpu")
     held, adapter = _with_adapter(model, deployment, asked["adapter"])
     if adapter["software"] and "hardware" in (asked["adapter"], "hardware" if deployment.device == "gpu" else ""):
-        held.page.close()
+        held.close()
         what = f"the browser has no hardware for WebGPU here, only {_name(adapter)}"
         raise MissingError("no-device", what, do="use the option adapter=software, for correctness alone")
     told: dict[str, Json] = {
@@ -82,11 +83,11 @@ def _with_adapter(
         try:
             found, _ = held.ask("adapter")
         except BaseException:
-            held.page.close()
+            held.close()
             raise
         if found is not None:
             return held, cast("dict[str, Json]", found)
-        held.page.close()
+        held.close()
     raise MissingError("no-device", "the browser finds no adapter for WebGPU", do="use onnxruntime-web, or a newer one")
 
 

@@ -99,6 +99,12 @@ const commands = {
     return null;
   },
 
+  async release() {
+    await session?.release();
+    session = undefined;
+    return null;
+  },
+
   async run({ names }, tensors) {
     const outputs = await session.run(fed(names, tensors));
     return [null, session.outputNames.map((name) => outputs[name])];

@@ -51,6 +51,10 @@ class Page:
             self._server.close()
             raise
 
+    def serve(self, files: Mapping[str, Path]) -> None:
+        """Serve other files beside the page's own: those of the next model."""
+        self._server.files.update(files)
+
     @property
     def browser(self) -> Browser:
         """The browser."""

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from penstock import environment, graph, npm, precheck
+from penstock import environment, graph, kept, npm, precheck
 from penstock.backends import Loadable
 from penstock.browser import chromium
-from penstock.browser.page import Page, Refused, one_line
+from penstock.browser.page import DO, Page, Refused, one_line
 from penstock.deployment import Deployment
 from penstock.errors import InputError, MissingError
 from penstock.jsonable import Json
 from penstock.rehearsal import PATIENCE
 from penstock.signature import Signature
+from penstock.worker import WorkerCrash
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,6 +31,7 @@ _NODE = re.compile(r"VerifyEachNodeIsAssignedToAnEp\]\s+(\S+) \(")
 _PROLOGUE = re.compile(
     r"Can't create a session\.|failed to call OrtRun\(\)\.|ERROR_CODE: \d+, ERROR_MESSAGE:|Fatal error:"
 )
+_PLAIN = "ERROR_CODE:"  # of a message that the runtime meant to give
 _SOURCE = re.compile(r"^/\S+:\d+ [^(]*\([^()]*\)(?: const)? ")  # a place in its own source, and the function there
 _NO_MEMORY = ("bad_alloc", "out of memory", "Array buffer allocation failed", "Aborted(OOM)", "memory access out of")
 
@@ -70,10 +72,15 @@ def start(runtime: Runtime, model: Loadable, deployment: Deployment, flags: Sequ
     external = _external(loaded, model.path.parent)
     files = {f"ort/{name}": found.folder / name for name in (runtime.script, runtime.binary)}
     files |= {"model": model.path, **{f"external/{at}": path for at, path in enumerate(external.values())}}
-    page = Page(runtime.title, browser, files, flags)
-    held = WebPage(runtime, page, model.path, [*external], graph.signature(loaded))
+    key = ("web", runtime, browser, *flags, deployment.threads)
+    waiting = cast("Page | None", kept.take(key))
+    if waiting is not None:
+        waiting.serve(files)
+    page = waiting or Page(runtime.title, browser, files, flags)
+    held = WebPage(runtime, page, key, model.path, [*external], graph.signature(loaded))
     try:
-        held.ask("setup", script=f"ort/{runtime.script}", threads=deployment.threads)
+        if waiting is None:
+            held.ask("setup", script=f"ort/{runtime.script}", threads=deployment.threads)
     except BaseException:
         page.close()
         raise
@@ -90,12 +97,13 @@ def _external(model: ir.Model, folder: Path) -> dict[str, Path]:
 
 
 class WebPage:
-    """A page with the runtime, on its way to a session."""
+    """A page with the runtime, on its way to a session, and while there is one."""
 
     def __init__(
-        self, runtime: Runtime, page: Page, path: Path, external: Sequence[str], signature: Signature
+        self, runtime: Runtime, page: Page, key: Hashable, path: Path, external: Sequence[str], signature: Signature
     ) -> None:  # fmt: skip
-        self.page, self.signature, self._runtime, self._path = page, signature, runtime, path
+        self.page, self.signature, self._runtime, self._key, self._path = page, signature, runtime, key, path
+        self._sound = True
         self._external: list[Json] = [{"path": name, "url": f"external/{at}"} for at, name in enumerate(external)]
         self._seconds = PATIENCE * precheck.settings().session_seconds
 
@@ -104,11 +112,26 @@ class WebPage:
         try:
             answer = self.page.ask(do, self._seconds, more)
         except Refused as error:
+            self.refused(error)
             what = f"{self._runtime.title} can't load the model: {cause(str(error))}"
             raise InputError("runtime-refuses", what, where=str(self._path),
                              do="look for the operator or the opset that it names; `penstock inspect` lists both",
                              ) from error  # fmt: skip
         return answer.told, answer.log
+
+    def refused(self, error: Refused) -> None:
+        """Note what the page refused: after all but a plain answer of the runtime, its memory may be spoilt."""
+        self._sound = self._sound and _PLAIN in str(error)
+
+    def close(self) -> None:
+        """End the browser, or keep it for the next model (:mod:`penstock.kept`)."""
+        try:
+            if self._sound and kept.wanted():
+                self.page.ask("release", self._seconds, {})
+        except (Refused, InputError):
+            self._sound = False
+        if not (self._sound and kept.give(self._key, self.page)):
+            self.page.close()
 
     def load(self, deployment: Deployment, provider: Json, told: Mapping[str, Json]) -> WebSession:
         """Make the session of one provider, with exactly the threads asked for; ``told`` is what is known of it.
@@ -120,7 +143,7 @@ class WebPage:
             found, _ = self.ask("load", **asked)
             _same_threads(cast("dict[str, int]", found), deployment.threads, self._runtime.title)
         except BaseException:
-            self.page.close()
+            self.close()
             raise
         return WebSession(self, self._runtime.title, asked, {**told, "threads": deployment.threads})
 
@@ -131,8 +154,9 @@ class WebSession:
     def __init__(
         self, held: WebPage, title: str, asked: Mapping[str, Json], told: Mapping[str, Json]
     ) -> None:  # fmt: skip
-        self._page, self._title, self._asked, self._told = held.page, title, asked, told
+        self._held, self._page, self._title, self._asked, self._told = held, held.page, title, asked, told
         self._placed: Mapping[str, Json] | None = None
+        self._closed = False
         self._seconds = precheck.settings().session_seconds
         self._process_id = held.page.browser.renderer()
 
@@ -148,9 +172,12 @@ class WebSession:
     def _ask(
         self, do: str, seconds: float, feeds: Mapping[str, np.ndarray], **more: Json
     ) -> tuple[Json, list[np.ndarray]]:  # fmt: skip
+        if self._closed:
+            raise WorkerCrash("worker-crash", f"{self._title} is gone: it was closed", do=DO)
         try:
             answer = self._page.ask(do, seconds, {"names": [*feeds], **more}, [*feeds.values()])
         except Refused as error:
+            self._held.refused(error)
             raise InputError("run-failed", f"{self._title} can't run the model: {cause(str(error))}") from error
         return answer.told, answer.arrays
 
@@ -172,8 +199,10 @@ class WebSession:
         return {**self._told, **self._placed}
 
     def close(self) -> None:
-        """End the browser."""
-        self._page.close()
+        """End the browser, or keep it for the next model; twice is once."""
+        if not self._closed:
+            self._closed = True
+            self._held.close()
 
 
 def _same_threads(found: Mapping[str, int], asked: int, title: str) -> None:

@@ -39,6 +39,7 @@ def place(
                 plain = Deployment(
                     deployment.named(variant.name, name, way), variant.name, variant.digest, variant.precision, name,
                     role=backend.ROLE, options=options, precision_hint=getattr(backend, "HINT", ""),
+                    device=getattr(backend, "DEVICE", "cpu"),
                 )  # fmt: skip
                 made.append(Runnable(configured(plain, settings), model, variant.signature.fixed_batch is None))
     if not any(runnable.deployment.role == "candidate" for runnable in made):

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from onnx import ModelProto, TensorProto, helper
 
 import tiny_models
-from penstock import environment, precheck, registry
+from penstock import environment, kept, precheck, registry
 from penstock.backends import Loadable
 from penstock.deployment import Deployment
 from penstock.errors import InputError, MissingError
@@ -48,6 +49,34 @@ def opened(path: Path, name: str = WEB, **more: Any) -> Any:
 
 def page_of(session: Any) -> Any:
     return session._far._page
+
+
+@pytest.mark.parametrize("name", [WEB, GPU])
+def test_a_browser_is_kept_for_the_next_model_where_that_is_asked_for(name: str, tmp_path: Path) -> None:
+    more = {"options": {"adapter": "software"}} if name == GPU else {}
+    first, other = (tiny_models.save(make(), tmp_path / f"{make.__name__}.onnx") for make in (
+        tiny_models.mlp, tiny_models.conv))  # fmt: skip
+    with kept.keeping():
+        session = opened(first, name, **more)
+        browser = page_of(session).browser.pid
+        session.close()
+        with pytest.raises(WorkerCrash, match="it was closed"):
+            session.run({"x": np.ones((1, 6), np.float32)})
+        second = opened(other, name, **more)
+        assert page_of(second).browser.pid == browser
+        x = RNG.normal(size=(2, 3, 8, 8)).astype(np.float32)
+        want = tiny_models.oracle(onnx.load(other), {"x": x})
+        assert np.allclose(second.run({"x": x})[0], want[0], atol=1e-5)
+        os.kill(browser, signal.SIGKILL)
+        with pytest.raises(WorkerCrash):
+            second.run({"x": x})
+        second.close()
+        third = opened(first, name, **more)
+        browser = page_of(third).browser.pid
+        third.close()
+        os.kill(browser, 0)
+    with pytest.raises(ProcessLookupError):
+        os.kill(browser, 0)
 
 
 def model_of(nodes: list[Any], inputs: dict[str, Any], outputs: dict[str, Any]) -> ModelProto:

@@ -1,0 +1,59 @@
+"""What backends on NVIDIA's GPUs share: whether there is one here, and their environment."""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+from collections.abc import Mapping
+from pathlib import Path
+
+from penstock import environment
+from penstock.environment import Environment
+
+ENVIRONMENT = "onnxruntime-gpu"
+DRIVER = ("libcuda.so.1", "libcuda.so", "nvcuda.dll")
+# what the libraries do to float32 unasked: rounds it to 19 bits in products
+EXACT = {"NVIDIA_TF32_OVERRIDE": "0"}
+
+
+def devices() -> int | str:
+    """Return how many GPUs the driver has, or why there is no driver."""
+    for name in DRIVER:
+        try:
+            driver = ctypes.CDLL(name)
+        except OSError:
+            continue
+        count = ctypes.c_int(0)
+        if code := driver.cuInit(0):
+            return f"its driver doesn't start (CUDA error {code})"
+        driver.cuDeviceGetCount(ctypes.byref(count))
+        return count.value
+    return f"there is no driver here ({DRIVER[0]})"
+
+
+def problem() -> str:
+    """Return "" where a GPU and the environment are there, else which isn't, and the line that makes the latter."""
+    found = devices()
+    missing = found if isinstance(found, str) else "" if found else "the driver finds none"
+    add = environment.problem(ENVIRONMENT)
+    if missing:
+        return f"it needs one of NVIDIA's GPUs, and {missing}" + (f"; where there is one: {add}" if add else "")
+    return add
+
+
+def libraries(found: Environment) -> list[Path]:
+    """Return the folders of an environment's own CUDA, cuDNN and TensorRT, where libraries are to be looked for."""
+    packages = found.folder.glob("lib/python*/site-packages")
+    return sorted(
+        folder for home in packages for pattern in ("nvidia/*/lib", "nvidia/*/lib/x86_64", "tensorrt_libs")
+        for folder in home.glob(pattern)
+    )  # fmt: skip
+
+
+def environ(found: Environment, *, exact: bool) -> Mapping[str, str]:
+    """Return the variables of the process that runs the model."""
+    import os
+
+    paths = [*map(str, libraries(found)), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
+    told = {"LD_LIBRARY_PATH": os.pathsep.join(paths), "ORT_DISABLE_TELEMETRY": "1"}
+    return {**told, **EXACT} if exact else told

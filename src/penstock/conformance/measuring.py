@@ -1,0 +1,114 @@
+"""Run the suite on a backend: several processes beside each other, each test an error of its own at worst."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import platform
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from penstock import kept, registry, store
+from penstock.conformance import suite
+from penstock.conformance.measured import Coverage, summed
+from penstock.conformance.suite import Result
+from penstock.errors import MissingError, UsageError
+from penstock.far import FarSession
+from penstock.jsonable import Json
+from penstock.worker import WorkerCrash, WorkerTimeout
+
+if TYPE_CHECKING:
+    from penstock.backends import Backend
+
+# what isn't measured by these tests, and why
+LEFT_OUT = {
+    "torch": "it runs modules of its framework, not .onnx files",
+    "torch-compile": "it runs modules of its framework, not .onnx files",
+    "openvino-bf16": "its operators are those of openvino; the tests' bounds are for float32",
+}
+OPTIONS: dict[str, dict[str, str]] = {"onnxruntime-webgpu": {"adapter": "software"}}  # is looked for last, otherwise
+SECONDS = 120.0  # of one test
+FIRST_SECONDS = 300.0  # of one that has to make the suite first
+Told = Callable[[int, int], None]
+
+
+def measure(name: str, *, jobs: int = 1, only: Sequence[str] = (), told: Told = lambda done, of: None) -> Coverage:
+    """Run all tests, or those of these names, and return what came of them.
+
+    Raises ``UsageError`` for a backend that isn't measured, ``MissingError`` where it can't run here.
+    """
+    if name in LEFT_OUT:
+        raise UsageError("bad-option", f"{name} isn't measured by node tests: {LEFT_OUT[name]}")
+    backend = cast("Backend", registry.load("backends", name))
+    if problem := backend.available():
+        raise MissingError("backend-missing", f"{name} can't run here: {problem}")
+    cases = [(at, case) for at, case in enumerate(suite.cases()) if not only or case.name in only]
+    done: dict[str, Result] = {}
+
+    def one(pair: tuple[int, suite.Case]) -> None:
+        at, case = pair
+        done[case.name] = _apart(name, at)
+        told(len(done), len(cases))
+
+    with kept.keeping(), ThreadPoolExecutor(jobs) as pool:
+        for _ in pool.map(one, cases):
+            pass
+    facts = {key: value for key, value in backend.facts().items() if key in ("version", "browser_version", "compiler")}
+    operators = summed({case.name: case.operator for _, case in cases}, done)
+    today = dt.date.today().isoformat()
+    system = f"{platform.system()} {platform.machine()}"
+    return Coverage(name, facts, suite.version(), today, system, operators)
+
+
+def _apart(name: str, at: int) -> Result:
+    """Run one test in another process, which goes on to the next unless this one kills it."""
+    argument: Json = {"backend": name, "case": at}
+    try:
+        session = FarSession("the test", Path(sys.executable), "penstock.conformance.measuring:open_there", argument,
+                             open_seconds=FIRST_SECONDS, run_seconds=SECONDS)  # fmt: skip
+    except WorkerTimeout as error:
+        return Result("hung", str(error.what))
+    except WorkerCrash as error:
+        return Result("crashed", str(error.what).removeprefix("the test: "))
+    try:
+        answer = cast("Mapping[str, str]", session.actual())
+    finally:
+        session.close()
+    return Result(cast("suite.Kind", answer["kind"]), answer["reason"])
+
+
+# -- in the other process ----------------------------------------------------------------------------------------------
+
+_STAYING = contextlib.ExitStack()  # what the backends' own processes are kept by, until this one ends
+
+
+def open_there(argument: Json) -> Tested:
+    """Run one test: the far side."""
+    asked = cast("dict[str, Json]", argument)
+    if not kept.wanted():
+        _STAYING.enter_context(kept.keeping())
+    name = str(asked["backend"])
+    case = suite.cases()[int(cast(int, asked["case"]))]
+    with store.scratch() as work:
+        return Tested(suite.run(case, registry.load("backends", name), name, work, OPTIONS.get(name)))
+
+
+class Tested:
+    """A test that was run: what FarSession asks for of a session."""
+
+    def __init__(self, result: Result) -> None:
+        self._result = result
+
+    def run(self, feeds: Mapping[str, object]) -> list[object]:
+        """There is nothing more to run."""
+        return []
+
+    def actual(self) -> Mapping[str, Json]:
+        """Tell what came of it."""
+        return {"kind": self._result.kind, "reason": self._result.reason}
+
+    def close(self) -> None:
+        """There is nothing to let go of."""

@@ -1,0 +1,183 @@
+"""The node tests that the ``onnx`` package generates, and the judgement of one of them on a backend.
+
+A test is a small model, mostly of one node, with inputs and expected outputs and the bounds within which they hold.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from penstock import store
+from penstock.errors import PenstockError
+from penstock.worker import WorkerCrash, WorkerTimeout
+
+if TYPE_CHECKING:
+    import onnx
+
+    from penstock.backends import Session
+
+Kind = Literal["passed", "wrong", "refused", "failed", "crashed", "hung"]
+KINDS: dict[Kind, str] = {
+    "passed": "the outputs are those of the test, within its bounds",
+    "wrong": "a session was made, and an output is another",
+    "refused": "no session can be made of the model: by name of what is missing",
+    "failed": "a session was made, and a run of it ends in an error",
+    "crashed": "the process of the runtime died",
+    "hung": "it took longer than a test may",
+}
+EXPANDED = "_expanded"  # in the name of a test whose operator is written out as its function
+LONGEST = 300  # characters of a reason
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One test: its model, and for each of its data sets the inputs and the expected outputs, by position."""
+
+    name: str
+    operator: str  # as an operator is written: "Conv", "ai.onnx.ml.Binarizer"
+    model: onnx.ModelProto
+    data: Sequence[tuple[Sequence[Any], Sequence[Any]]]
+    rtol: float
+    atol: float
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What came of one test; ``reason`` says it of those that didn't pass."""
+
+    kind: Kind
+    reason: str = ""
+
+
+def version() -> str:
+    """Return which suite this is."""
+    from importlib.metadata import version
+
+    return f"onnx {version('onnx')}"
+
+
+@functools.cache
+def cases() -> tuple[Case, ...]:
+    """Return all node tests, in the order of their names. Takes some seconds."""
+    from onnx.backend.test.case.node import collect_testcases
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they compute infinities on purpose
+        found = collect_testcases(None)  # None: of all operators
+    by_name = {case.name: case for case in found if case.model is not None}
+    made = []
+    for name, case in sorted(by_name.items()):
+        plain = by_name.get(name.partition(EXPANDED)[0], case)
+        assert case.model is not None and plain.model is not None
+        made.append(
+            Case(name, operator(plain.model, plain.name), case.model, case.data_sets or (), case.rtol, case.atol)
+        )
+    return tuple(made)
+
+
+def operator(model: onnx.ModelProto, name: str) -> str:
+    """Return the operator that a test is of: its only one, or of several the one that its name tells."""
+    nodes = list(model.graph.node)
+    told = name.removeprefix("test_").replace("_", "")
+    named = [node for node in nodes if told.startswith(node.op_type.lower())]
+    node = max(named or nodes[:1], key=lambda one: len(one.op_type))
+    return f"{node.domain}.{node.op_type}" if node.domain not in ("", "ai.onnx") else str(node.op_type)
+
+
+def run(case: Case, backend: Any, name: str, folder: Path, options: Mapping[str, str] | None = None) -> Result:
+    """Run a test on a backend in this process, on one thread. Never raises but for an interruption."""
+    from penstock.backends import Loadable
+    from penstock.deployment import Deployment
+
+    path = folder / "model.onnx"
+    store.write_bytes(path, case.model.SerializeToString())
+    deployment = Deployment(f"{case.name}@{name}", case.name, "", "fp32", name, options=options or {})
+    try:
+        session = backend.load(Loadable(path), deployment)
+    except Exception as error:
+        return _ended(error, "refused", folder)
+    try:
+        return _judged(case, session)
+    except Exception as error:
+        return _ended(error, "failed", folder)
+    finally:
+        session.close()
+
+
+def _ended(error: Exception, kind: Kind, folder: Path) -> Result:
+    if not isinstance(error, PenstockError):
+        return Result(kind, _short(f"{type(error).__name__}, which no backend should raise: {error}"))
+    if isinstance(error, WorkerTimeout):
+        kind = "hung"
+    elif isinstance(error, WorkerCrash):
+        kind = "crashed"
+    else:
+        kind = "failed" if error.id == "run-failed" else "refused"  # some make their session at the first run
+    return Result(kind, _short(str(error.what).replace(f"{folder}/", "")))
+
+
+def _short(text: str) -> str:
+    return " ".join(text.split())[:LONGEST]
+
+
+def _judged(case: Case, session: Session) -> Result:
+    names = [value.name for value in case.model.graph.input]
+    for inputs, expected in case.data:
+        got = session.run(dict(zip(names, map(plain, inputs), strict=False)))
+        if len(got) != len(expected):
+            return Result("wrong", f"it gives {len(got)} outputs, not {len(expected)}")
+        for place, (mine, theirs) in enumerate(zip(got, expected, strict=True)):
+            if reason := differs(mine, plain(theirs), case.rtol, case.atol):
+                return Result("wrong", _short(f"output {place}: {reason}"))
+    return Result("passed")
+
+
+def plain(value: Any) -> Any:
+    """Return a value as an array; some tests hold theirs as a tensor of the format."""
+    import onnx
+
+    return onnx.numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else value
+
+
+def differs(got: Any, expected: Any, rtol: float, atol: float) -> str:
+    """Say how a value is another than the expected one, "" where it isn't: type, shape, then numbers within bounds."""
+    import numpy as np
+
+    if expected is None or got is None:
+        return "" if got is expected else "one of the two is empty"
+    if isinstance(expected, list):
+        if not isinstance(got, list) or len(got) != len(expected):
+            return f"a sequence of {len(expected)} was expected"
+        pairs = enumerate(zip(got, expected, strict=True))
+        return next((f"element {at}: {told}" for at, two in pairs if (told := differs(*two, rtol, atol))), "")
+    if isinstance(got, list):
+        return "it is a sequence"
+    got, expected = np.asarray(got), np.asarray(expected)
+    texts = [array.dtype.kind in "OUS" for array in (got, expected)]
+    if got.dtype != expected.dtype and not all(texts):
+        return f"it is {got.dtype.name}, not {expected.dtype.name}"
+    if got.shape != expected.shape:
+        return f"its shape is {[*got.shape]}, not {[*expected.shape]}"
+    if all(texts):
+        same = all(_text(mine) == _text(theirs) for mine, theirs in zip(got.ravel(), expected.ravel(), strict=True))
+        return "" if same else "its texts are others"
+    wide = np.complex128 if expected.dtype.kind == "c" else np.float64 if expected.dtype.kind not in "iub" else None
+    mine, theirs = (got, expected) if wide is None else (got.astype(wide), expected.astype(wide))
+    if np.allclose(mine, theirs, rtol=rtol, atol=atol, equal_nan=True):
+        return ""
+    with np.errstate(all="ignore"):
+        wrong = ~np.isclose(mine, theirs, rtol=rtol, atol=atol, equal_nan=True)
+        apart = np.abs(mine[wrong].astype(wide or np.float64) - theirs[wrong].astype(wide or np.float64))
+    largest = float("nan") if np.isnan(apart).all() else float(np.nanmax(apart))
+    return (
+        f"{int(wrong.sum())} of {wrong.size} numbers differ, the most by {largest:.3g} (rtol {rtol:g}, atol {atol:g})"
+    )
+
+
+def _text(value: Any) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)

@@ -1,0 +1,55 @@
+"""What takes long to start, kept for the next who wants one like it, where that was asked for with :func:`keeping`.
+
+A session ends its process, or its browser, so that nothing of one model is left for the next. Who opens thousands of
+small models one after the other would wait for thousands of starts: inside ``with keeping():`` a process that did
+nothing wrong waits for the next session of its kind instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Hashable, Iterator
+from typing import Protocol
+
+
+class Kept(Protocol):
+    """What can be kept."""
+
+    def close(self) -> None:
+        """End it."""
+
+
+_SHELF: dict[Hashable, list[Kept]] | None = None
+
+
+@contextlib.contextmanager
+def keeping() -> Iterator[None]:
+    """Keep what sessions are done with, for each other; all of it is ended at the end."""
+    global _SHELF
+    outer, _SHELF = _SHELF, {}
+    try:
+        yield
+    finally:
+        left, _SHELF = _SHELF, outer
+        for things in left.values():
+            for thing in things:
+                thing.close()
+
+
+def wanted() -> bool:
+    """Whether things are kept now."""
+    return _SHELF is not None
+
+
+def take(key: Hashable) -> Kept | None:
+    """Return something that was kept under a key, and keep it no more; ``None`` where there is none."""
+    things = (_SHELF or {}).get(key)
+    return things.pop() if things else None
+
+
+def give(key: Hashable, thing: Kept) -> bool:
+    """Keep something for the next who wants it; false where nothing is kept, and it is the caller's to end it."""
+    if _SHELF is None:
+        return False
+    _SHELF.setdefault(key, []).append(thing)
+    return True
