@@ -51,6 +51,12 @@ def test_what_differs(got: Any, expected: Any, said: str) -> None:
     assert (found == "") if not said else (re.search(said, found) is not None), found
 
 
+def test_of_what_is_drawn_only_type_and_shape_count() -> None:
+    assert suite.differs(2 * ONE, ONE, 1e-3, 0, drawn=True) == ""
+    assert "its shape" in suite.differs(ONE[:2], ONE, 1e-3, 0, drawn=True)
+    assert "it is float64" in suite.differs(ONE.astype(np.float64), ONE, 1e-3, 0, drawn=True)
+
+
 def case(*nodes: Any, name: str = "test_relu") -> Case:
     x, y = (helper.make_tensor_value_info(one, TensorProto.FLOAT, [3]) for one in "xy")
     graph = helper.make_graph(list(nodes), "g", [x], [y])
@@ -191,5 +197,5 @@ def test_the_list_shows_it(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_a_wrong_question(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(words) == 3
+    assert cli.run(words) == 2
     assert said in capsys.readouterr().err

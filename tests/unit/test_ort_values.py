@@ -9,7 +9,7 @@ from onnx import TensorProto, helper
 
 import tiny_models
 from penstock import registry
-from penstock.backends import Loadable, _ort_values
+from penstock.backends import Loadable, _bits, _ort_values
 from penstock.deployment import Deployment
 
 KINDS = ("BFLOAT16", "FLOAT8E4M3FN", "FLOAT8E5M2", "FLOAT8E4M3FNUZ", "FLOAT8E5M2FNUZ", "INT4", "UINT4", "INT2", "UINT2")
@@ -46,9 +46,9 @@ def test_what_goes_in_comes_out(kind: str, shape: tuple[int, ...], tmp_path: Pat
 @pytest.mark.parametrize("bits", [2, 4])
 def test_parts_of_a_byte_are_packed_lowest_first(bits: int) -> None:
     data = RNG.integers(0, 1 << bits, 13).astype(np.uint8)
-    packed = _ort_values._packed(data, bits)
+    packed = _bits.packed(data, bits)
     assert packed.size == -(-13 * bits // 8) and packed[0] & ((1 << bits) - 1) == data[0]
-    assert np.array_equal(_ort_values._unpacked(packed, bits)[:13], data)
+    assert np.array_equal(_bits.unpacked(packed, bits)[:13], data)
 
 
 def test_other_types_are_numpys() -> None:

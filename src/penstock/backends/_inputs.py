@@ -39,6 +39,9 @@ def given(model: Signature, feeds: Mapping[str, np.ndarray]) -> Given:
     batch = 0
     for name, spec in wanted.items():
         array = feeds[name]
+        if not hasattr(array, "dtype"):
+            what = f"the model wants {spec.text()}; it was given a {type(array).__name__}, and only arrays are taken"
+            raise InputError("run-failed", what)
         if spec.shape is None:
             continue
         fits = array.dtype.name == spec.dtype or (array.dtype.kind in "OUS" and spec.dtype in ("object", "str"))

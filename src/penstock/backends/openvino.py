@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from penstock import graph, worker
-from penstock.backends import HALVES, Loadable
+from penstock.backends import HALVES, Loadable, _bits
 from penstock.deployment import Deployment, Role
 from penstock.errors import InputError, missing_extra
 from penstock.graph import first_line
@@ -18,6 +18,8 @@ from penstock.jsonable import Json
 from penstock.variant import Format
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     import onnx_ir as ir
 
@@ -34,6 +36,9 @@ DEFAULT_HINT = "f32"  # its own default on CPUs with bf16 units is bf16, which c
 AS_WRITTEN = "dynamic"  # of 16-bit variants: f16 would take what was left in fp32 for its range to 16 bits too
 _TOLD = ("layerType", "runtimePrecision")
 _NAMES = {"bf16": "bf16", "f16": "fp16", "f32": "fp32", "f64": "fp64", "i8": "int8", "u8": "int8"}
+# types that it hands out as the bits of another, by its names and ml_dtypes'
+_APART = {"bf16": "bfloat16", "f8e4m3": "float8_e4m3fn", "f8e5m2": "float8_e5m2", "f8e8m0": "float8_e8m0fnu",
+          "f4e2m1": "float4_e2m1fn", "i4": "int4", "u4": "uint4", "u2": "uint2"}  # fmt: skip
 # layers of a compiled model that compute nothing
 _IDLE = frozenset({"Const", "Input", "Output", "Parameter", "Reorder", "Result"})
 
@@ -128,7 +133,7 @@ def load(model: Loadable, deployment: Deployment) -> OpenVinoSession:
             "runtime-refuses", f"OpenVINO can't compile the model: {_cause(error)}", where=str(model.path),
             do="run this model on another backend; `penstock list backends` shows them",
         ) from error  # fmt: skip
-    return OpenVinoSession(compiled, deployment, inlined)
+    return OpenVinoSession(compiled, deployment, model.path, inlined)
 
 
 def _without_functions(model: Loadable) -> bytes | None:
@@ -178,30 +183,96 @@ def _operators(lines: list[str]) -> str:
     return "; ".join(found)[:600]
 
 
+def _dtype(port: Any) -> np.dtype[Any] | None:
+    """Return the type of a port where numpy has none, and the runtime hands out the bits as another; else ``None``."""
+    name = _APART.get(port.get_element_type().get_type_name())
+    if name is None:
+        return None
+    import ml_dtypes
+    import numpy as np
+
+    found: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
+    return found
+
+
 class OpenVinoSession:
     """A compiled OpenVINO model with one infer request."""
 
-    def __init__(self, compiled: Any, deployment: Deployment, inlined: bool = False) -> None:
+    def __init__(self, compiled: Any, deployment: Deployment, path: Path | None, inlined: bool = False) -> None:
         self._compiled = compiled
+        self._path = path
         self._inlined = inlined
         self._request = compiled.create_infer_request()
         self._deployment = deployment
         # a port may have several names, and the model's own is among them
         self._ports = {name: port for port in compiled.inputs for name in port.get_names()}
+        self._unread: set[str] = set()  # inputs of the model that it has none of: nothing reads them
+        kinds = {port: _dtype(port) for port in (*compiled.inputs, *compiled.outputs)}
+        self._kinds = {port: kind for port, kind in kinds.items() if kind is not None}
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Run one batch; inputs are shared with the runtime, outputs are copied."""
         import numpy as np
 
+        if self._unread:
+            feeds = {name: array for name, array in feeds.items() if name not in self._unread}
         if not set(feeds) <= set(self._ports) or len(feeds) != len(self._compiled.inputs):
-            # the request would run on whatever an input held before
-            wanted, given = ", ".join(self._ports), ", ".join(feeds)
-            raise InputError("run-failed", f"the model wants the inputs {wanted}; it was given {given}")
+            feeds = self._known(feeds)
         try:
-            results = self._request.infer({self._ports[name]: array for name, array in feeds.items()}, True)
+            given = {self._ports[name]: array for name, array in feeds.items()}
+            if self._kinds:
+                given = {port: self._given(port, array) for port, array in given.items()}
+            results = self._request.infer(given, True)
+            if self._kinds:
+                return [self._taken(port, results[port]) for port in self._compiled.outputs]
         except Exception as error:  # as at loading
             raise InputError("run-failed", f"OpenVINO can't run the model: {_cause(error)}") from error
         return [np.array(results[port]) for port in self._compiled.outputs]
+
+    def _known(self, feeds: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        """Find out which input is which: one that nothing reads is dropped, one that is an output goes by its name.
+
+        Raises ``InputError`` for feeds that aren't the model's: it would run on whatever an input held before.
+        """
+        assert self._path is not None
+        inputs = [one for one in graph.load(self._path, weights=False).graph.inputs if not one.is_initializer()]
+        names = [str(one.name) for one in inputs]
+        if set(feeds) != set(names):
+            wanted, given = ", ".join(names), ", ".join(feeds)
+            raise InputError("run-failed", f"the model wants the inputs {wanted}; it was given {given}")
+        mine = [self._ports[name] for name in names if name in self._ports]
+        others = [port for port in self._compiled.inputs if port not in mine]
+        read = [
+            str(one.name) for one in inputs if one.name not in self._ports and (one.uses() or one.is_graph_output())
+        ]
+        if len(others) == len(read):
+            self._ports |= zip(read, others, strict=True)
+        elif others:
+            told = ", ".join(next(iter(port.get_names()), "?") for port in others)
+            what = f"OpenVINO has made inputs of the model that can't be told apart: {told} for {', '.join(read)}"
+            raise InputError("run-failed", what, do="run this model on another backend")
+        self._unread = set(names) - set(self._ports)
+        return {name: array for name, array in feeds.items() if name not in self._unread}
+
+    def _given(self, port: Any, array: np.ndarray) -> Any:
+        """Return what the runtime takes for an array of a type that numpy has none of."""
+        if port not in self._kinds:
+            return array
+        import numpy as np
+        import openvino
+
+        made = openvino.Tensor(port.get_element_type(), openvino.Shape([*array.shape]))
+        if array.size:
+            made.data.reshape(-1).view(np.uint8)[:] = _bits.bytes_of(array)
+        return made
+
+    def _taken(self, port: Any, found: np.ndarray) -> np.ndarray:
+        if port not in self._kinds:
+            return found.copy()
+        import numpy as np
+
+        shape = tuple(self._request.get_tensor(port).shape)
+        return _bits.array_of(np.ascontiguousarray(found).reshape(-1).view(np.uint8), self._kinds[port], shape)
 
     def actual(self) -> Mapping[str, Json]:
         """Return what the compiled model says of itself: device, precision, threads."""

@@ -15,7 +15,10 @@ from penstock.variant import Format
 
 if TYPE_CHECKING:
     import numpy as np
+    import onnx
+    import onnx_ir as ir
 
+QUANTIZED = 19  # the first opset whose DequantizeLinear it has
 ROLE: Role = "oracle"
 FORMATS: tuple[Format, ...] = ("onnx",)
 
@@ -43,18 +46,35 @@ def load(model: Loadable, deployment: Deployment) -> ReferenceSession:
         # below opset 14 it takes the statistics of the batch, as in training: an oracle that is wrong is none
         what = "the ONNX reference evaluator computes BatchNormalization below opset 14 as in training"
         raise InputError("runtime-refuses", what, where=str(model.path), do="compare with another runtime")
+    source: Any = str(model.path)
+    opset = loaded.opset_imports.get("") or 1
+    if opset < QUANTIZED and any(node.op_type == "DequantizeLinear" for node in loaded.graph.all_nodes()):
+        source = _newer(loaded) or source
     try:
-        return ReferenceSession(ReferenceEvaluator(str(model.path)))
+        return ReferenceSession(ReferenceEvaluator(source), opset if source == str(model.path) else QUANTIZED)
     except Exception as error:  # the evaluator raises many types, all about this model
         what = f"the ONNX reference evaluator can't load the model: {first_line(error)}"
         raise InputError("runtime-refuses", what, where=str(model.path)) from error
 
 
-class ReferenceSession:
-    """A model in the ONNX reference evaluator."""
+def _newer(model: ir.Model) -> onnx.ModelProto | None:
+    """Return the model in an opset whose DequantizeLinear the evaluator has; ``None`` where that can't be."""
+    import onnx_ir as ir
 
-    def __init__(self, evaluator: Any) -> None:
-        self._evaluator = evaluator
+    from penstock.opsets.whole import converted
+
+    newer, done, _ = converted(model, QUANTIZED)
+    if done.refused:
+        return None
+    ir.external_data.load_to_model(newer)
+    return ir.to_proto(newer)
+
+
+class ReferenceSession:
+    """A model in the ONNX reference evaluator, as it is or in another opset."""
+
+    def __init__(self, evaluator: Any, opset: int) -> None:
+        self._evaluator, self._opset = evaluator, opset
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Evaluate one batch."""
@@ -62,14 +82,16 @@ class ReferenceSession:
 
         try:
             with np.errstate(all="ignore"):
-                return [np.asarray(output) for output in self._evaluator.run(None, dict(feeds))]
+                found: list[Any] = self._evaluator.run(None, dict(feeds))
+            made: list[Any] = [one if one is None or isinstance(one, list) else np.asarray(one) for one in found]
+            return made
         except Exception as error:  # as at loading
             what = f"the ONNX reference evaluator can't run the model: {first_line(error)}"
             raise InputError("run-failed", what) from error
 
     def actual(self) -> Mapping[str, Json]:
-        """Return that it runs in numpy."""
-        return {"device": "cpu", "precision": "as written"}
+        """Return that it runs in numpy, and in which opset."""
+        return {"device": "cpu", "precision": "as written", "opset": self._opset}
 
     def close(self) -> None:
         """Drop the evaluator."""

@@ -11,7 +11,6 @@ import click
 from penstock.cli import _console
 from penstock.conformance import measured, measuring
 from penstock.conformance.measured import Coverage
-from penstock.conformance.suite import KINDS
 from penstock.errors import UsageError
 from penstock.registry import Plugin
 
@@ -56,17 +55,26 @@ def _table(found: Mapping[str, Coverage]) -> None:
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("backend", "version", "measured"):
-        table.add_column(name, no_wrap=True)
-    for name in (*KINDS, "passed of\nsessions", "operators\nwhole", "operators\nin part"):
-        table.add_column(name, justify="right")
+    table.add_column("backend", no_wrap=True)
+    table.add_column("version", max_width=12, no_wrap=True)
+    for name in ("passed", "wrong", "refused", "failed", "died", "of sessions", "operators"):
+        table.add_column(name, justify="right", no_wrap=True)
     for name, one in found.items():
         share = f"{100 * one.counts['passed'] / one.opened:.1f} %" if one.opened else "–"
-        cells = [name, one.version, one.measured, *(f"{count:,}" for count in one.counts.values())]
-        table.add_row(*cells, share, f"{len(one.whole)} of {len(one.operators)}", f"{len(one.partial)}")
+        counts = [one.counts[kind] for kind in ("passed", "wrong", "refused", "failed")]
+        died = one.counts["crashed"] + one.counts["hung"]
+        operators = f"{len(one.whole)} + {len(one.partial)}"
+        table.add_row(name, one.version, *(f"{count:,}" for count in (*counts, died)), share, operators)
     _console.stdout().print(table)
-    suites = sorted({one.suite for one in found.values()})
-    click.echo(f"The node tests of {', '.join(suites)}, each on one thread. --operator NAME shows one operator's.")
+    suites, days = ({getattr(one, name) for one in found.values()} for name in ("suite", "measured"))
+    when = " to ".join(sorted({min(days), max(days)})) if days else "never"
+    click.echo(
+        f"The node tests of {', '.join(sorted(suites))}, measured {when}. refused: no session can be made, by name;"
+    )
+    click.echo(
+        "failed: it can't be run; died: its process did, or it hung; operators: whole + in part, of those tested."
+    )
+    click.echo("--operator NAME shows what each makes of one operator; --json has every test that didn't pass.")
 
 
 def _json(coverage: Coverage) -> dict[str, object]:

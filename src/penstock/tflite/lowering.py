@@ -61,12 +61,20 @@ class Lowering:
                 if rule is None:
                     raise RefusedError("there is no rule for this operator")
                 rule(Place(self, node))
+                self._need_all(node)
             except RefusedError as error:
                 self.refused.append((str(node.name), node.op_type, str(error)))
                 self._go_on(node)
         if not self.refused:
             for value in self.model.graph.outputs:
                 self.outputs.append((str(value.name), self._wanted(value)))
+
+    def _need_all(self, node: ir.Node) -> None:
+        """Refuse a node of which something is asked that its rule doesn't make: the indices of a maximum, a mask."""
+        for place, value in enumerate(node.outputs[1:], 1):
+            made = value in self.held or value in self.integers or any(use.node in self.done for use in value.uses())
+            if not made and (value.uses() or value.is_graph_output()):
+                raise RefusedError(f"its output {place} is asked for, and TFLite's operator has none")
 
     def sizes(self, value: ir.Value | None) -> tuple[int, ...]:
         """Return the shape of a value. Raises ``RefusedError`` where it isn't known."""

@@ -24,6 +24,7 @@ def unary(form: str, *, integers: bool = True) -> Callable[[Place], None]:
         whole = integers and place.on_integers(sink, [0])
         last = place.held(0).last
         data = place.tensor(0, whole=whole, last=last)
+        _need_numbers(place, data, whole)
         if whole and form in TOPS and _kept_by(data.grid, TOPS[form]):
             place.pass_on(sink, data, last=last)
             return
@@ -51,6 +52,7 @@ def binary(form: str, *, fuses: bool = True, integers: bool = True) -> Callable[
         sink = place.sink(fuse=fuses)
         whole = integers and place.on_integers(sink, [0, 1], constants=True)
         first, second, last = operands(place, whole)
+        _need_numbers(place, first, whole or form in ("MAXIMUM", "MINIMUM"))
         shape = tuple(place.made[axis] for axis in LAST) if last else place.made
         if form in ("MAXIMUM", "MINIMUM") and whole:  # both have to be on the grid of the result
             assert sink.quantize is not None
@@ -61,6 +63,12 @@ def binary(form: str, *, fuses: bool = True, integers: bool = True) -> Callable[
         place.net.add(form, (first, second), target, 2 if whole else 1, **options)
 
     return rule
+
+
+def _need_numbers(place: Place, data: Tensor, whole: bool) -> None:
+    """Refuse to compute on narrow integers that stand for themselves: the kernels want a scale of them, or abort."""
+    fine = whole or data.dtype in (FLOAT, np.dtype(np.int32), np.dtype(np.int64))
+    place.need(fine, f"it computes on {data.dtype}, which has to have a scale there")
 
 
 def operands(place: Place, whole: bool) -> tuple[Tensor, Tensor, bool]:
@@ -237,6 +245,8 @@ def cast(place: Place) -> None:
 
 def identity(place: Place) -> None:
     """Identity and Dropout: nothing."""
+    if place.node.op_type == "Dropout" and place.has(2):
+        place.need(not place.array(2, "its training_mode").any(), "it is in training mode")
     value = place.value(0)
     if value in place.lowering.integers:
         place.lowering.integers[place.node.outputs[0]] = place.lowering.integers[value]

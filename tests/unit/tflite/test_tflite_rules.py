@@ -228,6 +228,45 @@ def test_resizes(scale: float, mode: str, how: str, tmp_path: Path) -> None:
     assert counted["RESIZE_BILINEAR" if mode == "linear" else "RESIZE_NEAREST_NEIGHBOR"] == 1
 
 
+@pytest.mark.parametrize("dtype", [TensorProto.INT8, TensorProto.UINT8, TensorProto.INT16], ids=str)
+@pytest.mark.parametrize("op", ["Add", "Sub", "Mul", "Div"])
+def test_narrow_integers_that_stand_for_themselves_are_refused(op: str, dtype: int, tmp_path: Path) -> None:
+    """The kernels take int8 for what a scale makes of it: without one they abort, or compute something else."""
+    infos = [helper.make_tensor_value_info(name, dtype, [2, 3]) for name in "aby"]
+    graph = helper.make_graph([helper.make_node(op, ["a", "b"], ["y"], "sum")], "g", infos[:2], infos[2:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), tmp_path / "m.onnx")
+    with pytest.raises(InputError, match="which has to have a scale there"):
+        written(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_dropout_that_drops_is_refused(training: bool, tmp_path: Path) -> None:
+    held = {"r": np.array(0.5, np.float32), "t": np.array(training)}
+    onnx.save(model_of([helper.make_node("Dropout", ["x", "r", "t"], ["y"])], {"x": [2, 3]}, ["y"], held),
+              tmp_path / "m.onnx")  # fmt: skip
+    if training:
+        with pytest.raises(InputError, match="it is in training mode"):
+            written(tmp_path / "m.onnx")
+    else:
+        written(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize("op", ["MaxPool", "Dropout"])
+def test_what_is_asked_for_beside_the_result_is_refused(op: str, tmp_path: Path) -> None:
+    given: dict[str, Any] = {"MaxPool": {"kernel_shape": [2, 2]}}.get(op, {})
+    nodes = [helper.make_node(op, ["x"], ["y", "z"], op.lower(), **given)]
+    model = model_of(nodes, {"x": [1, 2, 4, 4]}, ["y"], {})
+    kind, shape = (TensorProto.INT64, [1, 2, 3, 3]) if op == "MaxPool" else (TensorProto.BOOL, [1, 2, 4, 4])
+    written_whole = onnx.ModelProto()
+    written_whole.CopyFrom(model)
+    model.graph.output.append(helper.make_tensor_value_info("z", kind, shape))
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(InputError, match="its output 1 is asked for"):
+        written(tmp_path / "m.onnx")
+    onnx.save(written_whole, tmp_path / "n.onnx")
+    written(tmp_path / "n.onnx")
+
+
 def test_what_it_has_no_words_for_is_refused_by_node(tmp_path: Path) -> None:
     nodes = [
         helper.make_node("Conv", ["x", "w"], ["c"], "grouped", group=2),
