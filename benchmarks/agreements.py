@@ -90,7 +90,7 @@ def where(model: Path, backend: str) -> str | None:
 
 def short(text: str) -> str:
     """Return a reason in one line."""
-    text = " ".join(text.split())
+    text = " ".join(text.split()).replace(f"{SHARED}/", "")
     return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
 
 

@@ -1,4 +1,4 @@
-"""Run the standard's node tests on backends, and write down what came of them: the package's data, and docs/coverage.md.
+"""Run the standard's node tests on backends, and write what came of them: the package's data, and docs/coverage.md.
 
     python scripts/measure_coverage.py                    all backends that can run here
     python scripts/measure_coverage.py onnxruntime iree   these
@@ -86,7 +86,8 @@ def page() -> str:
     text = HEAD + "\n".join(lines) + "\n\n"
     text += "".join(f"- **{kind}**: {meaning}.\n" for kind, meaning in KINDS.items())
     text += "- **passed, of sessions**: without those that were refused.\n\n"
-    text += "Not measured: " + "; ".join(f"`{name}`, {reason}" for name, reason in measuring.LEFT_OUT.items()) + ".\n\n"
+    others = measuring.LEFT_OUT | {name: why for name, why in measuring.UNMEASURED.items() if name not in found}
+    text += "Not measured:\n\n" + "".join(f"- `{name}`: {reason}.\n" for name, reason in others.items()) + "\n"
     text += "## Why not\n\n"
     for name, one in found.items():
         text += reasons(name, one)

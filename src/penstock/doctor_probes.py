@@ -61,7 +61,9 @@ def _runs(backend: Backend, name: str, path: Path) -> bool:
     import numpy as np
 
     try:
-        session = backend.load(Loadable(path), Deployment("probe", "", "", "fp32", name))
+        session = backend.load(
+            Loadable(path), Deployment("probe", "", "", "fp32", name, device=getattr(backend, "DEVICE", "cpu"))
+        )
         (out,) = session.run({"x": np.array([-1.0, 2.0], dtype=np.float32)})
         session.close()
     except Exception:  # a runtime refuses in its own words

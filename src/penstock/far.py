@@ -78,6 +78,9 @@ class FarSession:
         self._runtime, self._run_seconds = runtime, run_seconds
         self._key = ("far", python, target, *sorted((environ or {}).items()))
         waiting = cast("FarProcess | None", kept.take(self._key))
+        if waiting is not None and not waiting.alive():
+            waiting.close()
+            waiting = None
         self._far: FarProcess | None = waiting or FarProcess(runtime, python, target, environ)
         self.process_id = self._far.process_id
         try:
@@ -136,9 +139,13 @@ class FarProcess:
         """The process that holds the model."""
         return self._process.pid
 
+    def alive(self) -> bool:
+        """Whether the process is there and was not given up."""
+        return self._process.poll() is None and not self._gone
+
     def emptied(self) -> bool:
         """Let go of the session there; whether the process is fit for another."""
-        if self._process.poll() is not None or self._gone:
+        if not self.alive():
             return False
         with contextlib.suppress(PenstockError):
             self.ask({"do": "close"}, (), CLOSE_SECONDS)
@@ -146,7 +153,7 @@ class FarProcess:
 
     def close(self) -> None:
         """End the process, and those that it started; twice is once."""
-        if self._process.poll() is None and not self._gone:
+        if self.alive():
             with contextlib.suppress(OSError, ValueError):
                 cast("IO[bytes]", self._process.stdin).close()  # there is nothing more to come
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -261,6 +268,8 @@ def serve(target: str) -> None:
         for piece in frames.packed(reply, found):
             out.write(piece)
         out.flush()
+    with contextlib.suppress(Exception):
+        kept.empty()
     os._exit(0)  # a runtime that dies or hangs while it tidies up has nothing to tell any more
 
 

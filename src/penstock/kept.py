@@ -30,15 +30,20 @@ def keeping() -> Iterator[None]:
     try:
         yield
     finally:
-        left, _SHELF = _SHELF, outer
-        for things in left.values():
-            for thing in things:
-                thing.close()
+        empty()
+        _SHELF = outer
 
 
 def wanted() -> bool:
     """Whether things are kept now."""
     return _SHELF is not None
+
+
+def empty() -> None:
+    """End all that waits."""
+    for things in (_SHELF or {}).values():
+        while things:
+            things.pop().close()
 
 
 def take(key: Hashable) -> Kept | None:

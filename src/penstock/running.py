@@ -130,16 +130,16 @@ def runnables(models: Sequence[str | Path], backends: Sequence[str], settings: B
     Raises ``InputError``, ``MissingError`` or ``UsageError``.
     """
     named = list(named_models(models))
-    kinds = {name: graph.precision(graph.load(path, weights=False)) for name, path in named}
+    kinds = {path: graph.precision(graph.load(path, weights=False)) for _, path in named}
     fit = {
-        backend: {name for name, kind in kinds.items() if runs(registry.load("backends", backend), kind)}
+        backend: {path for path, kind in kinds.items() if runs(registry.load("backends", backend), kind)}
         for backend in backends
     }
     return [
         runnable
         for name, path in named
         for backend in backends
-        if name in fit[backend] or not fit[backend]
+        if path in fit[backend] or not fit[backend]
         for runnable in runnables_of(path, backend, settings.threads, name, io_binding=settings.io_binding)
     ]
 

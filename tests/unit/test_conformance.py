@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import warnings
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,6 @@ from penstock.deployment import Deployment
 from penstock.errors import InputError, UsageError
 from penstock.worker import WorkerCrash
 
-UNMEASURED = {"onnxruntime-cuda", "onnxruntime-tensorrt"}  # no machine with such a GPU was at hand
 ONE = np.ones(3, np.float32)
 
 
@@ -133,11 +133,17 @@ def built_in() -> list[str]:
 
 def test_every_backend_that_takes_onnx_was_measured() -> None:
     found = {name: one for name in built_in() if (one := measured.of(name)) is not None}
-    assert {*built_in()} - {*found} == {*measuring.LEFT_OUT} | UNMEASURED
+    assert {*built_in()} - {*found} == {*measuring.LEFT_OUT} | {*measuring.UNMEASURED}
     for name, one in found.items():
         assert one.backend == name and one.version and one.tests == 1884, name
         assert measured.written(one).encode() == (measured.HERE / f"{name}.json").read_bytes()
         assert not [r for r in one.others.values() if "which no backend should raise" in r.reason], name
+
+
+def test_the_page_shows_what_the_data_holds() -> None:
+    script = Path(__file__).parents[2] / "scripts" / "measure_coverage.py"
+    told = runpy.run_path(str(script), run_name="measure_coverage")
+    assert told["page"]() == told["PAGE"].read_text()
 
 
 def test_onnx_runtime_passes_what_it_opens() -> None:

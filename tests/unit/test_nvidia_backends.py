@@ -30,7 +30,8 @@ class SessionOptions:
     def add_session_config_entry(self, name, value):
         pass
 class InferenceSession:
-    def __init__(self, path, options, providers):
+    def __init__(self, path, options, providers, enable_fallback=1):
+        self.fallback = enable_fallback
         told = {"providers": providers, "threads": options.intra_op_num_threads,
                 "tf32": os.environ.get("NVIDIA_TF32_OVERRIDE"), "path": os.environ["LD_LIBRARY_PATH"]}
         (HERE / "told.json").write_text(json.dumps(told))
@@ -45,6 +46,8 @@ class InferenceSession:
         mine = [] if self.how in ("unloaded", "untaken") else ["a", "b"]
         return [_Part(self.first, mine), _Part("CPUExecutionProvider", ["c"])]
     def run(self, names, feeds):
+        if self.how == "fails" and not self.fallback:  # else the next provider would do it
+            raise RuntimeError("no engine for this size")
         return [2 * array for array in feeds.values()]
 """
 Told = Callable[[], dict[str, Any]]
@@ -115,6 +118,14 @@ def test_nothing_falls_back_in_silence(name: str, how: str, said: str, listening
     assert error.value.id == "runtime-refuses"
 
 
+@pytest.mark.parametrize("name", ["onnxruntime-cuda", "onnxruntime-tensorrt"])
+def test_what_a_provider_can_t_run_isn_t_run_by_another(name: str, listening: Told, model: Loadable) -> None:
+    session = of(name, "fails").load(model, asked(name))
+    with pytest.raises(InputError, match="no engine for this size"):
+        session.run({"x": np.ones((2, 6), np.float32)})
+    session.close()
+
+
 def test_engines_are_kept_by_model_and_settings(listening: Told, model: Loadable, tiny: ModuleType) -> None:
     def folder(of_model: Loadable, **more: Any) -> str:
         session = of("onnxruntime-tensorrt").load(of_model, asked("onnxruntime-tensorrt", **more))
@@ -128,7 +139,13 @@ def test_engines_are_kept_by_model_and_settings(listening: Told, model: Loadable
     assert [name for name, _ in listening()["providers"]] == ["TensorrtExecutionProvider", "CUDAExecutionProvider"]
     assert model.path is not None
     other = Loadable(tiny.save(tiny.conv(), model.path.with_name("other.onnx")))
-    assert folder(model) == first and len({first, folder(other), folder(model, fp16="on")}) == 3
+    assert folder(model) == first
+    outside = tiny.with_external(tiny.mlp(), model.path.with_name("outside.onnx"))
+    weights = outside.with_name("w.data")
+    found = [folder(other), folder(Loadable(outside)), folder(model, tf32="on"), folder(model, fp16="on")]
+    weights.write_bytes(bytes(reversed(weights.read_bytes())))
+    assert len({first, *found, folder(Loadable(outside))}) == 6
+    folder(model, fp16="on")
     given = listening()["providers"][0][1]
     assert given["trt_fp16_enable"] == "1" and given["trt_int8_enable"] == "0"
 

@@ -43,6 +43,24 @@ def test_what_goes_in_comes_out(kind: str, shape: tuple[int, ...], tmp_path: Pat
     assert y.dtype == dtype and y.shape == shape and np.array_equal(y.astype(np.float32), x)
 
 
+def test_a_scalar_beside_them_stays_one_and_the_session_tells_what_ran(tmp_path: Path) -> None:
+    kinds = {"x": (TensorProto.BFLOAT16, [3]), "s": (TensorProto.FLOAT, []), "y": (TensorProto.BFLOAT16, [3]),
+             "z": (TensorProto.FLOAT, [])}  # fmt: skip
+    infos = [helper.make_tensor_value_info(name, *spec) for name, spec in kinds.items()]
+    nodes = [helper.make_node("Identity", ["x"], ["y"]), helper.make_node("Neg", ["s"], ["z"])]
+    graph = helper.make_graph(nodes, "g", infos[:2], infos[2:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    backend: Any = registry.load("backends", "onnxruntime")
+    path = tiny_models.save(model, tmp_path / "m.onnx")
+    dtype = np.dtype(helper.tensor_dtype_to_np_dtype(TensorProto.BFLOAT16))
+    for bound in (False, True):
+        asked = Deployment("m", "m", "", "bf16", "onnxruntime", io_binding=bound)
+        session = backend.load(Loadable(path), asked)
+        y, z = session.run({"x": np.ones(3, dtype), "s": np.array(2, np.float32)})
+        assert z.shape == () and z == -2 and np.array_equal(y.astype(np.float32), np.ones(3))
+        assert "computes_in" in session.actual()
+
+
 @pytest.mark.parametrize("bits", [2, 4])
 def test_parts_of_a_byte_are_packed_lowest_first(bits: int) -> None:
     data = RNG.integers(0, 1 << bits, 13).astype(np.uint8)

@@ -40,7 +40,7 @@ def _given(array: Array, kind: int | None) -> Any:
     import onnxruntime
 
     if kind is None:
-        return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+        return onnxruntime.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"))
     value = onnxruntime.OrtValue.ortvalue_from_shape_and_type([*array.shape], kind)
     data = _bits.bytes_of(array)
     if data.nbytes:

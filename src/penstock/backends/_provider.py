@@ -33,7 +33,8 @@ class ProviderSession:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         try:
             given = [(name, dict(chosen)) for name, chosen in providers]
-            self._session: Any = onnxruntime.InferenceSession(path, options, providers=given)
+            # its Python side would rerun what a provider can't do on the next one, and print a line
+            self._session: Any = onnxruntime.InferenceSession(path, options, providers=given, enable_fallback=0)
         except Exception as error:  # the runtime raises many types, all about this model
             raise InputError("runtime-refuses", f"{title} can't load the model: {_told(error)}", do=instead) from error
         counted: Counter[str] = Counter()

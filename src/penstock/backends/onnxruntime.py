@@ -132,7 +132,7 @@ class OrtSession:
     def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Run one batch."""
         self._last = feeds
-        if self._deployment.io_binding:
+        if self._deployment.io_binding and not self._apart:
             return self._run_bound(feeds)
         try:
             if self._apart:
@@ -186,7 +186,10 @@ class OrtSession:
             return {}
         with store.scratch() as work:
             session = self._profiled(work / "profile")
-            session.run(self._outputs, dict(self._last))
+            if self._apart:
+                _ort_values.run(session, self._outputs, self._last, self._kinds)
+            else:
+                session.run(self._outputs, dict(self._last))
             events = json.loads(Path(session.end_profiling()).read_text())
         kinds = [_kind(event) for event in events if str(event.get("name", "")).endswith("_kernel_time")]
         counted: dict[str, Json] = {name: kinds.count(name) for name in sorted({*_FLOATS.values()} & {*kinds})}

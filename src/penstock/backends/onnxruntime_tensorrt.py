@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
-from penstock import environment, precheck, store
+from penstock import environment, graph, precheck, store
 from penstock.backends import Loadable, _inputs, _nvidia
 from penstock.backends._distant import DistantSession
 from penstock.backends._provider import ProviderSession
@@ -105,9 +105,10 @@ def provider_options(
         if not data:
             raise InputError("bad-option", "the calibration table is empty", where=str(table))
     half = chosen["fp16"] == "on" or deployment.precision == "fp16"
-    parts: list[Json] = [store.file_digest(path), half, integers, store.digest_of([data.hex()]), dict(found.packages)]
+    digests: list[Json] = [store.file_digest(one) for one in (path, *_beside(path))]
+    parts: list[Json] = [digests, half, integers, chosen["tf32"], store.digest_of([data.hex()]), dict(found.packages)]
     folder = found.folder / ENGINES / store.digest_of(parts)[:16]
-    told: dict[str, Json] = {"model": store.file_digest(path), "fp16": half, "int8": integers or bool(data)}
+    told: dict[str, Json] = {"model": digests[0], "fp16": half, "int8": integers or bool(data), "tf32": chosen["tf32"]}
     store.write_json(folder / "of.json", told)  # whoever finds engines there knows what they are of
     given = {
         "device_id": "0", "trt_engine_cache_enable": "1", "trt_engine_cache_path": str(folder),
@@ -119,6 +120,15 @@ def provider_options(
         given["trt_int8_calibration_table_name"] = table.name
         given["trt_int8_use_native_calibration_table"] = "1" if data.startswith(NATIVE) else "0"
     return given
+
+
+def _beside(path: Path) -> list[Path]:
+    """Return the files that hold a model's weights: with other ones in them, the engines are others."""
+    import onnx_ir as ir
+
+    held = (value.const_value for one in graph.load(path).graphs() for value in one.initializers.values())
+    names = {str(tensor.location) for tensor in held if isinstance(tensor, ir.ExternalTensor)}
+    return [path.parent / name for name in sorted(names)]
 
 
 # -- in its environment ------------------------------------------------------------------------------------------------

@@ -20,8 +20,9 @@ MOST_REASONS = 3
 def show(backends: list[Plugin], operator: str, as_json: bool) -> None:
     """Print a line for each backend, or what each makes of one operator. Raises ``UsageError``."""
     found = {plugin.name: coverage for plugin in backends if (coverage := measured.of(plugin.name)) is not None}
+    reasons = measuring.LEFT_OUT | measuring.UNMEASURED
     missing = {
-        plugin.name: measuring.LEFT_OUT.get(plugin.name, "it wasn't measured") for plugin in backends
+        plugin.name: reasons.get(plugin.name, "it wasn't measured") for plugin in backends
         if plugin.name not in found
     }  # fmt: skip
     if operator:

@@ -5,6 +5,7 @@ A test is a small model, mostly of one node, with inputs and expected outputs an
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import warnings
 from collections.abc import Mapping, Sequence
@@ -33,7 +34,7 @@ KINDS: dict[Kind, str] = {
 RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 DRAWS = "test_training_dropout"  # how names of tests of a Dropout in training mode begin
 EXPANDED = "_expanded"  # in the name of a test whose operator is written out as its function
-LONGEST = 300  # characters of a reason
+LONGEST = 200  # characters of a reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,8 @@ def run(case: Case, backend: Any, name: str, folder: Path, options: Mapping[str,
 
     path = folder / "model.onnx"
     store.write_bytes(path, case.model.SerializeToString())
-    deployment = Deployment(f"{case.name}@{name}", case.name, "", "fp32", name, options=options or {})
+    device = getattr(backend, "DEVICE", "cpu")
+    deployment = Deployment(f"{case.name}@{name}", case.name, "", "fp32", name, device=device, options=options or {})
     try:
         session = backend.load(Loadable(path), deployment)
     except Exception as error:
@@ -113,7 +115,8 @@ def run(case: Case, backend: Any, name: str, folder: Path, options: Mapping[str,
     except Exception as error:
         return _ended(error, "failed", folder)
     finally:
-        session.close()
+        with contextlib.suppress(Exception):  # the test has ended; one that can't be closed isn't the next one's fault
+            session.close()
 
 
 def _ended(error: Exception, kind: Kind, folder: Path) -> Result:

@@ -13,7 +13,10 @@ PER_CHANNEL = 12  # version of FULLY_CONNECTED with a scale for each output
 
 
 def conv(place: Place) -> None:
-    """Conv → CONV_2D, or DEPTHWISE_CONV_2D where each channel has weights of its own."""
+    """Conv → CONV_2D, or DEPTHWISE_CONV_2D where each channel has weights of its own.
+
+    CONV_2D knows its groups by the channels of its weights, which are those of one group.
+    """
     _, channels, *spatial = place.sizes(0)
     made = place.made
     place.need(
@@ -22,7 +25,6 @@ def conv(place: Place) -> None:
     attributes = place.node.attributes
     group = attributes.get_int("group", 1)
     depthwise = group > 1 and group == channels
-    place.need(group == 1 or depthwise, f"its {group} groups are neither one nor as many as channels ({channels})")
     sink = place.sink(fuse=True)
     whole = _whole(place, sink)
     order = (1, 2, 3, 0) if depthwise else (0, 2, 3, 1)

@@ -173,9 +173,18 @@ class Lowering:
                 )
             if value in self.raw:
                 raise RefusedError(f"the output {value.name!r} is integers that no DequantizeLinear reads")
-            held = self.held[value]
+            held = self._made(value)
         tensor = held.tensor if held.last and self.channels_last else self.plain(held)
         return tensor if self.whole_ends else self.net.floats(tensor)
+
+    def _made(self, value: ir.Value) -> Held:
+        """Return what an output is in the net; one that is a constant, on a grid or not, is put into it."""
+        if value not in self.held:
+            array = self.integers[value].real if value in self.integers else self.array(value)
+            if array is None or array.dtype not in TYPES:
+                raise RefusedError(f"the output {value.name!r} is made by no operator that is written")
+            self.put(value, self.net.constant(str(value.name), array))
+        return self.held[value]
 
     def _go_on(self, node: ir.Node) -> None:
         """Let nodes behind a refused one be looked at too."""

@@ -61,7 +61,8 @@ def written(
     if lowering.refused:
         told = "; ".join(f"{op} {name!r}: {why}" for name, op, why in lowering.refused[:MOST_TOLD])
         more = f" (and {len(lowering.refused) - MOST_TOLD} more)" if len(lowering.refused) > MOST_TOLD else ""
-        what = f"{len(lowering.refused)} nodes can't be said in TFLite's operators: {told}{more}"
+        count = len(lowering.refused)
+        what = f"{count} node{'s' * (count != 1)} can't be said in TFLite's operators: {told}{more}"
         raise InputError("cannot-write-tflite", what, where=str(path), do="run the .onnx on another backend")
     net = lowering.net
     data = to_bytes(net.tensors, net.operators, lowering.inputs, lowering.outputs, "penstock")

@@ -38,6 +38,8 @@ def _there() -> Iterator[None]:
     """Skip where the files or a browser are missing; end what a failed test left."""
     backend: Any = registry.load("backends", WEB)
     if problem := backend.available():
+        if os.environ.get("PENSTOCK_REQUIRE_BROWSER") == "1":
+            pytest.fail(f"{WEB}: {problem}")
         pytest.skip(f"{WEB}: {problem}")
     yield
 

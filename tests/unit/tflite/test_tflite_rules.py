@@ -82,15 +82,21 @@ def one(
     {"dilations": [2, 2], "pads": [2, 2, 2, 2]}, {"auto_pad": "SAME_UPPER", "strides": [2, 2]},
     {"auto_pad": "SAME_LOWER", "strides": [2, 2]}, {"auto_pad": "VALID"},
 ], ids=str)  # fmt: skip
-@pytest.mark.parametrize("kind", ["plain", "depthwise", "twice", "even"])
+@pytest.mark.parametrize("kind", ["plain", "depthwise", "twice", "even", "grouped"])
 def test_conv(kind: str, attributes: dict[str, Any], tmp_path: Path) -> None:
-    group, out, k = {"plain": (1, 5, 3), "depthwise": (4, 4, 3), "twice": (4, 8, 3), "even": (1, 3, 2)}[kind]
+    group, out, k = {
+        "plain": (1, 5, 3),
+        "depthwise": (4, 4, 3),
+        "twice": (4, 8, 3),
+        "even": (1, 3, 2),
+        "grouped": (2, 6, 3),
+    }[kind]
     node = helper.make_node("Conv", ["x", "w", "b"], ["y"], "conv", group=group, **attributes)
     relu = helper.make_node("Relu", ["y"], ["z"], "relu")
     held = {"w": f(out, 4 // group, k, k), "b": f(out)}
     model = model_of([node, relu], {"x": [1, 4, 9, 10]}, ["z"], held)
     counted = same(model, {"x": f(1, 4, 9, 10)}, tmp_path)
-    assert counted["CONV_2D" if group == 1 else "DEPTHWISE_CONV_2D"] == 1 and "RELU" not in counted, "it is fused"
+    assert counted["CONV_2D" if group in (1, 2) else "DEPTHWISE_CONV_2D"] == 1 and "RELU" not in counted, "it is fused"
 
 
 @pytest.mark.parametrize("attributes", [
@@ -269,17 +275,15 @@ def test_what_is_asked_for_beside_the_result_is_refused(op: str, tmp_path: Path)
 
 def test_what_it_has_no_words_for_is_refused_by_node(tmp_path: Path) -> None:
     nodes = [
-        helper.make_node("Conv", ["x", "w"], ["c"], "grouped", group=2),
+        helper.make_node("Conv", ["x", "w"], ["c"], "cubic"),
         helper.make_node("Erf", ["c"], ["e"], "error"),
         helper.make_node("Relu", ["e"], ["y"], "relu"),
     ]
-    onnx.save(model_of(nodes, {"x": [1, 4, 5, 5]}, ["y"], {"w": f(4, 2, 1, 1)}), tmp_path / "m.onnx")
+    onnx.save(model_of(nodes, {"x": [1, 4, 5, 5, 5]}, ["y"], {"w": f(4, 4, 1, 1, 1)}), tmp_path / "m.onnx")
     with pytest.raises(InputError) as caught:
         written(tmp_path / "m.onnx")
     assert caught.value.id == "cannot-write-tflite" and caught.value.where and caught.value.do
-    assert (
-        "2 nodes" in caught.value.what and "Conv 'grouped'" in caught.value.what and "Erf 'error'" in caught.value.what
-    )
+    assert "2 nodes" in caught.value.what and "Conv 'cubic'" in caught.value.what and "Erf 'error'" in caught.value.what
 
 
 @pytest.mark.parametrize("shape", [["n", 3, "h", 8], ["n", "c"]], ids=str)
