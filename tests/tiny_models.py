@@ -137,6 +137,21 @@ def several(batch: str | int = "batch") -> onnx.ModelProto:
     )
 
 
+def through_float32(kind: str, shape: tuple[int, ...]) -> tuple[onnx.ModelProto, np.dtype]:
+    """Return x of a type ("BFLOAT16") cast to f in float32 and back to y, and the type as numpy has it."""
+    number = TensorProto.DataType.Value(kind)
+    nodes = [
+        helper.make_node("Cast", ["x"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("Cast", ["f"], ["y"], to=number),
+    ]
+    x, y = (helper.make_tensor_value_info(name, number, list(shape)) for name in "xy")
+    f = helper.make_tensor_value_info("f", TensorProto.FLOAT, list(shape))
+    opset = 25 if kind.endswith("INT2") else 21
+    imports = [helper.make_opsetid("", opset)]
+    model = helper.make_model(helper.make_graph(nodes, "g", [x], [f, y]), opset_imports=imports, ir_version=10)
+    return model, np.dtype(helper.tensor_dtype_to_np_dtype(number))
+
+
 def save(model: onnx.ModelProto, path: Path) -> Path:
     """Write a model, with the folders above it."""
     path.parent.mkdir(parents=True, exist_ok=True)

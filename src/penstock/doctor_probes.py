@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import cast
 
 from penstock import registry, store
-from penstock.backends import Backend, Loadable
+from penstock.backends import Backend, Loadable, device_of
 from penstock.deployment import Deployment
 from penstock.jsonable import Json, to_json
 
@@ -61,9 +61,7 @@ def _runs(backend: Backend, name: str, path: Path) -> bool:
     import numpy as np
 
     try:
-        session = backend.load(
-            Loadable(path), Deployment("probe", "", "", "fp32", name, device=getattr(backend, "DEVICE", "cpu"))
-        )
+        session = backend.load(Loadable(path), Deployment("probe", "", "", "fp32", name, device=device_of(backend)))
         (out,) = session.run({"x": np.array([-1.0, 2.0], dtype=np.float32)})
         session.close()
     except Exception:  # a runtime refuses in its own words

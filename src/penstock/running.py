@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from penstock import custom_domains, datasets, feeds, golden, graph, inputs, registry, store, trial
-from penstock.backends import Backend, Loadable, Session, runs, ways
+from penstock.backends import Backend, Loadable, Session, device_of, runs, ways
 from penstock.data import DataSettings
 from penstock.deployment import Deployment, named
 from penstock.errors import InputError, MissingError, UsageError
@@ -105,7 +105,7 @@ def runnables_of(
             Deployment(
                 named(name, backend, way), name, digest, precision, backend, threads=threads, io_binding=io_binding,
                 role=chosen.ROLE, options=given, precision_hint=getattr(chosen, "HINT", ""),
-                device=getattr(chosen, "DEVICE", "cpu"),
+                device=device_of(chosen),
             ),
             model, graph.signature(loaded).fixed_batch is None,
         )

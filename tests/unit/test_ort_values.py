@@ -20,17 +20,7 @@ RNG = np.random.default_rng(0)
 @pytest.mark.parametrize("shape", [(3, 5), (1,), (0, 3), (), (7,)])
 def test_what_goes_in_comes_out(kind: str, shape: tuple[int, ...], tmp_path: Path) -> None:
     """By way of float32, which comes out too."""
-    number = TensorProto.DataType.Value(kind)
-    infos = [helper.make_tensor_value_info(name, number, list(shape)) for name in "xy"]
-    floats = helper.make_tensor_value_info("f", TensorProto.FLOAT, list(shape))
-    nodes = [
-        helper.make_node("Cast", ["x"], ["f"], to=TensorProto.FLOAT),
-        helper.make_node("Cast", ["f"], ["y"], to=number),
-    ]
-    graph = helper.make_graph(nodes, "g", infos[:1], [floats, infos[1]])
-    opset = 25 if kind.endswith("INT2") else 21
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=13)
-    dtype = np.dtype(helper.tensor_dtype_to_np_dtype(number))
+    model, dtype = tiny_models.through_float32(kind, shape)
     x = RNG.integers(-2, 2, shape).astype(np.int8).astype(np.float32)
     if kind.startswith("U"):
         x = np.abs(x)

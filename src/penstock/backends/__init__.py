@@ -79,6 +79,11 @@ def runs(backend: object, precision: str) -> bool:
     return precision in getattr(backend, "PRECISIONS", (precision,))
 
 
+def device_of(backend: object) -> str:
+    """Return the device that a backend's deployments ask for: the one that ``DEVICE`` names, or the CPU."""
+    return str(getattr(backend, "DEVICE", "cpu"))
+
+
 def only_stored(precision: str, actual: Mapping[str, Json]) -> str:
     """Say how much of a 16-bit variant the runtime computes in another type; "" where it says nothing of it."""
     counted = actual.get("computes_in")

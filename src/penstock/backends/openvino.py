@@ -235,22 +235,23 @@ class OpenVinoSession:
         Raises ``InputError`` for feeds that aren't the model's: it would run on whatever an input held before.
         """
         assert self._path is not None
-        inputs = [one for one in graph.load(self._path, weights=False).graph.inputs if not one.is_initializer()]
-        names = [str(one.name) for one in inputs]
+        model = graph.load(self._path, weights=False).graph
+        names = [str(one.name) for one in model.inputs if not one.is_initializer()]
         if set(feeds) != set(names):
             wanted, given = ", ".join(names), ", ".join(feeds)
             raise InputError("run-failed", f"the model wants the inputs {wanted}; it was given {given}")
-        mine = [self._ports[name] for name in names if name in self._ports]
-        others = [port for port in self._compiled.inputs if port not in mine]
-        read = [
-            str(one.name) for one in inputs if one.name not in self._ports and (one.uses() or one.is_graph_output())
-        ]
-        if len(others) == len(read):
-            self._ports |= zip(read, others, strict=True)
-        elif others:
-            told = ", ".join(next(iter(port.get_names()), "?") for port in others)
-            what = f"OpenVINO has made inputs of the model that can't be told apart: {told} for {', '.join(read)}"
-            raise InputError("run-failed", what, do="run this model on another backend")
+        made = {value.name: value for node in model for value in node.outputs}
+        for port in self._compiled.inputs:
+            known = port.get_names()
+            if known & set(names):
+                continue
+            value = next((made[name] for name in known if name in made), None)
+            while value is not None and (node := value.producer()) is not None:  # what it leaves out has one input
+                value = node.inputs[0] if node.inputs else None
+            if value is None or value.name not in names:
+                what = f"OpenVINO has an input {', '.join(known)}, and it can't be told which of the model's that is"
+                raise InputError("run-failed", what, do="run this model on another backend")
+            self._ports[str(value.name)] = port
         self._unread = set(names) - set(self._ports)
         return {name: array for name, array in feeds.items() if name not in self._unread}
 

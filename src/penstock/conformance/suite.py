@@ -99,12 +99,12 @@ def operator(model: onnx.ModelProto, name: str) -> str:
 
 def run(case: Case, backend: Any, name: str, folder: Path, options: Mapping[str, str] | None = None) -> Result:
     """Run a test on a backend in this process, on one thread. Never raises but for an interruption."""
-    from penstock.backends import Loadable
+    from penstock.backends import Loadable, device_of
     from penstock.deployment import Deployment
 
     path = folder / "model.onnx"
     store.write_bytes(path, case.model.SerializeToString())
-    device = getattr(backend, "DEVICE", "cpu")
+    device = device_of(backend)
     deployment = Deployment(f"{case.name}@{name}", case.name, "", "fp32", name, device=device, options=options or {})
     try:
         session = backend.load(Loadable(path), deployment)

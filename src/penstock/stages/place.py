@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 from penstock import deployment, graph, registry
-from penstock.backends import Backend, Loadable, runs, ways
+from penstock.backends import Backend, Loadable, device_of, runs, ways
 from penstock.deployment import Deployment
 from penstock.errors import MissingError, UsageError
 from penstock.measures import Runnable
@@ -39,7 +39,7 @@ def place(
                 plain = Deployment(
                     deployment.named(variant.name, name, way), variant.name, variant.digest, variant.precision, name,
                     role=backend.ROLE, options=options, precision_hint=getattr(backend, "HINT", ""),
-                    device=getattr(backend, "DEVICE", "cpu"),
+                    device=device_of(backend),
                 )  # fmt: skip
                 made.append(Runnable(configured(plain, settings), model, variant.signature.fixed_batch is None))
     if not any(runnable.deployment.role == "candidate" for runnable in made):
