@@ -17,7 +17,7 @@ from quantizer_tool import OWN, Stream
 
 from penstock import graph
 
-SAMPLES, FEW, ROUNDS = 512, 32, 3
+SAMPLES, FEW, ROUNDS = 512, 32, 7
 STREAMED = (500, 50_000)
 LIMIT_BYTES = 4 << 30  # a peer that wants more than this doesn't get it
 RANGES = ("minmax", "moving-average", "percentile", "entropy", "mse")
@@ -32,25 +32,30 @@ def cost(names: Sequence[str], peers: Path) -> Part:
              "all to the forward passes"]]  # fmt: skip
     facts: dict[str, Any] = {}
     with one_core(), tools(names, peers) as running:
-        seconds: dict[str, list[tuple[float, float]]] = {}
-        forward: list[tuple[float, float]] = []
+        seconds: dict[str, list[tuple[float, ...]]] = {}
+        for _, tool, extra in _methods(names):
+            _seconds(running, case, tool, FEW, extra)  # its imports aren't counted
         for _ in range(ROUNDS):
-            forward.append((_forward(case.model, SAMPLES), _forward(case.model, FEW)))
             for label, tool, extra in _methods(names):
-                taken = tuple(_seconds(running, case, tool, count, extra) for count in (SAMPLES, FEW))
-                seconds.setdefault(label, []).append((taken[0], taken[1]))
-    passes = statistics.median(many for many, _ in forward)
-    more = statistics.median(many - few for many, few in forward)
-    facts["forward_seconds"] = forward
+                # the machine's speed varies: each is held against forward passes just before it and just after
+                passes = [_passes(case.model)]
+                taken = [_seconds(running, case, tool, count, extra) for count in (SAMPLES, FEW)]
+                passes.append(_passes(case.model))
+                seconds.setdefault(label, []).append((*taken, *map(statistics.fmean, zip(*passes, strict=True))))
     for label, taken in seconds.items():
-        many, few = (statistics.median(one) for one in zip(*taken, strict=True))
         facts[label] = taken
-        cells = ["!"] * 4 if many != many else [f"{many:.2f}", f"{few:.2f}", f"{(many - few) / more:.1f}×",
-                                               f"{many / passes:.1f}×"]  # fmt: skip
+        many, few = (statistics.median(one[place] for one in taken) for place in (0, 1))
+        more = statistics.median((one[0] - one[1]) / (one[2] - one[3]) for one in taken)
+        whole = [one[0] / one[2] for one in taken]
+        cells = ["!"] * 4 if many != many else [f"{many:.2f}", f"{few:.2f}", f"{more:.1f}×",
+                 f"{statistics.median(whole):.1f}× ({min(whole):.1f}–{max(whole):.1f})"]  # fmt: skip
         rows.append([label, *cells])
+    middle = statistics.median(one[2] for taken in seconds.values() for one in taken)
     told = (
-        f"The reference net, one core, medians of {ROUNDS} rounds taken in turns; the float model's {SAMPLES} forward "
-        f"passes in batches of 32 take {passes:.2f} s. All: from loading the model to writing the quantized one."
+        f"The reference net, one core, medians of {ROUNDS} rounds taken in turns, with the least and the most; the "
+        f"float model's {SAMPLES} forward passes in batches of 32 take {middle:.2f} s, measured before and after each. "
+        "All: from loading the model to writing the quantized one, which for Penstock with repair is more than "
+        "calibrating: it tries ways to choose ranges and layers, and rounds weights by what they do to the samples."
     )
     return rows, told, facts
 
@@ -71,6 +76,10 @@ def _seconds(running: Tools, case: data.Case, tool: str, count: int, extra: Mapp
 
 def _stream(model: Path, count: int) -> list[Any]:
     return [str(nets.data_folder()), count, graph.signature(graph.load(model)).inputs[0].name]
+
+
+def _passes(model: Path) -> tuple[float, float]:
+    return _forward(model, SAMPLES), _forward(model, FEW)
 
 
 def _forward(model: Path, count: int) -> float:
@@ -113,7 +122,11 @@ def _peak(case: data.Case, tool: str, count: int, peers: Path, extra: Mapping[st
 
 @contextmanager
 def one_core() -> Iterator[None]:
-    """Let this process, and those that it begins, run on one core: then a runtime makes one thread and none spins."""
+    """Let this process, and those that it begins, run on one core.
+
+    Penstock's sessions have one thread then. ONNX Runtime's quantizer makes its session as it comes, with a thread for
+    each core of the machine.
+    """
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {max(before)})
     try:

@@ -38,6 +38,7 @@ class Batches:
     golden: Batches | None = None  # what the result will be held against, to see that both are of one scale
     cache: Cache | None = None  # where a quantizer may keep what it saw
     numbers: np.ndarray | None = None  # (count,) of the samples in the user's data
+    reached: dict[str, np.ndarray] = field(default_factory=dict, compare=False)  # what check saw; see reaches
 
     def __iter__(self) -> Iterator[Batch]:
         """Begin anew."""
@@ -51,7 +52,7 @@ class Batches:
         held = min(number * max(self.size, 1), self.count)
         return replace(
             self, again=lambda: itertools.islice(self.again(), number),
-            equal=lambda: itertools.islice(self.equal(), number), count=held, description={},
+            equal=lambda: itertools.islice(self.equal(), number), count=held, description={}, reached={},
         )  # fmt: skip
 
     def called(self, sample: int) -> str:
@@ -105,6 +106,16 @@ def size(batch: Batch) -> int:
     return max((len(array) for array in batch.values() if array.ndim), default=1)
 
 
+def reaches(batches: Batches) -> Mapping[str, np.ndarray]:
+    """Return the largest magnitude in each sample, (n,), of each float input that has a row for each sample.
+
+    Kept from :func:`check`: data is read from where it lies once less.
+    """
+    if not batches.reached:
+        check(batches)
+    return batches.reached
+
+
 def check(batches: Iterable[Batch]) -> None:
     """Raise ``InputError`` for a sample that holds NaN or infinity, and where all samples are one number everywhere.
 
@@ -116,21 +127,30 @@ def check(batches: Iterable[Batch]) -> None:
     made_up = isinstance(batches, Batches) and batches.description.get("kind") == "seeded"
     held: dict[str, tuple[float, float, int]] = {}  # of each input: the least value, the greatest, how many
     start, varied = 0, made_up
+    reached: dict[str, list[np.ndarray]] = {}
     for batch in batches:
+        count_here = size(batch)
         for name, array in batch.items():
             if array.dtype.kind not in "biuf":  # neither compared nor finite
                 varied = True
             elif array.size:
-                low, high = array.min(), array.max()
+                by_sample = array.ndim > 0 and len(array) == count_here
+                rows = array.reshape(count_here if by_sample else 1, -1)
+                lows, highs = rows.min(axis=1), rows.max(axis=1)
+                low, high = lows.min(), highs.max()
                 if not (np.isfinite(low) and np.isfinite(high)):
                     raise _not_finite(name, array, start, numbers)
                 least, most, count = held.get(name, (low, high, 0))
                 held[name] = (min(least, low), max(most, high), count + array.size)
-        start += size(batch)
+                if by_sample and array.dtype.kind == "f":
+                    reached.setdefault(name, []).append(np.maximum(highs, -lows))
+        start += count_here
     if not varied and held and all(low == high and count > 1 for low, high, count in held.values()):
         values = ", ".join(f"{name!r} is {float(low):g}" for name, (low, _, _) in held.items())
         what = f"there is nothing in the {start} calibration samples: {values} everywhere"
         raise InputError("constant-samples", what, do="look at how the data was made, and at --scale, --mean and --std")
+    if isinstance(batches, Batches):
+        batches.reached.update({name: np.concatenate(parts) for name, parts in reached.items()})
 
 
 def _not_finite(name: str, array: np.ndarray, start: int, numbers: np.ndarray | None) -> InputError:

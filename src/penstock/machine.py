@@ -45,13 +45,26 @@ def describe(root: Path = ROOT) -> dict[str, Json]:
     optional: dict[str, Json] = {
         "cpu": _cpu_model(root),
         "cores_logical": os.cpu_count(),
-        "cores_allowed": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "cores_allowed": _allowed(),
         "cores_limit": _cgroup_limit(root),
         "governor": _governor(root),
         "load_1min": _load(),
         "memory_bytes": _memory_bytes(root),
     }
     return facts | {key: value for key, value in optional.items() if value is not None}
+
+
+def threads() -> int:
+    """Return how many threads a runtime is to make: 0, its own choice, unless this process may use some cores alone.
+
+    ONNX Runtime by itself makes one for each core of the machine and binds it there, allowed or not.
+    """
+    allowed = _allowed()
+    return 0 if allowed is None or allowed >= (os.cpu_count() or 1) else allowed
+
+
+def _allowed() -> int | None:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
 
 
 def instruction_set(root: Path = ROOT) -> str:

@@ -248,7 +248,7 @@ class _Search:
 
     def _key(self, what: str, candidate: Candidate, timed: bool) -> str:
         data = [dict(self.roles.calibrate.description), dict(self._select.description)]
-        here = [machine.instruction_set(), os.cpu_count(), machine.describe().get("cpu")]
+        here = [machine.instruction_set(), os.cpu_count(), machine.threads(), machine.describe().get("cpu")]
         metric = evaluate_stage.metric_digest(self.evaluating.metric)
         run_by = [self.backend, dict(cast(Backend, registry.load("backends", self.backend)).facts()), candidate.way]
         measuring = [self.evaluating, metric, self.timing, timed, run_by] if what == "measured" else []

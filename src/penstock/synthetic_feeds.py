@@ -93,7 +93,7 @@ def _key(path: Path, roles: RoleFeeds, count: int, seed: int) -> str:
     sources += [source for folder in folders for source in sorted(folder.rglob("*.py"))]
     code = [store.file_digest(source) for source in sources]
     # statistics come out of a runtime, whose sums differ between instruction sets and numbers of threads
-    here: list[Json] = [machine.instruction_set(), os.cpu_count(), *_versions()]
+    here: list[Json] = [machine.instruction_set(), os.cpu_count(), machine.threads(), *_versions()]
     told = [dict(roles.calibrate.description), dict(roles.golden.description)]
     return digest_of(["synthetic", [store.file_digest(one) for one in files], told, count, seed, code, here])
 

@@ -220,7 +220,7 @@ def quantize_variant(
     inputs = [parent.variant.digest, dict(feeds.description), settings, tools, *quantizer_code()]
     inputs += [dict(golden.description)] if golden is not None else []
     # ranges come out of a runtime, whose kernels and sums differ between instruction sets and numbers of threads
-    key = digest_of(["quantize", *inputs, machine.instruction_set(), os.cpu_count()])
+    key = digest_of(["quantize", *inputs, machine.instruction_set(), os.cpu_count(), machine.threads()])
 
     def make(into: Path) -> Made:
         batches = calibration.of_feeds(feeds, settings.calibration_batch, golden=golden, cache=cache)

@@ -1,7 +1,7 @@
 """Calibration samples on their way to a quantizer: what a model is tried on, how they are cut, what is said."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -142,3 +142,20 @@ def test_a_method_that_looks_at_no_samples_says_nothing_of_them(
     np.savez(tmp_path / "d.npz", x=rows(9))
     path = tiny.save(tiny.mlp(), tmp_path / "m.onnx")
     assert not [note for note in noted(path, tmp_path / "d.npz", **settings)[0] if "sample" in note]
+
+
+def test_how_far_samples_reach_is_kept_from_the_check() -> None:
+    x = np.array([[1.0, -3], [2, 0], [0, 0], [-7, 7.5], [0.25, 0]], np.float32)
+    passes = []
+
+    def again() -> Iterator[dict[str, np.ndarray]]:
+        passes.append(1)
+        yield {"x": x[:3], "n": np.array([1, 2, 3])}
+        yield {"x": x[3:], "n": np.array([4, 5])}
+
+    batches = calibration.Batches(again, again, 5, size=3)
+    calibration.check(batches)
+    assert {name: array.tolist() for name, array in calibration.reaches(batches).items()} == {"x": [3, 2, 0, 7.5, 0.25]}
+    assert len(passes) == 1
+    some = batches.some(3)
+    assert calibration.reaches(some)["x"].tolist() == [3, 2, 0] and len(passes) == 2

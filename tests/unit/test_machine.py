@@ -104,3 +104,15 @@ def test_governor_and_spread_are_named() -> None:
     first, second = noise(QUIET, QUIET, {"int8@ort": 1.5}, {"governor": "ondemand"})
     assert "'ondemand'" in first
     assert second == "the samples spread widely, p95 over p50 is: int8@ort 1.50"
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds no process")
+def test_a_runtime_makes_no_more_threads_than_there_are_cores_for() -> None:
+    before = os.sched_getaffinity(0)
+    if len(before) == os.cpu_count():
+        assert machine.threads() == 0  # the runtime's own choice
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        assert machine.threads() == (1 if (os.cpu_count() or 1) > 1 else 0)
+    finally:
+        os.sched_setaffinity(0, before)

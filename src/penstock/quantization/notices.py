@@ -92,16 +92,9 @@ def alike(batches: Batches) -> list[str]:
 
 def two_scales(batches: Batches) -> list[str]:
     """Tell of inputs whose samples fall into two groups, one many times as large as the other, and none between."""
-    reached: dict[str, list[float]] = {}
-    for batch in batches:
-        count = size(batch)
-        for name, array in batch.items():
-            if array.dtype.kind == "f" and array.size and array.ndim and len(array) == count:
-                rows = array.reshape(count, -1)
-                reached.setdefault(name, []).extend(np.maximum(rows.max(axis=1), -rows.min(axis=1)).tolist())
     found = []
-    for name, reaches in reached.items():
-        ends = np.sort(np.array(reaches[: batches.count], np.float64))
+    for name, reached in calibration.reaches(batches).items():
+        ends = np.sort(reached[: batches.count].astype(np.float64))
         ends = ends[ends > 0]  # a silent or a black one is of no scale
         if len(ends) < LEAST_OF_TWO:
             continue

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from penstock import custom_domains, graph, store
+from penstock import custom_domains, graph, machine, store
 from penstock.backends import Loadable, Session
 from penstock.calibration import Batches, size
 from penstock.deployment import Deployment
@@ -91,13 +91,13 @@ def cut(model: ir.Model, tensors: Sequence[str]) -> ir.Model:
 
 
 def opened(model: ir.Model, work: Path, *, options: dict[str, str] | None = None) -> Session:
-    """Write a model into a scratch folder and open it in ONNX Runtime, on all cores without spinning."""
+    """Write a model into a scratch folder and open it in ONNX Runtime, on all cores allowed without spinning."""
     from penstock.backends import onnxruntime as backend
 
     path = work / "probe.onnx"
     graph.save(model, path)
     chosen = {"spinning": "off", **(options or {})}
-    deployment = Deployment("probe", "probe", "", "fp32", "onnxruntime", threads=0, options=chosen)
+    deployment = Deployment("probe", "probe", "", "fp32", "onnxruntime", threads=machine.threads(), options=chosen)
     return backend.load(Loadable(path, libraries=custom_domains.libraries(path)), deployment)
 
 

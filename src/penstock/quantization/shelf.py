@@ -52,7 +52,7 @@ class Shelf:
     def _key(self, tensors: Collection[str], histogram: bool) -> str:
         code = [store.file_digest(path) for path in sorted(Path(__file__).parent.glob("*.py"))]
         # sums of a runtime differ between instruction sets and numbers of threads
-        here: list[Json] = [machine.instruction_set(), os.cpu_count(), _version()]
+        here: list[Json] = [machine.instruction_set(), os.cpu_count(), machine.threads(), _version()]
         return digest_of(["statistics", self.model, self.samples, sorted(tensors), histogram, code, here])
 
 

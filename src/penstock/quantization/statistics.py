@@ -26,6 +26,7 @@ class Statistics:
         "average_high",
         "average_low",
         "count",
+        "floor",
         "high",
         "histogram",
         "low",
@@ -35,8 +36,12 @@ class Statistics:
         "wants_histogram",
     )
 
-    def __init__(self, tensor: str, *, histogram: bool, numbers: Array | None = None, count: int | None = None) -> None:
+    def __init__(
+        self, tensor: str, *, histogram: bool, numbers: Array | None = None, count: int | None = None,
+        floor: float | None = None,
+    ) -> None:  # fmt: skip
         self.tensor = tensor
+        self.floor = floor  # below which nothing can lie: the least values aren't looked for
         self.count = count  # samples in all: what a batch holds beyond them repeats others, to fill it up
         self.numbers = numbers  # of the samples in the user's data
         self.low, self.high = np.inf, -np.inf
@@ -55,7 +60,7 @@ class Statistics:
             count = len(array)
         if not array.size:
             return
-        lows, highs = _extremes(array, count)
+        lows, highs = _extremes(array, count, self.floor)
         low, high = float(lows.min()), float(highs.max())
         if not (np.isfinite(low) and np.isfinite(high)):
             raise _not_finite(self.tensor, array, first, count, self.numbers)
@@ -91,10 +96,11 @@ class Statistics:
         return float(1 - min(without_top, without_bottom) / span)
 
 
-def _extremes(array: Array, count: int) -> tuple[Array, Array]:
+def _extremes(array: Array, count: int, floor: float | None) -> tuple[Array, Array]:
     """Return the extremes of each sample, (n,) each; of the whole batch where its first axis isn't that of samples."""
     rows = array.reshape(count if array.ndim and len(array) == count else 1, -1)
-    return rows.min(axis=1), rows.max(axis=1)
+    highs: Array = rows.max(axis=1)  # NaN is the greatest of what it is among
+    return rows.min(axis=1) if floor is None else np.full(len(rows), floor, rows.dtype), highs
 
 
 def _not_finite(tensor: str, array: Array, first: int, count: int, numbers: Array | None) -> InputError:

@@ -116,7 +116,12 @@ class Study:
 
     def _seen(self, tensors: Collection[str], *, histogram: bool) -> dict[str, Statistics]:
         numbers, count = self.batches.numbers, self.batches.count
-        found = {name: Statistics(name, histogram=histogram, numbers=numbers, count=count) for name in tensors}
+        found = {
+            # of what can't be negative, 0 is the end that every grid has
+            name: Statistics(name, histogram=histogram, numbers=numbers, count=count,
+                             floor=0.0 if self._bounds(name)[0] == 0.0 else None)
+            for name in tensors
+        }  # fmt: skip
 
         def visit(name: str, array: Array, first: int, count: int) -> None:
             found[name].add(array, first, count)

@@ -41,7 +41,7 @@ class Writer:
         import onnx_ir as ir
 
         name = self.free(name)
-        tensor = ir.tensor(array, dtype=dtype, name=name)
+        tensor = ir.Tensor(array, name=name) if dtype is None else ir.tensor(array, dtype=dtype, name=name)
         value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
         graph.register_initializer(value)
         return value

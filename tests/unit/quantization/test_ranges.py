@@ -8,7 +8,7 @@ import pytest
 from penstock.calibration import of_list
 from penstock.errors import InputError
 from penstock.quantization import outliers, ranges
-from penstock.quantization.grid import of_range
+from penstock.quantization.grid import of_range, of_weights
 from penstock.quantization.histogram import Histogram
 from penstock.quantization.shelf import packed, unpacked
 from penstock.quantization.statistics import Statistics
@@ -176,3 +176,32 @@ def test_a_range_makes_the_grid_that_holds_it() -> None:
     one = seen([np.linspace(-0.4, 2.1, 640).reshape(64, 10).astype(np.float32)])
     grid = of_range(*ranges.of("minmax", one, ranges.Wanted()), "uint8")
     assert grid.bottom == pytest.approx(-0.4, abs=0.01) and grid.top == pytest.approx(2.1, abs=0.01)
+
+
+@pytest.mark.parametrize("method", ranges.METHODS)
+def test_of_what_can_not_be_negative_the_least_is_not_looked_for(method: str) -> None:
+    """A tensor that never is 0 has another least value, and the same grid."""
+    parts = [np.abs(RNG.normal(size=(9, 40))).astype(np.float32) + 0.1 for _ in range(3)]
+    one, other = seen(parts), Statistics("t", histogram=True, floor=0.0)
+    for number, part in enumerate(parts):
+        other.add(part, 9 * number, 9)
+    grids = [of_range(*ranges.of(method, known, ranges.Wanted()), "uint8") for known in (one, other)]
+    assert grids[0].scale == grids[1].scale and grids[0].zero == grids[1].zero
+    assert other.low == 0.0 and one.low >= 0.1 and other.instability() == one.instability()
+    assert other.usual()[1] == one.usual()[1]
+    with pytest.raises(InputError, match="NaN"):
+        other.add(np.array([[1.0, np.nan]], np.float32), 27, 1)
+
+
+@pytest.mark.parametrize("axis", [0, 1, None])
+def test_weights_get_the_best_of_24_scales(axis: int | None) -> None:
+    """Each is held against all, one row at a time in float64; rows longer than a block, and rows of zeros, too."""
+    weights = (RNG.normal(size=(3, 30_000)) * np.array([[1], [50], [0]])).astype(np.float32)
+    weights[0, 7] = 9.0
+    rows = weights.reshape(1, -1) if axis is None else np.moveaxis(weights, axis, 0).reshape(weights.shape[axis], -1)
+    scales = of_weights(weights, axis).scale.reshape(-1)
+    for row, scale in list(zip(rows.astype(np.float64), scales.astype(np.float64), strict=True))[:40]:
+        full = max(np.abs(row).max() / 127, np.finfo(np.float32).tiny)
+        errors = [np.square(np.clip(np.rint(row / s), -127, 127) * s - row).sum()
+                  for s in (*(full * np.linspace(0.7, 1, 25)[1:]), scale)]  # fmt: skip
+        assert errors[-1] <= min(errors) * (1 + 1e-5) + 1e-30
