@@ -6,7 +6,7 @@ Each takes and returns dataclasses; each writes its output whole or not at all.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -22,6 +22,7 @@ from penstock import (
     synthetic_feeds,
     trial,
 )
+from penstock.asked import asked_of, fallback
 from penstock.build_settings import BuildSettings
 from penstock.data import DataSettings
 from penstock.errors import InputError, UsageError
@@ -74,6 +75,9 @@ class Scored:
     deployment: str
     evaluation: Evaluation
     difference: PairedDifference | None
+    asked: Mapping[str, Json] = field(default_factory=dict)  # of the deployment
+    actual: Mapping[str, Json] = field(default_factory=dict)  # what its runtime says that it ran
+    caution: str = ""  # where the two differ
 
 
 def build(
@@ -277,9 +281,11 @@ def evaluate(
         progress.begin("evaluate", runnable.deployment.name)
         with opened(runnable) as session:
             score = evaluate_stage.evaluate(session, roles.evaluate, settings, progress, runnable.deployment.name)
+            actual = dict(session.actual())
         progress.end(f"{runnable.deployment.name}: {score.score:.4f}")
         gap = evaluate_stage.paired(score, found[0].evaluation) if found else None
-        found.append(Scored(runnable.deployment.name, score, gap))
+        asked = runnable.deployment
+        found.append(Scored(asked.name, score, gap, asked_of(asked), actual, fallback(asked, actual)))
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from penstock import graph, registry, running, trial
+from penstock import graph, running, trial
 from penstock.backends import Backend
 from penstock.data import DataSettings
 from penstock.errors import InputError, UsageError
@@ -48,7 +48,9 @@ def _side(path: Path, backend: str, label: str) -> Side:
     runnable = running.runnables_of(path, backend, 1, label)[0]
     model = graph.load(path)
     graph.inline(model)
-    return Side(label, model, cast(Backend, registry.load("backends", backend)), runnable.deployment)
+    # a weight that is an input too, as files before IR version 4 have them, is a weight: nobody gives it
+    model.graph.inputs[:] = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
+    return Side(label, model, cast(Backend, running.of_name(backend)), runnable.deployment)
 
 
 def _need_alike(one: ir.Model, other: ir.Model, where: str) -> None:

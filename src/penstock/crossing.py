@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from penstock import golden, graph, registry, running, store, trial
-from penstock.backends import Backend, runs
+from penstock.backends import Backend, device_of, runs
 from penstock.data import DataSettings
 from penstock.deployment import Deployment, named
 from penstock.errors import InputError, MissingError, UsageError
@@ -50,12 +50,12 @@ def crossed(
     made: list[Runnable] = []
     for name, path in paths.items():
         precision = graph.precision(graph.load(path, weights=False))
-        absent = [Deployment(named(name, one), name, "", precision, one) for one in missing]
+        absent = [Deployment(named(name, one), name, "", precision, one, device=_device(one)) for one in missing]
         cells += [consistency.absent(one, missing[one.backend]) for one in absent]
         made += [
             replace(found, deployment=replace(found.deployment, threads=threads))
             for one in chosen
-            if runs(registry.load("backends", one), precision)
+            if runs(running.of_name(one), precision)
             for found in running.runnables_of(path, one, threads, name)
         ]
         running.need_fit(path, gold, against or str(models[0]))
@@ -66,6 +66,13 @@ def crossed(
     cells.sort(key=lambda cell: (rank[cell.variant], order[cell.backend.partition("+")[0]], cell.backend))
     found = Matrix(gold.computed_by, gold.samples, tuple(cells))
     return found if held is None else replace(found, regressions=consistency.regressions(cells, held))
+
+
+def _device(backend: str) -> str:
+    try:
+        return device_of(running.of_name(backend))
+    except MissingError:  # a plug-in that doesn't load: nobody knows
+        return "cpu"
 
 
 def _models(given: Sequence[str | Path]) -> dict[str, Path]:
@@ -110,7 +117,7 @@ def _backends(asked: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     chosen, missing = [], {}
     for name in names:
         try:
-            backend = cast(Backend, registry.load("backends", name))
+            backend = cast(Backend, running.of_name(name))
             problem = backend.available()
         except MissingError as error:
             if ALL not in asked:
@@ -193,4 +200,4 @@ def shown(cell: Cell | None) -> str:
         return cell.state
     level = f"{cell.relative:.1e}" if cell.relative is not None else f"{cell.mismatches or 0.0:.1%} unequal"
     flips = f", {cell.flips:.1%} flipped" if cell.flips else ""
-    return f"{level}{flips}{' DIFFERS' if cell.state == 'differs' else ''}"
+    return f"{level}{flips}{f' {cell.state.upper()}' if cell.state in consistency.BREACHES else ''}"

@@ -22,11 +22,12 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Protocol, cast
+from typing import IO, TYPE_CHECKING, Any, Protocol, cast
 
 from penstock import frames, graph, kept, worker
+from penstock.backends import NodeTime
 from penstock.errors import InputError, MissingError, PenstockError
-from penstock.jsonable import Json
+from penstock.jsonable import Json, to_json
 from penstock.worker import WorkerCrash, WorkerTimeout
 
 if TYPE_CHECKING:
@@ -98,6 +99,12 @@ class FarSession:
         told, _ = self._ask({"do": "time", "names": [*feeds], "calls": calls}, [*feeds.values()],
                             self._run_seconds * max(calls, 1))  # fmt: skip
         return cast("list[int]", told)
+
+    def nodes(self, feeds: Mapping[str, np.ndarray], runs: int) -> list[NodeTime]:
+        """Time the nodes there; none where the far side has no times of them."""
+        told, _ = self._ask({"do": "nodes", "names": [*feeds], "calls": runs}, [*feeds.values()],
+                            self._run_seconds * (runs + 2))  # fmt: skip
+        return [NodeTime(**cast("dict[str, Any]", one)) for one in cast("list[Json]", told)]
 
     def actual(self) -> Mapping[str, Json]:
         """Tell what the far side tells."""
@@ -289,6 +296,10 @@ def _done(
     if asked["do"] == "time":
         spent: list[Json] = [*timed(lambda: session.run(feeds), int(cast(int, asked["calls"])))]
         return spent, ()
+    if asked["do"] == "nodes":
+        times = getattr(session, "nodes", None)
+        found = [] if times is None else times(feeds, int(cast(int, asked["calls"])))
+        return to_json(found), ()
     return None, session.run(feeds)
 
 

@@ -84,9 +84,10 @@ def _padding(length: int) -> bytes:
 def _dtype(name: str) -> np.dtype[Any]:
     import numpy as np
 
-    if name == "bfloat16" or name.startswith(("float8", "int4", "uint4")):
+    try:
+        return np.dtype(name)
+    except TypeError:
         import ml_dtypes
 
         found: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
         return found
-    return np.dtype(name)

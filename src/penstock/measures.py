@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 from penstock import graph, registry
+from penstock.asked import asked_of, fallback
 from penstock.backends import Backend, Loadable, Session
-from penstock.deployment import ANY_DEVICE, Deployment
+from penstock.deployment import Deployment
 from penstock.errors import InputError, PenstockError
 from penstock.jsonable import Json, to_json
 from penstock.ledger import Append
@@ -106,25 +107,6 @@ def _kind(found: object) -> str:
     return f"a {type(found).__name__}"
 
 
-def asked_of(deployment: Deployment) -> dict[str, Json]:
-    """Return what was asked of a deployment, to stand beside what it says of itself."""
-    return {
-        "device": deployment.device, "precision": deployment.precision, "precision_hint": deployment.precision_hint,
-        "threads": deployment.threads, **({"options": dict(deployment.options)} if deployment.options else {}),
-    }  # fmt: skip
-
-
-def fallback(asked: Deployment, actual: Mapping[str, Json]) -> str:
-    """Say what ran that wasn't asked for, by the runtime's own word: "" where nothing did, or it tells nothing."""
-    device = actual.get("device")
-    if isinstance(device, str) and asked.device != ANY_DEVICE and device.casefold() != asked.device.casefold():
-        return f"it ran on the device {device}, {asked.device} was asked for"
-    threads = actual.get("threads")
-    if asked.threads and isinstance(threads, int) and threads != asked.threads:
-        return f"it ran with {threads} threads, {asked.threads} were asked for"
-    return ""
-
-
 def measured_json(value: object) -> dict[str, Json]:
     """Return a dataclass as the ``measured`` part of a record."""
     found = to_json(value)
@@ -188,6 +170,7 @@ def evaluate_all(
             session = runnable.open()
             try:
                 found = evaluate(session, feeds, settings, progress, f"{name} on {role}")
+                actual = to_json(dict(session.actual()))
             finally:
                 session.close()
             if name == baseline:
@@ -198,7 +181,10 @@ def evaluate_all(
                 "difference": None if gap is None else to_json(gap) | {"baseline": baseline},  # type: ignore[operator]  # a dataclass gives a dict
                 "scores_blob": keep(np.ascontiguousarray(found.scores, dtype="<f8").tobytes()),
             }  # fmt: skip
-            facts: dict[str, Json] = {"metric": found.metric, "interval": found.interval}
+            facts: dict[str, Json] = {
+                "metric": found.metric, "interval": found.interval, "asked": asked_of(runnable.deployment),
+            }  # fmt: skip
+            measured["actual"] = actual
             records[name] = Record("evaluate", name, feeds.description, facts, measured)
         for runnable in runnables:
             append(records[runnable.deployment.name])

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-from penstock import custom_domains, datasets, graph, precheck, registry, user_code
+from penstock import backend_options, custom_domains, datasets, graph, precheck, registry, user_code
 from penstock.backends import Backend
 from penstock.build_settings import BuildSettings
 from penstock.errors import InputError, MissingError, PenstockError, UsageError
@@ -115,7 +115,7 @@ def _quantizer(settings: BuildSettings) -> None:
 
 
 def _backends(settings: BuildSettings) -> None:
-    for name in settings.backends:
+    for name, _ in map(backend_options.asked, settings.backends):
         if problem := _available(cast(Backend, registry.load("backends", name))):
             raise MissingError("backend-missing", f"the backend {name!r} can't run here", do=problem)
 
@@ -137,7 +137,7 @@ def _baseline(settings: BuildSettings) -> None:
         do = f"name a deployment, such as fp32@onnxruntime; variants are {', '.join(VARIANTS)}"
         raise UsageError("unknown-baseline", f"{asked!r} is no deployment", where="[bench] baseline", do=do)
     registry.load("backends", backend)
-    if settings.backends and backend not in settings.backends:
+    if settings.backends and backend not in [backend_options.split(one)[0] for one in settings.backends]:
         do = f"add {backend} to --backends, or compare with another"
         raise UsageError("unknown-baseline", f"{asked!r} is not built", where="[bench] baseline", do=do)
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from penstock import custom_domains, datasets, feeds, golden, graph, inputs, registry, store, trial
+from penstock import backend_options, custom_domains, datasets, feeds, golden, graph, inputs, registry, store, trial
 from penstock.backends import Backend, Loadable, Session, device_of, runs, ways
 from penstock.data import DataSettings
 from penstock.deployment import Deployment, named
@@ -86,7 +86,11 @@ def runnables_of(
     path: Path, backend: str, threads: int, name: str, *, io_binding: bool = False,
     options: Mapping[str, str] | None = None,
 ) -> list[Runnable]:  # fmt: skip
-    """Return a model on a backend, the plain way first; with ``options`` there is that way alone."""
+    """Return a model on a backend, the plain way first; with ``options`` there is that way alone.
+
+    ``backend`` may have options behind its name (:mod:`penstock.backend_options`).
+    """
+    backend, given = backend_options.asked(backend)
     chosen = cast(Backend, registry.load("backends", backend))
     if problem := chosen.available():
         raise MissingError("backend-missing", f"the backend {backend!r} can't run here", do=problem)
@@ -103,14 +107,20 @@ def runnables_of(
     return [
         Runnable(
             Deployment(
-                named(name, backend, way), name, digest, precision, backend, threads=threads, io_binding=io_binding,
-                role=chosen.ROLE, options=given, precision_hint=getattr(chosen, "HINT", ""),
+                named(name, backend, backend_options.way(way, given=given)), name, digest, precision, backend,
+                threads=threads, io_binding=io_binding,
+                role=chosen.ROLE, options={**plain, **given}, precision_hint=getattr(chosen, "HINT", ""),
                 device=device_of(chosen),
             ),
             model, graph.signature(loaded).fixed_batch is None,
         )
-        for way, given in ({"": {**found.get("", {}), **options}} if options else found).items()
+        for way, plain in ({"": {**found.get("", {}), **options}} if options else found).items()
     ]  # fmt: skip
+
+
+def of_name(backend: str) -> object:
+    """Return a backend by its name, which may have options behind it. Raises what loading it raises."""
+    return registry.load("backends", backend_options.split(backend)[0])
 
 
 def named_models(models: Sequence[str | Path]) -> Iterator[tuple[str, Path]]:
@@ -131,10 +141,7 @@ def runnables(models: Sequence[str | Path], backends: Sequence[str], settings: B
     """
     named = list(named_models(models))
     kinds = {path: graph.precision(graph.load(path, weights=False)) for _, path in named}
-    fit = {
-        backend: {path for path, kind in kinds.items() if runs(registry.load("backends", backend), kind)}
-        for backend in backends
-    }
+    fit = {backend: {path for path, kind in kinds.items() if runs(of_name(backend), kind)} for backend in backends}
     return [
         runnable
         for name, path in named

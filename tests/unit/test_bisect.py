@@ -134,3 +134,16 @@ def test_a_planted_weight_in_a_net_of_hundreds_of_nodes(shared: Path, tmp_path: 
     found = bisecting.bisect(shared / "models" / "yolox-nano" / "model.onnx", tmp_path / "b.onnx")
     assert found is not None and found.confirmed and found.nodes > 300 and found.probes <= 12
     assert found.op == "Conv" and found.outputs[0][0].name == node.output[0]
+
+
+def test_weights_that_are_inputs_too(tiny: ModuleType, tmp_path: Path) -> None:
+    """As files before IR version 4 have them: nobody gives them, at a cut neither."""
+    model = chain("mrmrm")
+    for held in model.graph.initializer:
+        model.graph.input.append(helper.make_tensor_value_info(held.name, held.data_type, held.dims))
+    model.ir_version = 3
+    model.opset_import[0].version = 8
+    a, b = tiny.save(model, tmp_path / "a.onnx"), tiny.save(spoilt(model, "w2"), tmp_path / "b.onnx")
+    found = bisecting.bisect(a, b)
+    assert found is not None and found.confirmed and found.node == "m2"
+    assert bisecting.bisect(a, backend="onnxruntime", against="reference") is None

@@ -11,21 +11,47 @@ from typing import Any
 import numpy as np
 import pytest
 
-from penstock import cli, environment, measures, registry, store
+from penstock import asked as asked_module
+from penstock import cli, environment, registry, store
 from penstock.backends import Loadable, _nvidia
 from penstock.deployment import Deployment
 from penstock.errors import InputError, MissingError
 
 LISTENER = """
-import json, os
+import ctypes, json, os
 from pathlib import Path
 
 HERE = Path(__file__).parent
+class _Node:
+    def __init__(self, name, op_type="MatMul"):
+        self.name, self.op_type = name, op_type
 class _Part:
     def __init__(self, name, nodes):
         self.ep_name, self._nodes = name, nodes
     def get_nodes(self):
         return self._nodes
+class _Value:
+    def __init__(self, name, kind):
+        self.name, self.type = name, kind
+class OrtValue:
+    @staticmethod
+    def ortvalue_from_numpy(array):
+        return array
+class _Half:
+    # the value 1 in bfloat16, twice
+    held = ctypes.create_string_buffer(bytes([0x80, 0x3F, 0x80, 0x3F]), 4)
+    def is_tensor(self):
+        return True
+    def data_type(self):
+        return "tensor(bfloat16)"
+    def element_type(self):
+        return 16
+    def shape(self):
+        return [2]
+    def tensor_size_in_bytes(self):
+        return 4
+    def data_ptr(self):
+        return ctypes.addressof(self.held)
 class SessionOptions:
     def add_session_config_entry(self, name, value):
         pass
@@ -40,15 +66,23 @@ class InferenceSession:
         for name, given in providers:
             if "trt_engine_cache_path" in given:
                 (Path(given["trt_engine_cache_path"]) / "one.engine").write_bytes(b"")
+    def get_inputs(self):
+        return [_Value("x", "tensor(float)")]
+    def get_outputs(self):
+        return [_Value("y", (HERE / "makes").read_text())]
     def get_providers(self):
         return [] if self.how == "unloaded" else [self.first]
     def get_provider_graph_assignment_info(self):
-        mine = [] if self.how in ("unloaded", "untaken") else ["a", "b"]
-        return [_Part(self.first, mine), _Part("CPUExecutionProvider", ["c"])]
+        mine = [] if self.how in ("unloaded", "untaken") else [_Node("a"), _Node("b")]
+        return [_Part(self.first, mine), _Part("CPUExecutionProvider", [_Node("c", "MemcpyToHost")])]
     def run(self, names, feeds):
         if self.how == "fails" and not self.fallback:  # else the next provider would do it
             raise RuntimeError("no engine for this size")
+        if self.how == "lists":
+            return [[2 * array] for array in feeds.values()]
         return [2 * array for array in feeds.values()]
+    def run_with_ort_values(self, names, feeds):
+        return [_Half()]
 """
 Told = Callable[[], dict[str, Any]]
 
@@ -65,6 +99,7 @@ def listening(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Told:
     (packages / "onnxruntime" / "capi").mkdir(parents=True)
     (packages / "onnxruntime" / "__init__.py").write_text(LISTENER)
     (packages / "onnxruntime" / "how").write_text("well")
+    (packages / "onnxruntime" / "makes").write_text("tensor(float)")
     (packages / "onnxruntime" / "capi" / "libonnxruntime_providers_tensorrt.so").write_bytes(b"\0libnvinfer.so.10\0")
     (packages / "tensorrt_libs").mkdir()
     (packages / "tensorrt_libs" / "libnvinfer.so.10").write_bytes(b"")
@@ -101,7 +136,7 @@ def test_cuda_computes_in_float32_unless_asked(listening: Told, model: Loadable)
     assert actual["device"] == "gpu" and actual["nodes_by_provider"] == {
         "CUDAExecutionProvider": 2, "CPUExecutionProvider": 1,
     }  # fmt: skip
-    assert measures.fallback(asked("onnxruntime-cuda"), actual) == ""
+    assert asked_module.fallback(asked("onnxruntime-cuda"), actual) == ""
     session.close()
     ((name, given),) = listening()["providers"]
     assert name == "CUDAExecutionProvider" and given["use_tf32"] == "0" and listening()["tf32"] == "0"
@@ -123,6 +158,23 @@ def test_what_a_provider_can_t_run_isn_t_run_by_another(name: str, listening: To
     session = of(name, "fails").load(model, asked(name))
     with pytest.raises(InputError, match="no engine for this size"):
         session.run({"x": np.ones((2, 6), np.float32)})
+    session.close()
+
+
+def test_a_list_of_tensors_is_an_error_of_its_own(listening: Told, model: Loadable) -> None:
+    session = of("onnxruntime-cuda", "lists").load(model, asked("onnxruntime-cuda"))
+    with pytest.raises(InputError, match="an output of the model is a list"):
+        session.run({"x": np.ones((2, 6), np.float32)})
+    assert session.actual()["device"] == "gpu"  # its process goes on
+    session.close()
+
+
+def test_types_that_numpy_has_none_of_come_back_as_they_are(listening: Told, model: Loadable) -> None:
+    packages = next((environment.home() / _nvidia.ENVIRONMENT).glob("lib/python*/site-packages"))
+    (packages / "onnxruntime" / "makes").write_text("tensor(bfloat16)")
+    session = of("onnxruntime-cuda").load(model, asked("onnxruntime-cuda"))
+    (found,) = session.run({"x": np.ones((2, 6), np.float32)})
+    assert found.dtype.name == "bfloat16" and found.astype(np.float32).tolist() == [1, 1]
     session.close()
 
 

@@ -62,3 +62,9 @@ def test_parts_of_a_byte_are_packed_lowest_first(bits: int) -> None:
 def test_other_types_are_numpys() -> None:
     assert _ort_values.element("tensor(float)") is None and _ort_values.element("seq(tensor(bfloat16))") is None
     assert _ort_values.element("tensor(bfloat16)") == TensorProto.BFLOAT16
+
+
+def test_types_are_the_standards() -> None:
+    for name, (number, dtype) in _ort_values.TYPES.items():
+        assert TensorProto.DataType.Value(name.upper()) == number
+        assert np.dtype(helper.tensor_dtype_to_np_dtype(number)).name == dtype

@@ -32,6 +32,20 @@ class Loadable:
     libraries: tuple[str, ...] = ()  # of custom operators, as the user named them
 
 
+@dataclass(frozen=True, slots=True)
+class NodeTime:
+    """What one node of a loaded model costs, by the runtime's own profile: ``ms`` is the median over runs.
+
+    Names and operators are those that the runtime made of the model's. ``kernel`` is what ran it: a provider, or the
+    runtime's name of an implementation.
+    """
+
+    name: str
+    operator: str
+    kernel: str
+    ms: float
+
+
 def ways(backend: object, model: ir.Model) -> Mapping[str, Mapping[str, str]]:
     """Return how a backend can compute a model: options by a name, the plain way's empty.
 
@@ -43,7 +57,11 @@ def ways(backend: object, model: ir.Model) -> Mapping[str, Mapping[str, str]]:
 
 
 class Session(Protocol):
-    """A loaded deployment."""
+    """A loaded deployment.
+
+    One whose runtime times its nodes has a method ``nodes(feeds, runs)`` too, which returns a list of
+    :class:`NodeTime`, in the order that they ran in.
+    """
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Run one batch; return the outputs in the order of the model's signature."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
-from penstock.backends import _inputs
+from penstock.backends import NodeTime, _inputs
 from penstock.jsonable import Json
 from penstock.signature import Signature
 
@@ -25,6 +25,9 @@ class Far(Protocol):
 
     def timed(self, feeds: Mapping[str, np.ndarray], calls: int) -> list[int]:
         """Time so many runs there, in nanoseconds."""
+
+    def nodes(self, feeds: Mapping[str, np.ndarray], runs: int) -> list[NodeTime]:
+        """Time the nodes there, where the runtime can."""
 
     def actual(self) -> Mapping[str, Json]:
         """Tell what runs."""
@@ -49,6 +52,10 @@ class DistantSession:
     def timed(self, feeds: Mapping[str, np.ndarray], calls: int) -> list[int]:
         """Time so many runs beside the runtime, in nanoseconds."""
         return self._far.timed(self._given(feeds), calls)
+
+    def nodes(self, feeds: Mapping[str, np.ndarray], runs: int) -> list[NodeTime]:
+        """Time the nodes there; none where the runtime can't."""
+        return self._far.nodes(self._given(feeds), runs)
 
     @property
     def process_id(self) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from penstock import environment
 from penstock.environment import Environment
+from penstock.jsonable import Json
 
 ENVIRONMENT = "onnxruntime-gpu"
 DRIVER = ("libcuda.so.1", "libcuda.so", "nvcuda.dll")
@@ -29,6 +30,27 @@ def devices() -> int | str:
         driver.cuDeviceGetCount(ctypes.byref(count))
         return count.value
     return f"there is no driver here ({DRIVER[0]})"
+
+
+def name() -> str:
+    """Return what the driver calls the first GPU, "" where there is none."""
+    for library in DRIVER:
+        try:
+            driver = ctypes.CDLL(library)
+        except OSError:
+            continue
+        told = ctypes.create_string_buffer(256)
+        device = ctypes.c_int(0)
+        if driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0):
+            return ""
+        return "" if driver.cuDeviceGetName(told, len(told), device) else told.value.decode(errors="replace")
+    return ""
+
+
+def facts(backend: str) -> dict[str, Json]:
+    """Return the version, where it runs, and the GPU."""
+    found = environment.needed(ENVIRONMENT, f"the backend {backend}")
+    return {"version": found.packages["onnxruntime-gpu"], "environment": str(found.folder), "gpu": name()}
 
 
 def problem() -> str:

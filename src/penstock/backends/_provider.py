@@ -5,10 +5,12 @@ ONNX Runtime goes on without a provider that can't be loaded, with a line on sta
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
+from penstock import asked
+from penstock.backends import NodeTime, _ort_values, _profile
 from penstock.errors import InputError
 from penstock.jsonable import Json
 
@@ -22,42 +24,64 @@ Providers = Sequence[tuple[str, Mapping[str, str]]]
 class ProviderSession:
     """A session whose nodes the first provider took, all or some; the rest is the others', at last ONNX Runtime's."""
 
-    def __init__(self, title: str, path: str, threads: int, providers: Providers, instead: str) -> None:
-        """Open it. Raises ``InputError`` where the first provider takes no node; ``instead`` is what to do then."""
+    def __init__(
+        self, title: str, path: str, threads: int, providers: Providers, instead: str, sizes: Collection[str]
+    ) -> None:
+        """Open it. ``sizes`` are the names of nodes that compute sizes, which are the CPU's wherever they run.
+
+        Raises ``InputError`` where the first provider takes no node; ``instead`` is what to do then.
+        """
         import onnxruntime
 
-        self._title, self._threads = title, threads
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-        try:
+        self._title = title
+
+        def opened(profile: Path | None = None) -> Any:
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = threads
+            options.log_severity_level = 3
+            options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+            if profile is not None:
+                options.enable_profiling, options.profile_file_prefix = True, str(profile)
             given = [(name, dict(chosen)) for name, chosen in providers]
             # its Python side would rerun what a provider can't do on the next one, and print a line
-            self._session: Any = onnxruntime.InferenceSession(path, options, providers=given, enable_fallback=0)
+            return onnxruntime.InferenceSession(path, options, providers=given, enable_fallback=0)
+
+        self._opened: Callable[[Path], Any] = opened
+        try:
+            self._session: Any = opened()
         except Exception as error:  # the runtime raises many types, all about this model
             raise InputError("runtime-refuses", f"{title} can't load the model: {_told(error)}", do=instead) from error
-        counted: Counter[str] = Counter()
-        for part in self._session.get_provider_graph_assignment_info():
-            counted[str(part.ep_name)] += len(part.get_nodes())
-        self.placed = dict(counted)
-        if not self.placed.get(providers[0][0]):
+        self._apart = _ort_values.needed(self._session)
+        parts = self._session.get_provider_graph_assignment_info()
+        nodes = ((str(part.ep_name), str(node.name), str(node.op_type)) for part in parts for node in part.get_nodes())
+        self._placed = asked.placed(nodes, providers[0][0], frozenset(sizes))
+        counts = cast("dict[str, int]", self._placed["nodes_by_provider"])
+        if not counts.get(providers[0][0]):
             there = self._session.get_providers()
             why = "took none of the model's nodes" if providers[0][0] in there else "couldn't be loaded by ONNX Runtime"
-            what = f"{providers[0][0]} {why}: {' and '.join(self.placed) or CPU} would run the model without it"
+            what = f"{providers[0][0]} {why}: {' and '.join(counts) or CPU} would run the model without it"
             raise InputError("runtime-refuses", what, do=instead)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Run one batch."""
         try:
+            if self._apart:
+                return _ort_values.run(self._session, feeds)
             found: list[np.ndarray] = self._session.run(None, dict(feeds))
         except Exception as error:  # as at loading
             raise InputError("run-failed", f"{self._title} can't run the model: {_told(error)}") from error
+        if others := [type(one).__name__ for one in found if not hasattr(one, "dtype")]:
+            what = f"{self._title}: an output of the model is a {others[0]}, and only tensors go to another process"
+            raise InputError("run-failed", what)
         return found
 
+    def nodes(self, feeds: Mapping[str, np.ndarray], runs: int) -> list[NodeTime]:
+        """Time the nodes of a second session, which is profiled."""
+        return _profile.times(self._opened, lambda session: _ort_values.run(session, feeds), runs)
+
     def actual(self) -> dict[str, Json]:
-        """Tell which provider has how many nodes, and the threads asked for."""
-        return {"threads": self._threads, "nodes_by_provider": {**self.placed}}
+        """Tell which provider has how many nodes, and which are elsewhere; how many threads there are, it doesn't."""
+        return {**self._placed}
 
     def close(self) -> None:
         """Drop the session."""

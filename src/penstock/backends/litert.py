@@ -13,6 +13,7 @@ from penstock.deployment import Deployment, Role
 from penstock.errors import InputError, MissingError, missing_extra
 from penstock.graph import first_line
 from penstock.jsonable import Json
+from penstock.timing import pinning
 from penstock.variant import Format
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ class LiteRtSession:
         self._open = _inputs.open_axes(self._signature)
         self._made: dict[object, _Opened] = {}
         self._facts: Mapping[str, Json] = {}
+        self._counted: int | None = None  # its threads
         if not self._open:
             self._opened(_inputs.Given({}, self._signature.fixed_batch or 1, {}))
 
@@ -106,8 +108,10 @@ class LiteRtSession:
         self._facts = done.facts
         try:
             with _unsaid():
-                made = _interpreter()(model_content=done.data, num_threads=self._threads)
+                kind, before = _interpreter(), pinning.threads()
+                made = kind(model_content=done.data, num_threads=self._threads)
                 made.allocate_tensors()
+                self._counted = pinning.runtimes_own(before)
         except Exception as error:  # it raises ValueError and RuntimeError for all causes
             what = f"LiteRT can't load the model: {first_line(error)}"
             raise InputError("runtime-refuses", what, where=str(self._path),
@@ -134,7 +138,9 @@ class LiteRtSession:
 
     def actual(self) -> Mapping[str, Json]:
         """Tell the threads, and how many operators compute on integers and in float."""
-        told: dict[str, Json] = {"device": "cpu", "threads": self._threads, "precision": "as written"}
+        told: dict[str, Json] = {"device": "cpu", "precision": "as written"}
+        if self._counted is not None:
+            told["threads"] = self._counted
         for name in ("operators_on_integers", "operators_in_float"):
             if name in self._facts:
                 told[name] = self._facts[name]

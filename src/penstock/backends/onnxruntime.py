@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from penstock import graph, store
-from penstock.backends import HALVES, Loadable, _ort_values
+from penstock import asked, graph, store
+from penstock.backends import HALVES, Loadable, NodeTime, _ort_values, _profile
 from penstock.deployment import Deployment, Role
 from penstock.errors import InputError, MissingError
 from penstock.graph import first_line
 from penstock.jsonable import Json
+from penstock.timing import pinning
 from penstock.variant import Format
 
 if TYPE_CHECKING:
@@ -22,9 +23,14 @@ if TYPE_CHECKING:
 ROLE: Role = "candidate"
 FORMATS: tuple[Format, ...] = ("onnx",)
 LOADS_LIBRARIES = True
+PROVIDER = "CPUExecutionProvider"
 # how exactly a product is computed that this runtime makes of DequantizeLinear and MatMul: "1" in float32, "4" (its own
 # choice, where nothing is asked for) with activations rounded to int8; "2" and "3", half floats, are "1" on this CPU
 ACCURACY = "qdq_matmulnbits_accuracy_level"
+OPTIONS = {
+    "optimization": ("all", "extended", "basic", "disabled"), "spinning": ("on", "off"),
+    ACCURACY: ("0", "1", "2", "3", "4"),
+}  # fmt: skip
 _LEVELS = ("disabled", "basic", "extended", "all")
 _FLOATS = {"bfloat16": "bf16", "float16": "fp16", "float": "fp32", "double": "fp64"}  # as a profile names them
 
@@ -102,31 +108,32 @@ def load(model: Loadable, deployment: Deployment) -> OrtSession:
 
     def profiled(prefix: Path) -> Any:
         options.enable_profiling, options.profile_file_prefix = True, str(prefix)
-        return ort.InferenceSession(str(model.path), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(str(model.path), options, providers=[PROVIDER])
 
+    before = pinning.threads()
     try:
-        session = ort.InferenceSession(str(model.path), options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(str(model.path), options, providers=[PROVIDER])
     except Exception as error:  # the runtime raises many types, all about this model
         raise InputError(
             "runtime-refuses", f"ONNX Runtime can't load the model: {first_line(error)}", where=str(model.path),
             do="look for the operator or the opset that it names; `penstock inspect` lists both",
         ) from error  # fmt: skip
-    return OrtSession(session, deployment, profiled)
+    return OrtSession(session, deployment, profiled, pinning.runtimes_own(before))
 
 
 class OrtSession:
     """A loaded ONNX Runtime session."""
 
-    def __init__(self, session: Any, deployment: Deployment, profiled: Callable[[Path], Any]) -> None:
-        self._session = session
+    def __init__(
+        self, session: Any, deployment: Deployment, profiled: Callable[[Path], Any], threads: int | None
+    ) -> None:  # fmt: skip
+        self._session, self._threads = session, threads
         self._deployment = deployment
         self._profiled = profiled  # makes a second session, which writes down what it runs
         self._last: Mapping[str, np.ndarray] | None = None
         self._inputs = [value.name for value in session.get_inputs()]
         self._outputs = [value.name for value in session.get_outputs()]
-        self._kinds = {value.name: _ort_values.element(value.type) for value in session.get_inputs()}
-        made = (_ort_values.element(value.type) for value in session.get_outputs())
-        self._apart = any(kind is not None for kind in (*self._kinds.values(), *made))  # numpy has no such type
+        self._apart = _ort_values.needed(session)
         self._bound: tuple[Mapping[str, np.ndarray], Any] | None = None
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
@@ -136,7 +143,7 @@ class OrtSession:
             return self._run_bound(feeds)
         try:
             if self._apart:
-                return _ort_values.run(self._session, self._outputs, feeds, self._kinds)
+                return _ort_values.run(self._session, feeds)
             outputs: list[np.ndarray] = self._session.run(self._outputs, dict(feeds))
         except Exception as error:  # as at loading
             raise InputError("run-failed", f"ONNX Runtime can't run the model: {first_line(error)}") from error
@@ -162,16 +169,14 @@ class OrtSession:
 
     def actual(self) -> Mapping[str, Json]:
         """Return how many nodes each provider really got, from the session's own assignment record."""
-        placed: dict[str, Json] = {}
-        for part in self._session.get_provider_graph_assignment_info():
-            count = placed.get(part.ep_name, 0)
-            placed[part.ep_name] = (count if isinstance(count, int) else 0) + len(part.get_nodes())
+        parts = self._session.get_provider_graph_assignment_info()
+        nodes = ((part.ep_name, node.name, node.op_type) for part in parts for node in part.get_nodes())
         level = self._deployment.options.get(ACCURACY)
         told: dict[str, Json] = {} if level is None else {ACCURACY: int(level)}
         told |= {
             "device": "cpu",
-            "nodes_by_provider": placed,
-            "threads": self._deployment.threads,
+            **asked.placed(nodes, PROVIDER, ()),
+            **({} if self._threads is None else {"threads": self._threads}),
             "io_binding": self._deployment.io_binding,
             "optimization": self._deployment.options.get("optimization", "all"),
         }
@@ -187,13 +192,17 @@ class OrtSession:
         with store.scratch() as work:
             session = self._profiled(work / "profile")
             if self._apart:
-                _ort_values.run(session, self._outputs, self._last, self._kinds)
+                _ort_values.run(session, self._last)
             else:
                 session.run(self._outputs, dict(self._last))
             events = json.loads(Path(session.end_profiling()).read_text())
         kinds = [_kind(event) for event in events if str(event.get("name", "")).endswith("_kernel_time")]
         counted: dict[str, Json] = {name: kinds.count(name) for name in sorted({*_FLOATS.values()} & {*kinds})}
         return {"computes_in": counted, "casts": kinds.count("Cast")}
+
+    def nodes(self, feeds: Mapping[str, np.ndarray], runs: int) -> list[NodeTime]:
+        """Time the nodes of a second session, which is profiled."""
+        return _profile.times(self._profiled, lambda session: _ort_values.run(session, feeds), runs)
 
     def close(self) -> None:
         """Drop the session."""

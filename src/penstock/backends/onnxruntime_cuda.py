@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import cast
 
-from penstock import environment, precheck
+from penstock import asked, environment, graph, precheck
 from penstock.backends import Loadable, _inputs, _nvidia
 from penstock.backends._distant import DistantSession
 from penstock.backends._provider import ProviderSession
@@ -31,9 +31,8 @@ def available() -> str:
 
 
 def facts() -> Mapping[str, Json]:
-    """Return the version, and where it runs."""
-    found = environment.needed(_nvidia.ENVIRONMENT, "the backend onnxruntime-cuda")
-    return {"version": found.packages["onnxruntime-gpu"], "environment": str(found.folder)}
+    """Return the version, where it runs, and the GPU."""
+    return _nvidia.facts("onnxruntime-cuda")
 
 
 def load(model: Loadable, deployment: Deployment) -> DistantSession:
@@ -49,7 +48,10 @@ def load(model: Loadable, deployment: Deployment) -> DistantSession:
         "device_id": "0", "use_tf32": "1" if chosen["tf32"] == "on" else "0",
         "cudnn_conv_algo_search": chosen["convolutions"].upper(),
     }  # fmt: skip
-    argument: Json = {"model": str(model.path.resolve()), "threads": deployment.threads, "options": given}
+    sizes: list[Json] = [*asked.of_sizes(graph.load(model.path, weights=False))]
+    argument: Json = {
+        "model": str(model.path.resolve()), "threads": deployment.threads, "options": given, "sizes": sizes,
+    }  # fmt: skip
     seconds = precheck.settings().session_seconds
     far = FarSession(TITLE, found.python, "penstock.backends.onnxruntime_cuda:open_there", argument,
                      open_seconds=PATIENCE * seconds, run_seconds=seconds,
@@ -81,16 +83,17 @@ def needed(deployment: Deployment, backend: str) -> environment.Environment:
 
 def open_there(argument: Json) -> CudaSession:
     """Open the session: the far side."""
-    asked = cast("dict[str, Json]", argument)
-    given = cast("dict[str, str]", asked["options"])
-    return CudaSession(str(asked["model"]), int(cast(int, asked["threads"])), given)
+    told = cast("dict[str, Json]", argument)
+    given, sizes = cast("dict[str, str]", told["options"]), cast("list[str]", told["sizes"])
+    return CudaSession(str(told["model"]), int(cast(int, told["threads"])), given, sizes)
 
 
 class CudaSession(ProviderSession):
     """A session on the GPU; what its provider has no kernel for, and sizes alone, is ONNX Runtime's on the CPU."""
 
-    def __init__(self, path: str, threads: int, given: Mapping[str, str]) -> None:
-        super().__init__(TITLE, path, threads, [(PROVIDER, given)], "run this model on the backend onnxruntime")
+    def __init__(self, path: str, threads: int, given: Mapping[str, str], sizes: Collection[str]) -> None:
+        instead = "run this model on the backend onnxruntime"
+        super().__init__(TITLE, path, threads, [(PROVIDER, given)], instead, sizes)
         self._given = given
 
     def actual(self) -> dict[str, Json]:

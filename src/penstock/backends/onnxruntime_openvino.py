@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import cast
 
-from penstock import environment, precheck
+from penstock import asked, environment, graph, precheck
 from penstock.backends import Loadable, _inputs
 from penstock.backends._distant import DistantSession
 from penstock.backends._provider import ProviderSession
@@ -41,7 +41,8 @@ def load(model: Loadable, deployment: Deployment) -> DistantSession:
     found = environment.needed(ENVIRONMENT, f"the deployment {deployment.name}")
     assert model.path is not None
     seconds = precheck.settings().session_seconds
-    argument: Json = {"model": str(model.path.resolve()), "threads": deployment.threads}
+    sizes: list[Json] = [*asked.of_sizes(graph.load(model.path, weights=False))]
+    argument: Json = {"model": str(model.path.resolve()), "threads": deployment.threads, "sizes": sizes}
     far = FarSession("ONNX Runtime with OpenVINO", found.python, "penstock.backends.onnxruntime_openvino:open_there",
                      argument, open_seconds=PATIENCE * seconds, run_seconds=seconds,
                      environ={"ORT_DISABLE_TELEMETRY": "1"})  # fmt: skip
@@ -53,18 +54,18 @@ def load(model: Loadable, deployment: Deployment) -> DistantSession:
 
 def open_there(argument: Json) -> OpenVinoSession:
     """Open the session: the far side."""
-    asked = cast("dict[str, Json]", argument)
-    return OpenVinoSession(str(asked["model"]), int(cast(int, asked["threads"])))
+    given = cast("dict[str, Json]", argument)
+    return OpenVinoSession(str(given["model"]), int(cast(int, given["threads"])), cast("list[str]", given["sizes"]))
 
 
 class OpenVinoSession(ProviderSession):
     """A session whose nodes OpenVINO took, all or some; the rest is ONNX Runtime's own."""
 
-    def __init__(self, path: str, threads: int) -> None:
+    def __init__(self, path: str, threads: int, sizes: Collection[str]) -> None:
         given = {"device_type": "CPU", "num_of_threads": str(threads), "precision": "FP32"}
         instead = "run this model on the backend openvino, or on onnxruntime"
-        super().__init__("ONNX Runtime with OpenVINO", path, threads, [(PROVIDER, given)], instead)
+        super().__init__("ONNX Runtime with OpenVINO", path, threads, [(PROVIDER, given)], instead, sizes)
 
     def actual(self) -> dict[str, Json]:
-        """Tell which provider has how many nodes, and the threads asked for."""
+        """Tell which provider has how many nodes."""
         return {**super().actual(), "device": "cpu", "precision": "f32"}

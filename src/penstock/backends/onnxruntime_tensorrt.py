@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import cast
 
-from penstock import environment, graph, precheck, store
+from penstock import asked, environment, graph, precheck, store
 from penstock.backends import Loadable, _inputs, _nvidia
 from penstock.backends._distant import DistantSession
 from penstock.backends._provider import ProviderSession
@@ -58,9 +58,8 @@ def _library(found: Environment) -> str:
 
 
 def facts() -> Mapping[str, Json]:
-    """Return the version, and where it runs."""
-    found = environment.needed(_nvidia.ENVIRONMENT, "the backend onnxruntime-tensorrt")
-    return {"version": found.packages["onnxruntime-gpu"], "environment": str(found.folder)}
+    """Return the version, where it runs, and the GPU."""
+    return _nvidia.facts("onnxruntime-tensorrt")
 
 
 def load(model: Loadable, deployment: Deployment) -> DistantSession:
@@ -79,7 +78,10 @@ def load(model: Loadable, deployment: Deployment) -> DistantSession:
     assert model.path is not None
     table = Path(chosen["calibration-table"]) if chosen["calibration-table"] else None
     given = provider_options(model.path, deployment, chosen, table, found)
-    argument: Json = {"model": str(model.path.resolve()), "threads": deployment.threads, "options": {**given}}
+    sizes: list[Json] = [*asked.of_sizes(graph.load(model.path, weights=False))]
+    argument: Json = {
+        "model": str(model.path.resolve()), "threads": deployment.threads, "options": {**given}, "sizes": sizes,
+    }  # fmt: skip
     seconds = PATIENCE * precheck.settings().session_seconds
     far = FarSession(TITLE, found.python, "penstock.backends.onnxruntime_tensorrt:open_there", argument,
                      open_seconds=seconds, run_seconds=seconds,  # engines of a new size are built in its first run
@@ -136,18 +138,18 @@ def _beside(path: Path) -> list[Path]:
 
 def open_there(argument: Json) -> TensorRtSession:
     """Open the session: the far side."""
-    asked = cast("dict[str, Json]", argument)
-    given = cast("dict[str, str]", asked["options"])
-    return TensorRtSession(str(asked["model"]), int(cast(int, asked["threads"])), given)
+    told = cast("dict[str, Json]", argument)
+    given, sizes = cast("dict[str, str]", told["options"]), cast("list[str]", told["sizes"])
+    return TensorRtSession(str(told["model"]), int(cast(int, told["threads"])), given, sizes)
 
 
 class TensorRtSession(ProviderSession):
     """A session of engines; what TensorRT doesn't take is CUDA's, and what CUDA doesn't, the CPU's."""
 
-    def __init__(self, path: str, threads: int, given: Mapping[str, str]) -> None:
+    def __init__(self, path: str, threads: int, given: Mapping[str, str], sizes: Collection[str]) -> None:
         cuda = {"device_id": given["device_id"], "use_tf32": "0"}
         providers = [(PROVIDER, given), (CUDA, cuda)]
-        super().__init__(TITLE, path, threads, providers, "run this model on the backend onnxruntime-cuda")
+        super().__init__(TITLE, path, threads, providers, "run this model on the backend onnxruntime-cuda", sizes)
         self._given = given
 
     def actual(self) -> dict[str, Json]:

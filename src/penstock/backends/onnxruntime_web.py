@@ -15,6 +15,7 @@ from penstock.variant import Format
 ROLE: Role = "candidate"
 FORMATS: tuple[Format, ...] = ("onnx",)
 BY_DEFAULT = False  # it starts a browser, and says nothing of this machine's own runtimes
+PROVIDER = "CPUExecutionProvider"
 RUNTIME = session.Runtime(
     "ONNX Runtime Web", "wasm", "ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"
 )  # fmt: skip
@@ -42,4 +43,4 @@ def load(model: Loadable, deployment: Deployment) -> DistantSession:
         given = ", ".join([*deployment.options, *([deployment.precision_hint] if deployment.precision_hint else [])])
         raise InputError("bad-option", f"onnxruntime-web has no options and no precision hints; it was given {given}")
     held = session.start(RUNTIME, model, deployment, FLAGS)
-    return DistantSession(held.signature, held.load(deployment, RUNTIME.provider, {"device": "cpu"}))
+    return DistantSession(held.signature, held.load(deployment, RUNTIME.provider, {"device": "cpu"}, PROVIDER))

@@ -24,6 +24,7 @@ BY_DEFAULT = False  # it starts a browser, and without a GPU it is some hundred 
 RUNTIME = session.Runtime(
     "ONNX Runtime Web (WebGPU)", "webgpu", "ort.webgpu.bundle.min.mjs", "ort-wasm-simd-threaded.asyncify.wasm"
 )
+PROVIDER = "WebGpuExecutionProvider"
 OPTIONS = {"layout": ("NHWC", "NCHW"), "adapter": ("any", "hardware", "software")}  # the first is the default
 FLAGS = ("--enable-unsafe-webgpu",)
 SOFTWARE = (*FLAGS, "--use-webgpu-adapter=swiftshader")
@@ -58,7 +59,7 @@ def load(model: Loadable, deployment: Deployment) -> DistantSession:
         "device": "cpu" if adapter["software"] else "gpu", "adapter": _name(adapter), "layout": asked["layout"],
     }  # fmt: skip
     provider: Json = {"name": RUNTIME.provider, "preferredLayout": asked["layout"]}
-    return DistantSession(held.signature, held.load(deployment, provider, told))
+    return DistantSession(held.signature, held.load(deployment, provider, told, PROVIDER))
 
 
 def _options(deployment: Deployment) -> dict[str, str]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import statistics
 import sys
 from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from penstock import graph, worker
-from penstock.backends import HALVES, Loadable, _bits
+from penstock.backends import HALVES, Loadable, NodeTime, _bits
 from penstock.deployment import Deployment, Role
 from penstock.errors import InputError, missing_extra
 from penstock.graph import first_line
@@ -18,8 +19,6 @@ from penstock.jsonable import Json
 from penstock.variant import Format
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import numpy as np
     import onnx_ir as ir
 
@@ -30,6 +29,7 @@ ROLE: Role = "candidate"
 FORMATS: tuple[Format, ...] = ("onnx",)
 IMPORT_SECONDS = 60.0
 DYNAMIC = "dynamic_quantization_group_size"  # inputs that share a scale where activations are rounded; "0": none are
+OPTIONS: dict[str, tuple[str, ...]] = {DYNAMIC: ()}
 NO_RULE = "-- No conversion rule found for operations:"  # how its report on operators puts it
 RULE_FAILED = "-- Conversion is failed for:"
 DEFAULT_HINT = "f32"  # its own default on CPUs with bf16 units is bf16, which changes the results
@@ -98,8 +98,11 @@ def ways(model: ir.Model) -> Mapping[str, Mapping[str, str]]:
     return {"": {DYNAMIC: "0"}, "int8-activations": {DYNAMIC: "32"}}
 
 
-def load(model: Loadable, deployment: Deployment) -> OpenVinoSession:
-    """Compile the model for the CPU with the precision hint and the number of threads asked for."""
+def load(model: Loadable, deployment: Deployment, *, counting: bool = False) -> OpenVinoSession:
+    """Compile the model for the CPU with the precision hint and the number of threads asked for.
+
+    ``counting`` lets the runtime count what each node takes.
+    """
     try:
         import openvino
         from openvino import properties
@@ -114,6 +117,8 @@ def load(model: Loadable, deployment: Deployment) -> OpenVinoSession:
         properties.num_streams(): 1,
         properties.hint.enable_cpu_pinning(): False,
     }
+    if counting:
+        config[properties.enable_profiling()] = True
     if (group := deployment.options.get(DYNAMIC)) is not None:
         if not group.isdecimal():
             raise InputError("bad-option", f"{DYNAMIC} is a whole number, not {group!r}")
@@ -133,7 +138,7 @@ def load(model: Loadable, deployment: Deployment) -> OpenVinoSession:
             "runtime-refuses", f"OpenVINO can't compile the model: {_cause(error)}", where=str(model.path),
             do="run this model on another backend; `penstock list backends` shows them",
         ) from error  # fmt: skip
-    return OpenVinoSession(compiled, deployment, model.path, inlined)
+    return OpenVinoSession(compiled, deployment, model, inlined)
 
 
 def _without_functions(model: Loadable) -> bytes | None:
@@ -198,9 +203,9 @@ def _dtype(port: Any) -> np.dtype[Any] | None:
 class OpenVinoSession:
     """A compiled OpenVINO model with one infer request."""
 
-    def __init__(self, compiled: Any, deployment: Deployment, path: Path | None, inlined: bool = False) -> None:
+    def __init__(self, compiled: Any, deployment: Deployment, model: Loadable, inlined: bool = False) -> None:
         self._compiled = compiled
-        self._path = path
+        self._model = model
         self._inlined = inlined
         self._request = compiled.create_infer_request()
         self._deployment = deployment
@@ -234,8 +239,8 @@ class OpenVinoSession:
 
         Raises ``InputError`` for feeds that aren't the model's: it would run on whatever an input held before.
         """
-        assert self._path is not None
-        model = graph.load(self._path, weights=False).graph
+        assert self._model.path is not None
+        model = graph.load(self._model.path, weights=False).graph
         names = [str(one.name) for one in model.inputs if not one.is_initializer()]
         if set(feeds) != set(names):
             wanted, given = ", ".join(names), ", ".join(feeds)
@@ -274,6 +279,25 @@ class OpenVinoSession:
 
         shape = tuple(self._request.get_tensor(port).shape)
         return _bits.array_of(np.ascontiguousarray(found).reshape(-1).view(np.uint8), self._kinds[port], shape)
+
+    def nodes(self, feeds: Mapping[str, np.ndarray], runs: int) -> list[NodeTime]:
+        """Time the nodes of a second session, which counts."""
+        session = load(self._model, self._deployment, counting=True)
+        spent: dict[tuple[str, str, str], list[float]] = {}
+        try:
+            session.run(feeds)
+            for _ in range(runs):
+                session.run(feeds)
+                for one in session.counted():
+                    key = one.node_name, one.node_type, one.exec_type
+                    spent.setdefault(key, []).append(one.real_time.total_seconds() * 1e3)
+        finally:
+            session.close()
+        return [NodeTime(*key, statistics.median(times)) for key, times in spent.items() if any(times)]
+
+    def counted(self) -> list[Any]:
+        """Return what the runtime counted in the last run, a record for each node."""
+        return list(self._request.get_profiling_info())
 
     def actual(self) -> Mapping[str, Json]:
         """Return what the compiled model says of itself: device, precision, threads."""

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from penstock import environment, graph, kept, npm, precheck
-from penstock.backends import Loadable
+from penstock import asked, environment, graph, kept, npm, precheck
+from penstock.backends import Loadable, NodeTime
 from penstock.browser import chromium
 from penstock.browser.page import DO, Page, Refused, one_line
 from penstock.deployment import Deployment
 from penstock.errors import InputError, MissingError
 from penstock.jsonable import Json
 from penstock.rehearsal import PATIENCE
-from penstock.signature import Signature
 from penstock.worker import WorkerCrash
 
 if TYPE_CHECKING:
@@ -27,7 +25,7 @@ if TYPE_CHECKING:
 ENVIRONMENT = "onnxruntime-web"
 LONGEST = 400  # characters of a message
 _PLACED = re.compile(r"placed on \[(\w+)\]\. Number of nodes: (\d+)")
-_NODE = re.compile(r"VerifyEachNodeIsAssignedToAnEp\]\s+(\S+) \(")
+_NODE = re.compile(r"VerifyEachNodeIsAssignedToAnEp\]\s+(\S+) \((.*)\)")
 _PROLOGUE = re.compile(
     r"Can't create a session\.|failed to call OrtRun\(\)\.|ERROR_CODE: \d+, ERROR_MESSAGE:|Fatal error:"
 )
@@ -77,7 +75,7 @@ def start(runtime: Runtime, model: Loadable, deployment: Deployment, flags: Sequ
     if waiting is not None:
         waiting.serve(files)
     page = waiting or Page(runtime.title, browser, files, flags)
-    held = WebPage(runtime, page, key, model.path, [*external], graph.signature(loaded))
+    held = WebPage(runtime, page, key, model.path, [*external], loaded)
     try:
         if waiting is None:
             held.ask("setup", script=f"ort/{runtime.script}", threads=deployment.threads)
@@ -100,9 +98,10 @@ class WebPage:
     """A page with the runtime, on its way to a session, and while there is one."""
 
     def __init__(
-        self, runtime: Runtime, page: Page, key: Hashable, path: Path, external: Sequence[str], signature: Signature
+        self, runtime: Runtime, page: Page, key: Hashable, path: Path, external: Sequence[str], model: ir.Model
     ) -> None:  # fmt: skip
-        self.page, self.signature, self._runtime, self._key, self._path = page, signature, runtime, key, path
+        self.page, self._runtime, self._key, self._path = page, runtime, key, path
+        self.signature, self.sizes = graph.signature(model), asked.of_sizes(model)
         self._sound = True
         self._external: list[Json] = [{"path": name, "url": f"external/{at}"} for at, name in enumerate(external)]
         self._seconds = PATIENCE * precheck.settings().session_seconds
@@ -133,28 +132,31 @@ class WebPage:
         if not (self._sound and kept.give(self._key, self.page)):
             self.page.close()
 
-    def load(self, deployment: Deployment, provider: Json, told: Mapping[str, Json]) -> WebSession:
+    def load(self, deployment: Deployment, provider: Json, told: Mapping[str, Json], logged: str) -> WebSession:
         """Make the session of one provider, with exactly the threads asked for; ``told`` is what is known of it.
+
+        The provider goes by the name ``logged`` in the session's log.
 
         Raises ``InputError`` where the runtime refuses the model, or would run it with another number of threads.
         """
         try:
-            asked: dict[str, Json] = {"external": self._external, "options": {"executionProviders": [provider]}}
-            found, _ = self.ask("load", **asked)
+            wanted: dict[str, Json] = {"external": self._external, "options": {"executionProviders": [provider]}}
+            found, _ = self.ask("load", **wanted)
             _same_threads(cast("dict[str, int]", found), deployment.threads, self._runtime.title)
         except BaseException:
             self.close()
             raise
-        return WebSession(self, self._runtime.title, asked, {**told, "threads": deployment.threads})
+        return WebSession(self, self._runtime.title, wanted, {**told, "threads": deployment.threads}, logged)
 
 
 class WebSession:
     """A loaded model in a page."""
 
     def __init__(
-        self, held: WebPage, title: str, asked: Mapping[str, Json], told: Mapping[str, Json]
+        self, held: WebPage, title: str, wanted: Mapping[str, Json], told: Mapping[str, Json], provider: str
     ) -> None:  # fmt: skip
-        self._held, self._page, self._title, self._asked, self._told = held, held.page, title, asked, told
+        self._held, self._page, self._title, self._wanted, self._told = held, held.page, title, wanted, told
+        self._provider = provider
         self._placed: Mapping[str, Json] | None = None
         self._closed = False
         self._seconds = precheck.settings().session_seconds
@@ -168,6 +170,10 @@ class WebSession:
         """Time so many runs in the page, in nanoseconds."""
         spent, _ = self._ask("time", self._seconds * max(calls, 1), feeds, calls=calls)
         return [round(one * 1e6) for one in cast("list[float]", spent)]
+
+    def nodes(self, feeds: Mapping[str, np.ndarray], runs: int) -> list[NodeTime]:
+        """Return none: the runtime's profile goes to the console of a page alone."""
+        return []
 
     def _ask(
         self, do: str, seconds: float, feeds: Mapping[str, np.ndarray], **more: Json
@@ -193,7 +199,8 @@ class WebSession:
         """
         if self._placed is None:
             try:
-                self._placed = placement(self._page.ask("placement", PATIENCE * self._seconds, self._asked).log)
+                log = self._page.ask("placement", PATIENCE * self._seconds, self._wanted).log
+                self._placed = placement(log, self._provider, self._held.sizes)
             except Refused:
                 self._placed = {}
         return {**self._told, **self._placed}
@@ -213,19 +220,19 @@ def _same_threads(found: Mapping[str, int], asked: int, title: str) -> None:
         raise InputError("threads-differ", what, do="ask for fewer threads, or for another backend")
 
 
-def placement(log: Sequence[str]) -> dict[str, Json]:
-    """Return how many nodes each provider got, as the session's log tells, and which are on the CPU beside another."""
+def placement(log: Sequence[str], provider: str, sizes: Collection[str]) -> dict[str, Json]:
+    """Return how many nodes each provider got, as the session's log tells, and which are elsewhere."""
     counts: dict[str, Json] = {}
-    on_cpu: Counter[str] = Counter()
-    provider = ""
+    nodes: list[tuple[str, str, str]] = []
+    where = ""
     for line in log:
         if found := _PLACED.search(line):
-            provider = found[1]
-            counts[provider] = int(found[2])
-        elif provider.startswith("CPU") and (node := _NODE.search(line)):
-            on_cpu[node[1]] += 1
-    told: dict[str, Json] = {"nodes_by_provider": counts}
-    return told | {"nodes_on_cpu": dict(on_cpu)} if len(counts) > 1 else told
+            where = found[1]
+            counts[where] = int(found[2])
+        elif where and (node := _NODE.search(line)):
+            nodes.append((where, node[2], node[1]))
+    # where one provider has all, they aren't listed
+    return {**asked.placed(nodes, provider, frozenset(sizes)), "nodes_by_provider": counts}
 
 
 def cause(message: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,10 +11,16 @@ from penstock.cli import _console
 from penstock.cli._options import backend_names, common, config, given, sections
 from penstock.cli._settings import checking, one
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from penstock.timing.figures import Timing
+
 EPILOG = """\b
 Examples:
   penstock bench fp32.onnx int8.onnx
   penstock bench model.onnx --backends onnxruntime,openvino --bench-seconds 5
+  penstock bench model.onnx --backends onnxruntime,onnxruntime:optimization=basic --nodes 5
   penstock bench fp32.onnx int8.onnx --threads 2 --io-binding --json
 """
 
@@ -76,6 +82,9 @@ def command(
         if isinstance(counted, dict) and not {"fp16", "bf16"}.isdisjoint(counted):
             layers = ", ".join(f"{count} layers in {name}" for name, count in counted.items())
             console.print(f"{t.name} computes {layers}, with {t.actual.get('casts', 0)} Casts", markup=False)
+    for t in found.timings if asked.nodes else ():
+        if t.nodes:
+            console.print(_nodes(t, asked.nodes))
     for failure in found.failures:
         console.print(f"not measured: {failure.name}: {failure.reason}", markup=False)
     for reason in found.noise:
@@ -83,3 +92,21 @@ def command(
     for caution in found.cautions:
         console.print(f"caution: {caution}", markup=False)
     return 0 if found.timings else 1
+
+
+def _nodes(timing: Timing, most: int) -> Table:
+    """Return a table of a deployment's slowest nodes."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    total = sum(node.ms for node in timing.nodes)
+    title = Text(f"slowest of {len(timing.nodes)} nodes of {timing.name}, {total:.3f} ms together")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left", title=title)
+    for header in ("node", "operator", "run by", "ms", "share"):
+        table.add_column(header, justify="right" if header in ("ms", "share") else "left")
+    for node in sorted(timing.nodes, key=lambda node: -node.ms)[:most]:
+        share = f"{node.ms / total:.0%}" if total else "–"
+        words = (_console.printable(text) for text in (node.name, node.operator, node.kernel))
+        table.add_row(*map(Text, words), f"{node.ms:.4f}", share)
+    return table

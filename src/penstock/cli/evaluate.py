@@ -54,4 +54,6 @@ def command(
             line += f", {100 * gap.difference:+.2f} points to {found[0].deployment}"
             line += f" ({100 * gap.low:+.2f} to {100 * gap.high:+.2f})"
         click.echo(line)
+        if item.caution:
+            click.echo(_console.printable(f"caution: {item.deployment}: {item.caution}"))
     return 0

@@ -32,9 +32,7 @@ LEFT_OUT = {
 OPTIONS: dict[str, dict[str, str]] = {"onnxruntime-webgpu": {"adapter": "software"}}  # is looked for last, otherwise
 # why nothing was measured of others, as long as nothing was
 UNMEASURED = {
-    "iree": "it compiles each of them for a second or more; make coverage measures it",
-    "onnxruntime-cuda": "no machine with one of NVIDIA's GPUs was at hand",
-    "onnxruntime-tensorrt": "no machine with one of NVIDIA's GPUs was at hand",
+    "onnxruntime-tensorrt": "TensorRT's library isn't in the registry that everything else comes from",
 }
 SECONDS = 120.0  # of one test; the first one of a process makes the suite before
 TRIES = 2
@@ -63,7 +61,9 @@ def measure(name: str, *, jobs: int = 1, only: Sequence[str] = (), told: Told = 
     with ThreadPoolExecutor(jobs) as pool, kept.keeping():  # whose threads started what is kept
         for _ in pool.map(one, cases):
             pass
-    facts = {key: value for key, value in backend.facts().items() if key in ("version", "browser_version", "compiler")}
+    facts = {
+        key: value for key, value in backend.facts().items() if key in ("version", "browser_version", "compiler", "gpu")
+    }
     operators = summed({case.name: case.operator for _, case in cases}, done)
     today = dt.date.today().isoformat()
     system = f"{platform.system()} {platform.machine()}"

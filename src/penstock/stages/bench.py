@@ -20,7 +20,8 @@ from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from penstock import machine, registry
-from penstock.backends import Backend, Loadable, Session, only_stored
+from penstock.asked import fallback
+from penstock.backends import Backend, Loadable, NodeTime, Session, only_stored
 from penstock.deployment import Deployment
 from penstock.errors import MissingError, UsageError
 from penstock.jsonable import Json
@@ -55,6 +56,7 @@ class BenchSettings:
     baseline: str = option("", "the deployment to compare with; empty: eager PyTorch if it is there, else the first")
     seed: int = option(0, "seed of the order of the rounds and of the bootstrap", flag="--bench-seed", minimum=0)
     footprint: bool = option(True, "measure memory, each deployment in a process of its own")
+    nodes: int = option(0, "slowest nodes to name of each deployment, by its runtime's own profile", minimum=0)
     footprint_timeout_s: float = option(120.0, "time allowed for one memory measurement, in seconds", minimum=1)
 
 
@@ -146,6 +148,7 @@ def bench(
             timed = _rounds(ready, feeds, settings, clock, progress)
             failures |= timed.failures
             at_batch = _throughput({n: ready[n] for n in timed.samples}, batch_feeds, settings, clock)
+            nodes = {name: _nodes(ready[name].session, feeds, settings) for name in timed.samples}
             actual = {name: _actual(ready[name].session) for name in timed.samples}
         finally:
             for item in ready.values():
@@ -158,7 +161,7 @@ def bench(
             subject, limit = ready[name].subject, settings.footprint_timeout_s
             progress.step(len(timings), len(timed.samples), f"memory of {name}")
             memory = footprint(subject.deployment, subject.model, feeds, timeout_s=limit)
-        timings.append(_timing(name, ready[name], timed, memory, at_batch[name], actual[name]))
+        timings.append(_timing(name, ready[name], timed, memory, at_batch[name], actual[name], nodes[name]))
     timings, baseline = _compare(timings, baseline, settings.seed)
     noise = machine.noise(before, after, {t.name: t.p95_ms / t.p50_ms for t in timings if t.p50_ms}, environment)
     progress.end(f"{len(timings)} measured, {len(failures)} failed")
@@ -170,7 +173,7 @@ def bench(
         cpus,
         environment,
         noise,
-        _cautions(timings, subjects),
+        _cautions(timings, subjects, settings),
     )
 
 
@@ -257,14 +260,26 @@ def _actual(session: Session) -> dict[str, Json]:
         return {"problem": reason(error)}
 
 
+def _nodes(session: Session, feeds: Feeds, settings: BenchSettings) -> tuple[NodeTime, ...]:
+    """Time the nodes, where that is asked for; none where the runtime has no times of them."""
+    times = getattr(session, "nodes", None)
+    if not settings.nodes or times is None:
+        return ()
+    try:
+        return tuple(times(feeds, settings.calls_per_round))
+    except Exception:  # the timing stands without them
+        return ()
+
+
 def _close(session: Session) -> None:
     with contextlib.suppress(Exception):  # what was measured stands, whatever a runtime says in parting
         session.close()
 
 
 def _timing(
-    name: str, item: _Bench, timed: Timed, memory: Memory, throughput: Throughput, actual: Mapping[str, Json]
-) -> Timing:
+    name: str, item: _Bench, timed: Timed, memory: Memory, throughput: Throughput, actual: Mapping[str, Json],
+    nodes: tuple[NodeTime, ...],
+) -> Timing:  # fmt: skip
     import numpy as np
 
     samples = np.array(timed.samples[name], dtype=np.int64)  # (rounds, calls)
@@ -272,7 +287,8 @@ def _timing(
     return Timing(
         name=name, **summarise(samples), count=samples.size, rounds_ms=medians, load_ms=item.load_ms,
         first_run_ms=item.first_run_ms, warmup_calls=item.warmth.calls, steady=item.warmth.steady, memory=memory,
-        throughput=throughput, to_baseline=None, actual=actual, stray_threads=item.stray_threads, samples_ns=samples,
+        throughput=throughput, to_baseline=None, actual=actual, stray_threads=item.stray_threads, nodes=nodes,
+        samples_ns=samples,
     )  # fmt: skip
 
 
@@ -284,12 +300,16 @@ def _compare(timings: list[Timing], baseline: str, seed: int) -> tuple[list[Timi
     return compared, baseline
 
 
-def _cautions(timings: Sequence[Timing], subjects: Sequence[Subject]) -> tuple[str, ...]:
+def _cautions(timings: Sequence[Timing], subjects: Sequence[Subject], settings: BenchSettings) -> tuple[str, ...]:
     """Return what else makes a comparison unfair."""
     found = [f"{t.name}: its latency was not steady after {t.warmup_calls} calls" for t in timings if not t.steady]
     found += [f"{t.name}: {t.stray_threads} of its threads left the pinned CPUs" for t in timings if t.stray_threads]
     precisions = {subject.deployment.name: subject.deployment.precision for subject in subjects}
     found += [f"{t.name}: {told}" for t in timings if (told := only_stored(precisions[t.name], t.actual))]
+    asked = {subject.deployment.name: subject.deployment for subject in subjects}
+    found += [f"{t.name}: {told}" for t in timings if (told := fallback(asked[t.name], t.actual))]
+    if settings.nodes:
+        found += [f"{t.name}: its runtime gives no times of nodes" for t in timings if not t.nodes]
     if len(threads := sorted({subject.deployment.threads for subject in subjects})) > 1:
         found.append(f"the deployments use different numbers of threads: {', '.join(map(str, threads))}")
     return tuple(found)

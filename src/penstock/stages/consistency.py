@@ -1,6 +1,7 @@
 """Consistency: one golden set on every variant and backend, how far each cell is from the source, and what got worse.
 
-A cell that differs is a breach. A backend that can't run a model says why in its cell, and the others go on.
+A cell that differs is a breach, and one where something else ran than was asked for. A backend that can't run a model
+says why in its cell, and the others go on.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
+from penstock.asked import asked_of, fallback
 from penstock.errors import PenstockError
 from penstock.jsonable import Json, to_json
-from penstock.measures import asked_of, fallback
 from penstock.metrics import Difference
 from penstock.stages.verify import VerifySettings, verify
 
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from penstock.measures import Runnable
     from penstock.progress import Progress
 
-State = Literal["agrees", "differs", "can't run", "not here"]
+State = Literal["agrees", "differs", "fell back", "can't run", "not here"]
+BREACHES = ("differs", "fell back")
 NOISE = 1e-6  # relative: what a float runtime may move from one version to the next
 WORSE = 2.0  # times the difference that it had
 WORSE_DB = 1.0  # of signal to noise, of a quantized variant
@@ -65,8 +67,8 @@ class Matrix:
 
     @property
     def holds(self) -> bool:
-        """Whether nothing differs, nothing got worse, and each variant could be run somewhere."""
-        return not self.regressions and not self.unrun and all(cell.state != "differs" for cell in self.cells)
+        """Whether nothing differs or fell back, nothing got worse, and each variant could be run somewhere."""
+        return not self.regressions and not self.unrun and all(cell.state not in BREACHES for cell in self.cells)
 
     @property
     def unrun(self) -> tuple[str, ...]:
@@ -119,9 +121,10 @@ def _cell(runnable: Runnable, golden: Golden, settings: VerifySettings) -> Cell:
         return Cell(*start, "can't run", _line(error), asked=asked_of(asked))
     finally:
         session.close()
-    reason = found.outcome.reason or ("" if settings.allow_fallback else fallback(asked, told))
-    cell = of_outputs(asked, found.outputs, "differs" if reason else "agrees")
-    return replace(cell, reason=reason, samples=found.samples, actual=told)
+    fell = fallback(asked, told)
+    state: State = "fell back" if fell and not settings.allow_fallback else "agrees"
+    cell = of_outputs(asked, found.outputs, "differs" if found.outcome.reason else state)
+    return replace(cell, reason=found.outcome.reason or fell, samples=found.samples, actual=told)
 
 
 def of_outputs(deployment: Deployment, outputs: Mapping[str, Difference], state: State) -> Cell:

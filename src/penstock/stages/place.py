@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import cast
 
-from penstock import deployment, graph, registry
+from penstock import backend_options, deployment, graph, registry
 from penstock.backends import Backend, Loadable, device_of, runs, ways
 from penstock.deployment import Deployment
 from penstock.errors import MissingError, UsageError
@@ -24,6 +24,7 @@ def place(
     made: list[Runnable] = []
     for variant, model in variants:
         for name in backends or registry.names("backends"):
+            name, given = backend_options.split(name)
             try:
                 backend = cast(Backend, registry.load("backends", name))
             except MissingError:
@@ -37,8 +38,9 @@ def place(
                 continue
             for way, options in _ways(name, backend, variant, model).items():
                 plain = Deployment(
-                    deployment.named(variant.name, name, way), variant.name, variant.digest, variant.precision, name,
-                    role=backend.ROLE, options=options, precision_hint=getattr(backend, "HINT", ""),
+                    deployment.named(variant.name, name, backend_options.way(way, given=given)),
+                    variant.name, variant.digest, variant.precision, name,
+                    role=backend.ROLE, options={**options, **given}, precision_hint=getattr(backend, "HINT", ""),
                     device=device_of(backend),
                 )  # fmt: skip
                 made.append(Runnable(configured(plain, settings), model, variant.signature.fixed_batch is None))

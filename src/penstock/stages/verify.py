@@ -37,7 +37,9 @@ class VerifySettings:
         "made-up inputs: allow this many times the source's own rounding noise, up to 10 times the limit",
         minimum=0.0,
     )
-    allow_fallback: bool = option(False, "let pass what ran on another device or with other threads than was asked for")
+    allow_fallback: bool = option(
+        False, "let pass where something else ran than was asked for: a device, provider, type or threads"
+    )
     logits: tuple[str, ...] = option((), "outputs that hold class scores (default: found from labelled data)")
     oracle_seconds: float = option(
         3.0, "time for the reference evaluator, which takes fewer samples instead", minimum=0.0

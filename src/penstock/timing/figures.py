@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from penstock import intervals
+from penstock.backends import NodeTime
 from penstock.jsonable import Json
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ class Timing:
     actual: Mapping[str, Json]
     stray_threads: int
     samples_ns: np.ndarray = field(repr=False, compare=False)
+    nodes: tuple[NodeTime, ...] = ()  # in the order that they ran in, where they were asked for and the runtime tells
 
     @property
     def peak_rss_mb(self) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,6 +42,17 @@ def threads() -> frozenset[int]:
         return frozenset(int(entry.name) for entry in Path("/proc/self/task").iterdir())
     except OSError:
         return frozenset()
+
+
+def runtimes_own(before: frozenset[int]) -> int | None:
+    """Count the threads that a runtime works with, that of whoever calls it among them, by those born since ``before``.
+
+    Python's own don't count. ``None`` where the system doesn't tell.
+    """
+    now = threads()
+    if not now:
+        return None
+    return 1 + len(now - before - {thread.native_id for thread in threading.enumerate()})
 
 
 def strays(tids: frozenset[int], cpus: tuple[int, ...]) -> int:

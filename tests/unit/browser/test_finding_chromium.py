@@ -109,6 +109,9 @@ def test_the_placement_is_read_from_the_log() -> None:
         f"{where}Node(s) placed on [CPUExecutionProvider]. Number of nodes: 1", f"{where} Add (c)",
     ]  # fmt: skip
     counts = {"WebGpuExecutionProvider": 2, "CPUExecutionProvider": 1}
-    assert session.placement(log) == {"nodes_by_provider": counts, "nodes_on_cpu": {"Add": 1}}
+    gpu = "WebGpuExecutionProvider"
+    elsewhere = {"nodes_elsewhere": {"CPUExecutionProvider": {"Add": 1}}}
+    assert session.placement(log, gpu, ()) == {"nodes_by_provider": counts, **elsewhere}
+    assert session.placement(log, gpu, ["c"]) == {"nodes_by_provider": counts}
     whole = [f"{where}All nodes placed on [CPUExecutionProvider]. Number of nodes: 11"]
-    assert session.placement(whole) == {"nodes_by_provider": {"CPUExecutionProvider": 11}}
+    assert session.placement(whole, "CPUExecutionProvider", ()) == {"nodes_by_provider": {"CPUExecutionProvider": 11}}

@@ -1,0 +1,191 @@
+"""Asked and actual: what a runtime's own record says is held against what a deployment asked for."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from onnx import TensorProto, helper
+
+from penstock import api, asked, backend_options, crossing, registry
+from penstock.backends import Loadable, NodeTime, _profile
+from penstock.cli import run
+from penstock.deployment import Deployment
+from penstock.errors import UsageError
+from penstock.jsonable import Json
+from penstock.stages.bench import BenchSettings
+
+
+def of(backend: str = "onnxruntime-webgpu", **more: Any) -> Deployment:
+    given = {"precision": "fp32", "device": "any" if "gpu" in backend else "cpu"} | more
+    return Deployment(f"m@{backend}", "m", "", backend=backend, **given)
+
+
+GPU, CPU = "WebGpuExecutionProvider", "CPUExecutionProvider"
+
+
+@pytest.mark.parametrize(
+    ("deployment", "actual", "told"),
+    [
+        (of(), {"nodes_by_provider": {GPU: 9}}, ""),
+        (of(), {"nodes_by_provider": {GPU: 9, CPU: 3}}, ""),  # sizes alone
+        (of(), {"nodes_by_provider": {GPU: 9, CPU: 3}, "nodes_elsewhere": {CPU: {"Conv": 1, "QuantizeLinear": 2}}},
+         f"{CPU} ran 3 of its 12 nodes (2 QuantizeLinear, 1 Conv), {GPU} was asked for"),
+        (of(), {"nodes_by_provider": {CPU: 12}}, f"{CPU} ran its nodes, {GPU} was asked for"),
+        (of(), {"nodes_by_provider": {}}, f"nothing ran its nodes, {GPU} was asked for"),
+        (of(), {}, ""),
+        (of(), {"device": "gpu"}, ""),
+        (of("openvino"), {"device": "CPU", "precision": "f32"}, ""),
+        (of("openvino"), {"precision": "bf16"}, "it computes floats in bf16, fp32 was asked for"),
+        (of("openvino", precision="int8"), {"precision": "bf16"}, "it computes floats in bf16, fp32"),
+        (of("openvino-bf16", precision_hint="bf16"), {"precision": "bf16"}, ""),
+        (of("openvino-bf16", precision_hint="bf16"), {"precision": "f32"}, "in fp32, bf16 was asked for"),
+        (of("openvino", precision="fp16"), {"precision": "f32"}, ""),  # told by what it computes in
+        (of("litert"), {"precision": "as written"}, ""),
+        (of("litert", threads=2), {"threads": 1}, "it ran with 1 threads, 2 were asked for"),
+    ],
+)  # fmt: skip
+def test_what_differs_is_told(deployment: Deployment, actual: Mapping[str, Json], told: str) -> None:
+    found = asked.fallback(deployment, actual)
+    assert told in found and bool(told) == bool(found)
+
+
+def test_a_record_names_backend_device_provider_and_precision() -> None:
+    told = asked.asked_of(of(options={"layout": "NCHW"}))
+    assert told == {
+        "backend": "onnxruntime-webgpu", "device": "any", "provider": GPU, "precision": "fp32", "precision_hint": "",
+        "threads": 1, "options": {"layout": "NCHW"},
+    }  # fmt: skip
+    assert "provider" not in asked.asked_of(of("openvino"))
+
+
+def test_nodes_that_compute_sizes_are_no_fallback() -> None:
+    """A net that reshapes by its own sizes: of what is on the CPU, only the product of tensors counts."""
+    ints = [helper.make_tensor(name, TensorProto.INT64, [1], [value])
+            for name, value in (("two", 2), ("zero", 0), ("minus", -1))]  # fmt: skip
+    ints.append(helper.make_tensor("at", TensorProto.INT64, [], [0]))
+    made = [
+        ("Shape", ["x"], "s"), ("Gather", ["s", "at"], "n"), ("Unsqueeze", ["n", "zero"], "u"),
+        ("Mul", ["u", "two"], "t"), ("Concat", ["t", "minus"], "c"), ("Reshape", ["x", "c"], "r"),
+        ("Mul", ["r", "r"], "y"),
+    ]  # fmt: skip
+    nodes = [
+        helper.make_node(kind, reads, [out], f"{kind}_{out}", **({"axis": 0} if kind == "Concat" else {}))
+        for kind, reads, out in made
+    ]
+    spec = [helper.make_tensor_value_info(name, 1, None) for name in "xy"]
+    model = helper.make_model(helper.make_graph(nodes, "g", spec[:1], spec[1:], ints))
+    sizes = asked.of_sizes(ir.from_proto(model))
+    assert sizes == ["Shape_s", "Gather_n", "Unsqueeze_u", "Mul_t", "Concat_c"]
+    on_cpu = [(CPU, name, name.partition("_")[0]) for name in (*sizes, "Mul_y")]
+    told = asked.placed([(GPU, "Reshape_r", "Reshape"), *on_cpu, (CPU, "copy", "MemcpyToHost")], GPU, frozenset(sizes))
+    assert told == {"nodes_by_provider": {GPU: 1, CPU: 7}, "nodes_elsewhere": {CPU: {"Mul": 1}}}
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "litert"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_are_counted(backend: str, threads: int, tiny: ModuleType, tmp_path: Path) -> None:
+    """By those that the system has, not by what was asked for."""
+    loaded: Any = registry.load("backends", backend)
+    if problem := loaded.available():
+        pytest.skip(f"{backend}: {problem}")
+    path = tiny.save(tiny.conv(), tmp_path / "m.onnx")
+    session = loaded.load(Loadable(path), of(backend, threads=threads))
+    session.run({"x": np.zeros((1, 3, 8, 8), np.float32)})
+    told = session.actual()
+    session.close()
+    assert told.get("threads", threads) == threads
+
+
+# -- options behind a backend's name -----------------------------------------------------------------------------------
+
+
+def test_options_stand_behind_a_backends_name() -> None:
+    assert backend_options.split("onnxruntime") == ("onnxruntime", {})
+    told = "onnxruntime-tensorrt:fp16=on:calibration-table=/home/a:b/table.flat"
+    assert backend_options.asked(told) == (
+        "onnxruntime-tensorrt", {"fp16": "on", "calibration-table": "/home/a:b/table.flat"},
+    )  # fmt: skip
+    assert backend_options.way("int8-activations", given={"table": "/a/t.flat"}) == "int8-activations+table=t.flat"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("onnxruntime:basic", "names no option and value"),
+        ("onnxruntime:", "names no option and value"),
+        ("onnxruntime:optimisation=basic", "has no option 'optimisation'"),
+        ("onnxruntime:optimization=much", "optimization is one of all, extended, basic, disabled, not 'much'"),
+        ("onnxruntime:spinning=on:spinning=off", "given twice"),
+        ("litert:a=b", "the backend 'litert' has no options"),
+        ("nonesuch:a=b", "there is no backend named 'nonesuch'"),
+    ],
+)
+def test_options_that_there_are_not(text: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        backend_options.asked(text)
+
+
+def test_deployments_with_options_stand_beside_the_plain_one(tiny: ModuleType, tmp_path: Path) -> None:
+    path = tiny.save(tiny.conv(), tmp_path / "m.onnx")
+    backends = ("onnxruntime", "onnxruntime:optimization=disabled")
+    cells = crossing.crossed([path], str(path), backends=backends).cells
+    assert [cell.name for cell in cells] == ["m@onnxruntime", "m@onnxruntime+optimization=disabled"]
+    assert [cell.actual["optimization"] for cell in cells] == ["all", "disabled"]
+    assert cells[1].asked["options"] == {"optimization": "disabled"} and cells[1].asked["backend"] == "onnxruntime"
+    quick = BenchSettings(warmup_calls=1, min_rounds=2, calls_per_round=2, seconds=0.0, footprint=False)
+    found = api.bench([path], quick, backends=backends)
+    assert [timing.name for timing in found.timings] == [cell.name for cell in cells]
+    with pytest.raises(UsageError, match="has no option"):
+        api.bench([path], quick, backends=("onnxruntime:layout=NCHW",))
+
+
+def test_a_build_takes_them(tiny: ModuleType, tmp_path: Path) -> None:
+    path = tiny.save(tiny.conv(), tmp_path / "m.onnx")
+    quick = ["--min-rounds", "2", "--bench-seconds", "0.01", "--no-footprint", "--quiet", "--no-quantize"]
+    words = ["build", str(path), "-o", str(tmp_path / "out"), *quick]
+    assert run([*words, "--backends", "onnxruntime,onnxruntime:spinning=off"]) == 0
+    ledger = (tmp_path / "out" / "ledger.jsonl").read_text()
+    assert '"fp32@onnxruntime+spinning=off"' in ledger and '"options":{"spinning":"off"}' in ledger.replace(" ", "")
+    assert run([*words[:3], str(tmp_path / "no"), *quick, "--backends", "onnxruntime:spinning=no"]) == 2
+    assert not (tmp_path / "no").exists()
+
+
+# -- times of nodes ----------------------------------------------------------------------------------------------------
+
+
+def test_a_profile_gives_medians_without_the_first_run() -> None:
+    def event(name: str, spent: int) -> dict[str, Any]:
+        return {"name": f"{name}_kernel_time", "dur": spent, "args": {"op_name": "Conv", "provider": CPU}}
+
+    events = [event("a", 9000), event("b", 8000), event("a", 1000), event("b", 20), event("a", 3000), event("b", 40)]
+    found = _profile.of_events([{"name": "session_initialization", "dur": 5}, *events], 2)
+    assert found == [NodeTime("a", "Conv", CPU, 2.0), NodeTime("b", "Conv", CPU, 0.03)]
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_nodes_are_timed(backend: str, tiny: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    loaded: Any = registry.load("backends", backend)
+    if problem := loaded.available():
+        pytest.skip(f"{backend}: {problem}")
+    path = tiny.save(tiny.conv(), tmp_path / "m.onnx")
+    quick = ["--min-rounds", "2", "--bench-seconds", "0.01", "--no-footprint", "--quiet", "--backends", backend]
+    assert run(["bench", str(path), *quick, "--nodes", "3", "--json"]) == 0
+    nodes = json.loads(capsys.readouterr().out)["result"]["timings"][0]["nodes"]
+    assert any(node["operator"] in ("Conv", "Convolution") for node in nodes) and all(node["ms"] >= 0 for node in nodes)
+    assert run(["bench", str(path), *quick, "--nodes", "1"]) == 0
+    assert f"slowest of {len(nodes)} nodes of m@{backend}" in capsys.readouterr().out
+    assert run(["bench", str(path), *quick]) == 0 and "slowest" not in capsys.readouterr().out
+
+
+def test_a_runtime_without_times_of_nodes_says_so(
+    tiny: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tiny.save(tiny.conv(), tmp_path / "m.onnx")
+    quick = ["--min-rounds", "2", "--bench-seconds", "0.01", "--no-footprint", "--quiet", "--backends", "reference"]
+    assert run(["bench", str(path), *quick, "--nodes", "3"]) == 0
+    assert "m@reference: its runtime gives no times of nodes" in capsys.readouterr().out
