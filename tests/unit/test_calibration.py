@@ -7,6 +7,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from onnx import helper, numpy_helper
 
 from penstock import api, calibration, running, trial
 from penstock.cli import run
@@ -15,6 +16,7 @@ from penstock.feeds import Feeds
 from penstock.quantization import outliers
 from penstock.stages.quantize import QuantizeSettings
 
+DEEP = 150  # layers
 RNG = np.random.default_rng(0)
 
 
@@ -159,3 +161,21 @@ def test_how_far_samples_reach_is_kept_from_the_check() -> None:
     assert len(passes) == 1
     some = batches.some(3)
     assert calibration.reaches(some)["x"].tolist() == [3, 2, 0] and len(passes) == 2
+
+
+@pytest.mark.parametrize("width", [4, 64])
+def test_a_result_that_is_larger_than_the_model_is_told(width: int, tiny: ModuleType, tmp_path: Path) -> None:
+    """As it is of many small layers: a scale and a pair of Q/DQ take more than a byte instead of four saves."""
+    nodes = [helper.make_node("MatMul", [f"x{i}", f"w{i}"], [f"x{i + 1}"], f"m{i}") for i in range(DEEP)]
+    held = [numpy_helper.from_array(np.eye(width, dtype=np.float32), f"w{i}") for i in range(DEEP)]
+    ends = [helper.make_tensor_value_info(name, 1, ["n", width]) for name in ("x0", f"x{DEEP}")]
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", ends[:1], ends[1:], held),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
+    path = tiny.save(model, tmp_path / "m.onnx")
+    plain = QuantizeSettings(smooth=False, equalize=False, guard=False, ranges="minmax", rounding="nearest")
+    done = api.quantize(path, tmp_path / "q.onnx", plain)
+    told = [str(note) for note in done.facts["notes"] if "larger than the model" in str(note)]
+    assert bool(told) == (width == 4) == (done.size_bytes > path.stat().st_size)

@@ -68,11 +68,15 @@ def _show(found: Found, backend: str, against: str) -> None:
         click.echo(_console.printable(text))
 
     say(f"{found.op} {found.node!r}, node {found.position} of {found.nodes}")
+    if found.among:
+        say(f"  among {len(found.among)} nodes that can't be cut apart there: {', '.join(found.among)}")
     for name, gap in found.difference.items():
         say(f"  in the model  {name!r} differs by {_level(gap)}, {found.bound:.2g} is the bound")
     for name, gap in found.alone.items():
         say(f"  alone, on the same inputs  {name!r} differs by {_level(gap)}")
-    if not found.confirmed:
+    if not found.alone:
+        say("  not confirmed: they can't be run without their neighbours there")
+    elif not found.confirmed:
         say("  not confirmed: alone it agrees. What differs built up before it, or comes of how nodes are fused;")
         say("  cutting a model takes fusions apart")
     for tensor in found.inputs:

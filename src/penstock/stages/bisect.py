@@ -8,6 +8,8 @@ which doesn't, stands the node. Two things are done about differences that hide 
 - where it isn't, the search begins anew with a bound of a tenth.
 
 A runtime fuses nodes, and a cut takes fusions apart: a difference that only a fusion makes is told as not confirmed.
+Where a runtime can't end at a cut, such as LiteRT between a QuantizeLinear and its DequantizeLinear, the next one is
+taken; nodes that can't be told apart so are found together.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ BOUNDS = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 8e-2}  # relative, by precision; o
 QUANTIZED = 2e-2  # two steps of 8 bits
 LEAST = 1e-8  # a bound below what float32 resolves finds nothing but rounding
 TIGHTER = 10.0
+MOST_TRIED = 24  # cuts beside one that a runtime can't end at
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,7 @@ class Found:
     inputs: tuple[Tensor, ...] = ()
     outputs: tuple[tuple[Tensor, Tensor], ...] = ()  # of each side, on the same inputs
     files: tuple[str, ...] = ()
+    among: tuple[str, ...] = ()  # the nodes up to this one that can't be cut apart, where there are several
 
 
 @dataclass(slots=True)
@@ -100,16 +104,22 @@ class _Pair:
         self.nodes = [node for node in self.one.model.graph if node.outputs]
         self.makers = {str(v.name): node for node in self.other.model.graph for v in node.outputs if v.name}
 
-    def results(self, nodes: Sequence[ir.Node], feeds: Arrays) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Run these nodes of the first side, and of the other those that make the same tensors."""
-        ours = _run(self.one, nodes, feeds)
-        theirs = _run(self.other, self._like(nodes, ours), feeds)
-        return ours, theirs
+    def results(self, place: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Run so many nodes of the first side, and of the other those that make the same tensors."""
+        ours = _run(self.one, self.nodes[:place], self.feeds)
+        return ours, _run(self.other, self._before(ours), self.feeds)
 
-    def _like(self, nodes: Sequence[ir.Node], wanted: Mapping[str, object]) -> list[ir.Node]:
-        """Return the other side's nodes that make these tensors, of all before them or of the same nodes alone."""
-        if len(nodes) == 1:
-            return [self.makers[name] for name in [*wanted][:1] if name in self.makers]
+    def apart(self, nodes: Sequence[ir.Node], feeds: Arrays) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Run these nodes alone, and of the other side those of the same results."""
+        return _run(self.one, nodes, feeds), _run(self.other, self.like(nodes), feeds)
+
+    def like(self, nodes: Sequence[ir.Node]) -> list[ir.Node]:
+        """Return the other side's nodes that make what these make."""
+        names = [str(value.name) for node in nodes for value in node.outputs]
+        return [*dict.fromkeys(self.makers[name] for name in names if name in self.makers)]
+
+    def _before(self, wanted: Mapping[str, object]) -> list[ir.Node]:
+        """Return the other side's nodes that make these tensors, and all before them."""
         waiting = [self.makers[name] for name in wanted if name in self.makers]
         found: dict[ir.Node, None] = {}
         while waiting:
@@ -137,7 +147,7 @@ def bisect(
         found = _search(pair, limit, progress)
         if found is None:
             break
-        if found.confirmed:
+        if found.confirmed or not found.alone:
             first = found
             break
         first = first or found
@@ -157,42 +167,71 @@ def _search(pair: _Pair, limit: float, progress: Progress) -> Found | None:
     steps = math.ceil(math.log2(max(high, 2)))
     gap = differs
     while high - low > 1:
-        middle = (low + high) // 2
-        progress.step(steps - math.ceil(math.log2(max(high - low, 2))), steps, f"cut behind node {middle}")
-        differs, _, theirs = _cut(pair, middle, limit)
+        progress.step(steps - math.ceil(math.log2(max(high - low, 2))), steps, f"cut behind node {(low + high) // 2}")
+        if (step := _between(pair, low, high, limit)) is None:
+            break
+        place, differs, theirs = step
         if differs:
-            high, gap = middle, differs
+            high, gap = place, differs
         else:
-            low, before = middle, theirs
-    node = pair.nodes[high - 1]
-    return _confirmed(pair, node, high, limit, gap, before)
+            low, before = place, theirs
+    return _confirmed(pair, low, high, limit, gap, before)
+
+
+def _between(
+    pair: _Pair, low: int, high: int, limit: float
+) -> tuple[int, dict[str, Difference], dict[str, np.ndarray]] | None:
+    """Cut in the middle, or as near to it as both sides can be cut; ``None`` where they can't be anywhere.
+
+    Raises ``InputError`` where that is so of the whole model.
+    """
+    middle, refused = (low + high) // 2, None
+    for place in sorted(range(low + 1, high), key=lambda place: (abs(place - middle), place))[:MOST_TRIED]:
+        try:
+            differs, _, theirs = _cut(pair, place, limit)
+        except InputError as error:
+            if error.id != "cannot-cut":
+                raise
+            refused = error
+        else:
+            return place, differs, theirs
+    if refused is not None and low == 0 and high == len(pair.nodes):
+        raise refused
+    return None
 
 
 def _cut(
     pair: _Pair, place: int, limit: float
 ) -> tuple[dict[str, Difference], dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Compare the cut behind so many nodes; return what differs, and what each side gave."""
-    ours, theirs = pair.results(pair.nodes[:place], pair.feeds)
+    ours, theirs = pair.results(place)
     pair.probes += 1
     return _differing(ours, theirs, limit), ours, theirs
 
 
 def _confirmed(
-    pair: _Pair, node: ir.Node, place: int, limit: float, gap: dict[str, Difference], before: dict[str, np.ndarray]
+    pair: _Pair, low: int, high: int, limit: float, gap: dict[str, Difference], before: dict[str, np.ndarray]
 ) -> Found:
-    """Run the node alone on both sides, on what the other side has before it."""
+    """Run the node alone on both sides, or those that can't be cut apart, on what the other side has before them."""
+    nodes, node = pair.nodes[low:high], pair.nodes[high - 1]
     known = {**pair.feeds, **before}
-    reads = [str(v.name) for v in _reads(node) if v.const_value is None or v.is_graph_input()]
-    given = {name: known[name] for name in dict.fromkeys(reads) if name in known}
-    ours, theirs = pair.results([node], given)
+    made = {str(value.name) for one in nodes for value in one.outputs}
+    reads = [str(v.name) for one in nodes for v in _reads(one) if v.const_value is None or v.is_graph_input()]
+    given = {name: known[name] for name in dict.fromkeys(reads) if name in known and name not in made}
+    try:
+        ours, theirs = pair.apart(nodes, given)
+    except InputError as error:
+        if error.id != "cannot-cut":
+            raise
+        ours, theirs = {}, {}  # a runtime that fuses may not take them without their neighbours
     alone = {name: _difference(ours[name], theirs[name]) for name in ours if name in theirs}
-    made = {str(value.name) for value in node.outputs}
     shown = {name: one for name, one in gap.items() if name in made} or gap
     return Found(
-        str(node.name or ""), node.op_type, place, len(pair.nodes), limit, pair.probes,
+        str(node.name or ""), node.op_type, high, len(pair.nodes), limit, pair.probes,
         any(_parts(one, limit) for one in alone.values()), shown, alone,
         tuple(_tensor(name, array) for name, array in given.items()),
         tuple((_tensor(name, ours[name]), _tensor(name, theirs[name])) for name in ours if name in theirs),
+        among=tuple(str(one.name or one.op_type) for one in nodes) if len(nodes) > 1 else (),
     )  # fmt: skip
 
 
@@ -264,19 +303,20 @@ def _tensor(name: str, array: np.ndarray) -> Tensor:
 
 
 def _written(pair: _Pair, found: Found, into: Path) -> Found:
-    """Write the node alone of each side, its inputs, and what each side gave."""
+    """Write the node alone of each side, or the nodes that can't be cut apart, its inputs, and what each side gave."""
     from dataclasses import replace
 
     from penstock.golden import pack
     from penstock.rewriting.extract import extract
 
-    node = pair.nodes[found.position - 1]
-    _, _, before = _cut(pair, found.position - 1, found.bound) if found.position > 1 else ({}, {}, {})
+    start = found.position - max(len(found.among), 1)
+    nodes = pair.nodes[start : found.position]
+    _, _, before = _cut(pair, start, found.bound) if start else ({}, {}, {})
     known = {**pair.feeds, **before}
     given = {one.name: known[one.name] for one in found.inputs}
-    ours, theirs = pair.results([node], given)
-    twin = pair._like([node], ours)
-    models = {"one.onnx": extract(pair.one.model, [node])}
+    ours, theirs = pair.apart(nodes, given) if found.outputs else ({}, {})
+    twin = pair.like(nodes)
+    models = {"one.onnx": extract(pair.one.model, nodes)}
     if twin and (other := extract(pair.other.model, twin)) != models["one.onnx"]:
         models["other.onnx"] = other
     files = {**models, "inputs.npz": pack(given), "one.npz": pack(ours), "other.npz": pack(theirs)}

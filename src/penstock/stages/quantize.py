@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from penstock import apart, calibration, registry
+from penstock import apart, calibration, precheck, registry
 from penstock import settings as declared
 from penstock.errors import InputError, MissingError, UsageError
 from penstock.settings import option
@@ -27,6 +27,7 @@ CALIBRATIONS = ("auto", "random")
 ROUNDINGS = ("gptq", "hqq", "rtn")
 ZERO_POINTS = ("none", "integer", "float")
 WEIGHT_FORMATS = ("standard", "matmulnbits")
+LEAST_TOLD = 1 << 16  # bytes below which nobody minds a larger file
 SHARED = frozenset(
     {"quantize", "method", "also_methods", "exclude", "calibration", "calibration_batch"}
 )  # no method's own
@@ -157,22 +158,36 @@ def quantize(
     batches = batches if isinstance(batches, calibration.Batches) else calibration.of_list(batches)
     if apart.foreign("quantizers", name):
         facts = dict(apart.quantize(name, model, batches.whole(), settings, into))
-        return _noted(calibration.accounted(facts, batches), model, batches)
+        return _noted(calibration.accounted(facts, batches), model, batches, into)
     facts = quantize_with(method, model, batches, settings, into)
     if not into.is_file():
         what, do = f"the quantizer {name!r} wrote no model", "tell its authors, or choose another: --method"
         raise InputError("plug-in-failed", what, where=str(model), do=do)
-    return _noted(calibration.accounted(facts, batches), model, batches)
+    return _noted(calibration.accounted(facts, batches), model, batches, into)
 
 
-def _noted(facts: dict[str, Json], model: Path, batches: calibration.Batches) -> dict[str, Json]:
-    """Return a quantizer's facts with notes of what is odd about the samples that it looked at, if they are data."""
+def _noted(facts: dict[str, Json], model: Path, batches: calibration.Batches, into: Path) -> dict[str, Json]:
+    """Return a quantizer's facts with notes of what is odd about its result, and about samples of the user's own."""
     from penstock.quantization import notices
 
+    if larger := _larger(model, into):
+        facts = {**facts, "notes": [*cast("list[Json]", facts.get("notes") or []), larger]}
     if not facts.get("calibration_samples") or batches.description.get("kind") == "seeded":
         return facts
     notes = cast("list[Json]", facts.get("notes") or [])
     return {**facts, "notes": [*notes, *notices.of_samples(model, batches)]}
+
+
+def _larger(model: Path, into: Path) -> str:
+    """Say by how much the result is larger than the model, "" where it is smaller."""
+    made, before = into.stat().st_size, model.stat().st_size
+    if made <= before or made < LEAST_TOLD:
+        return ""
+    before += sum(path.stat().st_size for path in precheck.check(model, weights=False).external)
+    if made <= before:
+        return ""
+    what = f"the result is larger than the model: {made:,} bytes, {before:,} before"
+    return f"{what}; its weights are few beside what scales and pairs of Q/DQ take"
 
 
 def needs_samples(name: str) -> bool:
