@@ -62,6 +62,7 @@ class Runtime:
     ir: int | None
     detail: Mapping[str, Json]
     problem: str
+    absent: bool = False  # it isn't installed, or has nothing to run on here: ``problem`` says what would change that
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,14 +149,19 @@ def probe(name: str) -> Runtime:
         answer = worker.call("penstock.doctor_probes:serve", name, timeout_s=PROBE_SECONDS)
     except PenstockError as error:
         missing = not version and package in EXTRAS
-        return Runtime(name, version, None, None, {}, "not installed" if missing else f"it can't be used: {error.what}")
+        problem = "not installed" if missing else f"it can't be used: {error.what}"
+        return Runtime(name, version, None, None, {}, problem, missing)
     found = dict(cast("dict[str, Json]", answer))
     opset, ir, problem = found.pop("opset", None), found.pop("ir", None), str(found.pop("problem", ""))
     version = str(found.pop("version", "") or version)
     if problem and not _version(package) and package in EXTRAS:
         problem = "not installed"
+    # of our own, what has no environment or no device here; a wheel that doesn't import is broken
+    absent = problem == "not installed" or (
+        problem != "" and "doesn't import" not in problem and name not in registry.origins("backends")
+    )
     numbers = [number if isinstance(number, int) else None for number in (opset, ir)]
-    return Runtime(name, version, numbers[0], numbers[1], found, problem)
+    return Runtime(name, version, numbers[0], numbers[1], found, problem, absent)
 
 
 def _version(name: str) -> str:
@@ -207,7 +213,7 @@ def _broken(runtimes: Iterable[Runtime]) -> list[Trouble]:
     return [
         Trouble("broken", f"{runtime.name}: {runtime.problem}", "install it anew, or uninstall what brings it")
         for runtime in runtimes
-        if runtime.problem and runtime.problem != "not installed" and runtime.name not in absent
+        if runtime.problem and not runtime.absent and runtime.name not in absent
     ]
 
 

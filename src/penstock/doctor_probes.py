@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
-from penstock import registry, store
+from penstock import kept, registry, store
 from penstock.backends import Backend, Loadable, device_of
 from penstock.deployment import Deployment
 from penstock.jsonable import Json, to_json
@@ -40,7 +40,7 @@ def newest(backend: Backend, name: str) -> dict[str, Json]:
     """
     import onnx
 
-    with store.scratch() as work:
+    with store.scratch() as work, kept.keeping():
 
         def takes(opset: int, ir: int, quantized: bool = False) -> bool:
             path = work / f"{opset}-{ir}-{quantized}.onnx"

@@ -117,6 +117,13 @@ def test_a_runtime_that_crashes_is_a_finding(tmp_path: Path, monkeypatch: pytest
     assert not doctor.probe("reference").problem
 
 
+def test_what_is_not_installed_is_not_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backend with an environment of its own says what makes it, and nobody is told to install something anew."""
+    monkeypatch.setenv("PENSTOCK_ENVIRONMENTS", str(tmp_path))
+    found = doctor.probe("tvm")
+    assert found.absent and found.problem == "penstock env add tvm" and doctor._broken([found]) == []
+
+
 def test_it_tells_all(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["doctor", "--json", "-q"]) == 0
     shown = json.loads(capsys.readouterr().out)["result"]

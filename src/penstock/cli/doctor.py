@@ -70,13 +70,15 @@ def command(
     click.echo("free space")
     for place, free in report.space.items():
         click.echo(f"  {_shown('bytes', free):<12}{place}")
-    click.echo(f"runtimes{'':<8}{'version':<12}{'opset up to':<13}IR up to")
+    wide = max(14, *(len(runtime.name) + 2 for runtime in report.runtimes))
+    long = max(12, *(len(runtime.version) + 2 for runtime in report.runtimes))
+    click.echo(f"{'runtimes':<{wide + 2}}{'version':<{long}}{'opset up to':<13}IR up to")
     for runtime in report.runtimes:
         told = ", ".join(f"{key}: {_plain(value)}" for key, value in runtime.detail.items())
-        figures = f"{runtime.version or '–':<12}{runtime.opset or '–':<13}{runtime.ir or '–'}"
-        click.echo(f"  {runtime.name:<14}{runtime.problem or figures}")
+        figures = f"{runtime.version or '–':<{long}}{runtime.opset or '–':<13}{runtime.ir or '–'}"
+        click.echo(f"  {runtime.name:<{wide}}{runtime.problem or figures}")
         if told:
-            click.echo(f"  {'':<14}{told}")
+            click.echo(f"  {'':<{wide}}{told}")
     click.echo("telemetry")
     for name, state in report.telemetry.items():
         click.echo(f"  {name:<14}{state}")

@@ -65,7 +65,25 @@ class _Emitting:
         used = {value for node in self.graph.all_nodes() for value in node.inputs} | set(self.graph.outputs)
         for name in [name for name, value in self.graph.initializers.items() if value not in used]:
             del self.graph.initializers[name]
+        self._forget_sizes()
         return self.model
+
+    def _forget_sizes(self) -> None:
+        """Let inner tensors have the named sizes of inputs alone.
+
+        An exporter may give one name to sizes that differ, of three outputs, say, and those were outputs alone. What
+        lies between Q and DQ now has the name as well, and ONNX Runtime lets tensors of equal names share memory.
+        """
+        import onnx_ir as ir
+
+        known = {_name(dim) for value in self.graph.inputs for dim in value.shape or ()}
+        for node in self.graph:
+            for value in node.outputs:
+                if value.shape is None or value.is_graph_output():
+                    continue
+                kept = [dim if isinstance(dim, int) or _name(dim) in known else None for dim in value.shape]
+                if kept != [*value.shape]:
+                    value.shape = ir.Shape(kept)
 
     def _lowest(self) -> ir.Value:
         if self.lowest is None:
@@ -223,6 +241,11 @@ class _Emitting:
         more: dict[str, Any] = {} if axis is None else {"axis": axis}
         shape = (like if like is not None else inputs[0]).shape
         return self.writer.node(op, inputs, name, ["FLOAT" if kind is None else kind.name], shape=shape, **more)
+
+
+def _name(dim: object) -> str | None:
+    found = getattr(dim, "value", None)
+    return None if found is None else str(found)
 
 
 def product_grid(data: Grid, weights: Grid, channels: int) -> Grid:

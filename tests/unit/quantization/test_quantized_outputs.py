@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from onnx import helper, numpy_helper
 
 from penstock import calibration
 from penstock.metrics import compare
@@ -119,3 +120,51 @@ def test_a_result_in_the_middle_comes_from_integers_too(tiny: ModuleType, tmp_pa
     assert [maker(done, name).op_type for name in "yh"] == ["DequantizeLinear"] * 2
     assert facts["outputs_left_in_float"] == []
     assert sqnr(tmp_path / "q.onnx", source, tiny) > 28
+
+
+def ran(path: Path, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    found: list[np.ndarray] = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, feeds)
+    return found
+
+
+def test_a_name_that_an_exporter_gave_to_sizes_that_differ(tmp_path: Path) -> None:
+    """Outputs of several scales with one name for their sizes: inner tensors would share memory by it."""
+    rng = np.random.default_rng(0)
+    nodes, held, outputs, last = [], [], [], "x"
+    for at in range(3):
+        held.append(numpy_helper.from_array((rng.normal(size=(4, 4, 3, 3)) / 6).astype(np.float32), f"w{at}"))
+        nodes += [
+            helper.make_node("Conv", [last, f"w{at}"], [f"c{at}"], f"conv{at}", pads=[1, 1, 1, 1]),
+            helper.make_node("Sigmoid", [f"c{at}"], [f"y{at}"], f"sigmoid{at}"),
+            helper.make_node("MaxPool", [f"c{at}"], [f"p{at}"], f"pool{at}", kernel_shape=[2, 2], strides=[2, 2]),
+        ]
+        last = f"p{at}"
+        outputs.append(helper.make_tensor_value_info(f"y{at}", 1, ["n", 4, "dim", "dim"]))
+    inner = [helper.make_tensor_value_info(f"c{at}", 1, ["n", 4, "dim", "dim"]) for at in range(3)]
+    x = helper.make_tensor_value_info("x", 1, ["n", 4, "h", "h"])
+    model = helper.make_model(
+        helper.make_graph(nodes[:-1], "g", [x], outputs, held, value_info=inner),
+        opset_imports=[helper.make_opsetid("", 17)], ir_version=8,
+    )  # fmt: skip
+    onnx.save(model, tmp_path / "m.onnx")
+    samples = [{"x": rng.normal(size=(4, 4, 16, 16)).astype(np.float32)}]
+    for consumer in ("ort-cpu", "integer-only"):
+        settings = QuantizeSettings(consumer=consumer, quantize_outputs=True, guard=False)
+        quantize(tmp_path / "m.onnx", calibration.of_list(samples), settings, tmp_path / "q.onnx")
+        made = onnx.load(tmp_path / "q.onnx")
+        names = {dim.dim_param for value in made.graph.value_info for dim in value.type.tensor_type.shape.dim}
+        assert names <= {"", "n", "h"}
+        got, want = (ran(tmp_path / name, samples[0]) for name in ("q.onnx", "m.onnx"))
+        for ours, theirs in zip(got, want, strict=True):
+            assert ours.shape == theirs.shape and np.abs(ours - theirs).max() < 0.1
+
+
+@pytest.mark.shared
+def test_yunet_runs_on_integers_alone(shared: Path, tmp_path: Path) -> None:
+    """Whose twelve outputs have one name for three sizes."""
+    path = shared / "models" / "yunet-n-dynamic" / "model.onnx"
+    settings = QuantizeSettings(consumer="integer-only", ranges="minmax", rounding="nearest", guard=False)
+    samples = [{"input": np.random.default_rng(0).uniform(0, 255, (2, 3, 64, 64)).astype(np.float32)}]
+    quantize(path, calibration.of_list(samples), settings, tmp_path / "q.onnx")
+    found = ran(tmp_path / "q.onnx", samples[0])
+    assert [array.shape for array in found[:3]] == [(2, 64, 1), (2, 16, 1), (2, 4, 1)]
