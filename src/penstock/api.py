@@ -6,7 +6,7 @@ Each takes and returns dataclasses; each writes its output whole or not at all.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -53,6 +53,7 @@ from penstock.store import BuildFolder, Cache
 from penstock.summary import Row, rows
 from penstock.targets import tflite
 from penstock.targets.tflite import TfliteSettings
+from penstock.verdict import Outcome
 
 if TYPE_CHECKING:
     from penstock.jsonable import Json
@@ -238,16 +239,20 @@ def verify(
     ``options`` are the backend's own, for the model (``{"optimization": "disabled"}`` for ONNX Runtime as written).
     Raises ``InputError`` when either can't be run at all; a difference is in the result's ``outcome``.
     """
-    path = Path(model)
+    path, settings = Path(model), settings or VerifySettings()
     runnable = runnables_of(path, backend, 1, "model", options=options)[0]
     gold = golden_for(path, against, data or DataSettings(), weights, seed)
     need_fit(path, gold, against)
     trial.survive(path, gold.feeds, str(path))
-    session = runnable.open()
+    session, asked = runnable.open(), runnable.deployment
     try:
-        return verify_stage.verify(session, gold, runnable.deployment.computed_in, settings or VerifySettings())
+        found = verify_stage.verify(session, gold, asked.computed_in, settings)
+        actual = dict(session.actual()) if found.samples else {}
     finally:
         session.close()
+    fell = "" if settings.allow_fallback or not found.outcome.passed else fallback(asked, actual)
+    outcome = Outcome(False, f"it fell back: {fell}") if fell else found.outcome
+    return replace(found, outcome=outcome, asked=asked_of(asked), actual=actual)
 
 
 def evaluate(

@@ -62,10 +62,10 @@ def _elsewhere(asked: Deployment, actual: Mapping[str, Json]) -> str:
     """Say how many nodes another provider ran than the one asked for, sizes and copies left out."""
     counts, others = actual.get("nodes_by_provider"), actual.get("nodes_elsewhere")
     provider = provider_of(asked.backend)
-    if not provider or not isinstance(counts, dict):
+    if not provider or not isinstance(counts, dict) or not counts:  # all may be folded into constants
         return ""
     if not counts.get(provider):
-        return f"{' and '.join(counts) or 'nothing'} ran its nodes, {provider} was asked for"
+        return f"{' and '.join(counts)} ran its nodes, {provider} was asked for"
     for name, operators in others.items() if isinstance(others, dict) else ():
         if isinstance(operators, dict) and operators:
             total = sum(count for count in counts.values() if isinstance(count, int))
@@ -80,14 +80,14 @@ def _elsewhere(asked: Deployment, actual: Mapping[str, Json]) -> str:
 def placed(nodes: Iterable[tuple[str, str, str]], provider: str, sizes: Collection[str]) -> dict[str, Json]:
     """Return how many nodes each provider got, and which of others than ``provider`` by operator.
 
-    ``nodes`` are (provider, node's name, operator), ``sizes`` names of nodes that only compute sizes: a runtime keeps
-    those on the CPU on purpose.
+    ``nodes`` are (provider, node's name, operator), ``sizes`` tells which only compute sizes, as :func:`of_sizes` does:
+    a runtime keeps those on the CPU on purpose.
     """
     counts: dict[str, int] = {}
     elsewhere: dict[str, dict[str, int]] = {}
     for where, name, kind in nodes:
         counts[where] = counts.get(where, 0) + 1
-        if where != provider and name not in sizes and not kind.startswith(_COPIES):
+        if where != provider and (name or _unnamed(kind)) not in sizes and not kind.startswith(_COPIES):
             held = elsewhere.setdefault(where, {})
             held[kind] = held.get(kind, 0) + 1
     told: dict[str, Json] = {"nodes_by_provider": {**counts}}
@@ -97,10 +97,13 @@ def placed(nodes: Iterable[tuple[str, str, str]], provider: str, sizes: Collecti
 
 
 def of_sizes(model: ir.Model) -> list[str]:
-    """Return the names of nodes, of bodies too, that compute sizes: what Shape and Size give, and constants, alone."""
+    """Return the names of nodes, of bodies too, that compute sizes: what Shape and Size give, and constants, alone.
 
+    Of nodes without a name, the operators stand for those of which every nameless node does, "?Gather".
+    """
     known: set[ir.Value] = set()
     names: list[str] = []
+    nameless: dict[str, bool] = {}
 
     def is_size(value: ir.Value) -> bool:
         return value in known or value.const_value is not None or value.is_initializer()
@@ -110,7 +113,15 @@ def of_sizes(model: ir.Model) -> list[str]:
         source = node.op_type in ("Shape", "Size") and node.domain in ("", "ai.onnx")
         from_sizes = bool(reads) and all(map(is_size, reads)) and any(value in known for value in reads)
         constant = node.op_type == "Constant" and not reads
-        if source or from_sizes or constant:
+        fits = source or from_sizes or constant
+        if fits:
             known.update(node.outputs)
             names += [node.name] if node.name else []
-    return names
+        if not node.name:
+            kind = _unnamed(node.op_type)
+            nameless[kind] = nameless.get(kind, True) and fits
+    return names + [kind for kind, fits in nameless.items() if fits]
+
+
+def _unnamed(operator: str) -> str:
+    return f"?{operator}"

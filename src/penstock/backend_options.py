@@ -6,12 +6,14 @@ any text, which the backend holds to its form when it loads a model.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import cast
 
-from penstock import registry
+from penstock import registry, store
 from penstock.errors import UsageError
 
 # a value may hold colons of its own: a path does
@@ -37,7 +39,8 @@ def asked(text: str) -> tuple[str, dict[str, str]]:
     """Return a backend's name and options, held against those that it has. Raises what loading it raises, too."""
     name, given = split(text)
     backend = registry.load("backends", name)
-    known = cast("Mapping[str, Collection[str]]", getattr(backend, "OPTIONS", {}))
+    told = getattr(backend, "OPTIONS", {})
+    known = cast("Mapping[str, Collection[str]]", told if isinstance(told, Mapping) else {})  # a plug-in's may be any
     for option, value in given.items():
         if option not in known:
             near = difflib.get_close_matches(option, known, 1)
@@ -50,10 +53,24 @@ def asked(text: str) -> tuple[str, dict[str, str]]:
     return name, given
 
 
-def way(*parts: str, given: Mapping[str, str]) -> str:
-    """Return the way of a deployment's name: a backend's own way, and what was asked of it beside."""
-    return "+".join([*filter(None, parts), *(f"{option}={_short(value)}" for option, value in given.items())])
+def ways(own: Mapping[str, Mapping[str, str]], given: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """Return a backend's own ways with what was asked of it, by the way's part of a deployment's name.
+
+    A way that is nothing but another value of an option that was given is left out.
+    """
+    found = {}
+    for way, options in own.items():
+        if not way or not options.keys() & given.keys():
+            parts = [*filter(None, [way]), *(f"{option}={_short(value)}" for option, value in given.items())]
+            found["+".join(parts)] = {**options, **given}
+    return found
 
 
 def _short(value: str) -> str:
-    return value.rpartition("/")[2]
+    """Return a value as a name may hold it: of a file its last part, and a digest of its place and of what is in it."""
+    if re.fullmatch(r"[\w.-]{1,40}", value):
+        return value
+    with contextlib.suppress(OSError, ValueError):
+        value = f"{value}:{store.file_digest(Path(value))}"
+    last = re.sub(r"[^\w.-]", "_", value.partition(":")[0].rpartition("/")[2])[:30]
+    return f"{last}-{store.digest_of([value])[:8]}"

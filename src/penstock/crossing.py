@@ -63,7 +63,8 @@ def crossed(
     cells += consistency.cross(made, gold, settings or VerifySettings(), progress)
     order = {one: place for place, one in enumerate(dict.fromkeys(registry.names("backends")))}
     rank = {name: place for place, name in enumerate(paths)}
-    cells.sort(key=lambda cell: (rank[cell.variant], order[cell.backend.partition("+")[0]], cell.backend))
+    last = len(order)  # of a backend that isn't installed any more
+    cells.sort(key=lambda cell: (rank[cell.variant], order.get(cell.backend.partition("+")[0], last), cell.backend))
     found = Matrix(gold.computed_by, gold.samples, tuple(cells))
     return found if held is None else replace(found, regressions=consistency.regressions(cells, held))
 
@@ -113,7 +114,9 @@ def _golden(
 
 def _backends(asked: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """Return the backends that can run model files here, and of "all" why others can't."""
-    names = registry.names("backends") if ALL in asked else list(dict.fromkeys(asked))
+    names = list(dict.fromkeys(asked))
+    if ALL in names:  # those that were named with options stand beside the plain ones
+        names = list(dict.fromkeys([*registry.names("backends"), *(name for name in names if name != ALL)]))
     chosen, missing = [], {}
     for name in names:
         try:

@@ -30,9 +30,12 @@ def chain(rows: Sequence[Row], chosen: str) -> list[Row]:
         return []
     goal = by_name[chosen].deployment
     rungs = [row.deployment.name for row in by_name.values() if row.deployment.role == "baseline"][:1]
-    first = "onnxruntime" if "fp32@onnxruntime" in by_name else goal.backend
+    # of each variant and backend the plain deployment, or one with the chosen one's options
+    ranked = sorted(by_name.items(), key=lambda item: ("+" not in item[0], item[1].deployment.options == goal.options))
+    plain = {(row.deployment.variant, row.deployment.backend): name for name, row in ranked}
+    first = "onnxruntime" if ("fp32", "onnxruntime") in plain else goal.backend
     for variant in dict.fromkeys(row.deployment.variant for row in by_name.values()):
-        rungs.append(f"{variant}@{first}")
+        rungs.append(plain.get((variant, first), ""))
         if variant == goal.variant:
             break
     rungs.append(chosen)

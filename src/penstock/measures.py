@@ -137,7 +137,8 @@ def verify_all(
         finally:
             session.close()
         measured = measured_json(found) | {"actual": to_json(actual)}
-        measured.pop("inputs")  # it stands in the record itself
+        for key in ("inputs", "asked"):  # they stand in the record itself
+            measured.pop(key)
         append(Record("verify", deployment.name, golden.description, asked, measured))
         append(Verdict("verify", deployment.name, found.outcome))
         if not settings.allow_fallback and (why := fallback(deployment, actual)):

@@ -107,14 +107,16 @@ def runnables_of(
     return [
         Runnable(
             Deployment(
-                named(name, backend, backend_options.way(way, given=given)), name, digest, precision, backend,
+                named(name, backend, way), name, digest, precision, backend,
                 threads=threads, io_binding=io_binding,
-                role=chosen.ROLE, options={**plain, **given}, precision_hint=getattr(chosen, "HINT", ""),
+                role=chosen.ROLE, options=plain, precision_hint=getattr(chosen, "HINT", ""),
                 device=device_of(chosen),
             ),
             model, graph.signature(loaded).fixed_batch is None,
         )
-        for way, plain in ({"": {**found.get("", {}), **options}} if options else found).items()
+        for way, plain in backend_options.ways(
+            {"": {**found.get("", {}), **options}} if options else found, given
+        ).items()
     ]  # fmt: skip
 
 

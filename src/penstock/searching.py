@@ -21,6 +21,7 @@ from penstock import (
     transforms,
     trial,
 )
+from penstock.asked import fallback
 from penstock.backends import Backend, Loadable, ways
 from penstock.data import DataSettings
 from penstock.deployment import Deployment, named
@@ -271,7 +272,11 @@ class _Search:
     def _score(self, runnable: Runnable) -> evaluate_stage.Evaluation:
         session = runnable.open()
         try:
-            return evaluate_stage.evaluate(session, self._select, self.evaluating, SILENT, runnable.deployment.name)
+            name = runnable.deployment.name
+            found = evaluate_stage.evaluate(session, self._select, self.evaluating, SILENT, name)
+            if told := fallback(runnable.deployment, session.actual()):
+                raise InputError("fell-back", f"what ran isn't what was asked for: {told}")
+            return found
         finally:
             session.close()
 

@@ -14,12 +14,13 @@ from penstock import cli
 @pytest.mark.shared
 @pytest.mark.torch
 def test_cifar10_from_the_zoo_to_an_int8_deployment(
-    shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What `make demo` made in this tree a moment ago is taken for the build, where the caller says that it did."""
     data, out, more = tmp_path / "cifar10", tmp_path / "out", ["--bench-seconds", "0.5", "--no-footprint"]
     if made := os.environ.get("PENSTOCK_TEST_DEMO"):
         data, out, more = Path(made) / "build" / "cifar10", Path(made) / "demo-out", []
+        monkeypatch.setenv("PENSTOCK_CACHE", str(Path(made) / "build" / "ci-cache"))  # as .ci/run has it
     else:
         subprocess.run([str(shared / "cifar10" / "unpack"), str(data)], check=True)
     asked = ["zoo:cifar10", "--data", str(data), "-o", str(out), "--max-drop", "0.5"]

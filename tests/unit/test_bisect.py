@@ -198,5 +198,5 @@ def test_nodes_that_can_not_be_cut_apart_are_found_together(
     alone[0] = False
     assert run(["bisect", str(a), str(b)]) == 1
     out = capsys.readouterr().out
-    assert "among 5 nodes that can't be cut apart there: t3, m4, t5, m6, t7" in out
+    assert "among 5 nodes that weren't cut apart there: t3, m4, t5, m6, t7" in out
     assert "not confirmed: they can't be run without their neighbours there" in out

@@ -168,6 +168,25 @@ def test_onnx_runtime_does_what_is_written_of_it(tmp_path: Path) -> None:
     assert {name: result.kind for name, result in now.items() if result.kind != before[name]} == {}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["openvino", "litert", "reference"])
+def test_a_sample_of_others_ends_as_is_written(name: str) -> None:
+    """Every 48th test, in processes that may die of one: of a newer runtime what passed, of the same one all."""
+    written, backend = measured.of(name), registry.load("backends", name)
+    assert written is not None
+    if problem := backend.available():  # type: ignore[attr-defined]
+        pytest.skip(f"{name}: {problem}")
+    names = [one.name for one in suite.cases()][::48]
+    now = measuring.measure(name, only=names)
+    same = (now.version, suite.version()) == (written.version, written.suite)
+
+    def kinds(coverage: Coverage) -> dict[str, str]:
+        held = {test: coverage.others.get(test, Result("passed")).kind for test in names}
+        return {test: kind for test, kind in held.items() if same or test not in written.others}
+
+    assert kinds(now) == kinds(written) and len(names) > 30
+
+
 def test_what_isn_t_measured() -> None:
     with pytest.raises(UsageError, match="it runs modules of its framework"):
         measuring.measure("torch")

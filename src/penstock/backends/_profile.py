@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 _ENDS = "_kernel_time"  # what names of events of nodes end in
+_RUN = "model_run"  # the event that ends a run
 
 
 def times(opened: Callable[[Path], Any], run: Callable[[Any], list[np.ndarray]], runs: int) -> list[NodeTime]:
@@ -31,11 +32,40 @@ def times(opened: Callable[[Path], Any], run: Callable[[Any], list[np.ndarray]],
 
 
 def of_events(events: list[dict[str, Any]], runs: int) -> list[NodeTime]:
-    """Return the nodes of a profile in the order of their runs, each with the median of its last ``runs`` times."""
+    """Return the nodes of a profile in the order that they began in, each with the median over its last ``runs`` runs.
+
+    A node in the body of a Loop is summed over the trips of a run, and the Loop itself is what is left of its time.
+    """
     held: dict[tuple[str, str, str], list[float]] = {}
+    for run in _by_run(events)[-runs:]:
+        for key, spent in _own(run).items():
+            held.setdefault(key, []).append(spent / 1e3)
+    return [NodeTime(*key, statistics.median(spent)) for key, spent in held.items()]
+
+
+def _by_run(events: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Cut the events of nodes into runs: each ends with an event of its own."""
+    found: list[list[dict[str, Any]]] = [[]]
     for event in events:
-        name, told = str(event.get("name", "")), event.get("args", {})
-        if name.endswith(_ENDS):
-            key = name.removesuffix(_ENDS), str(told.get("op_name", "")), str(told.get("provider", ""))
-            held.setdefault(key, []).append(float(event.get("dur", 0)) / 1e3)
-    return [NodeTime(*key, statistics.median(spent[-runs:])) for key, spent in held.items()]
+        if event.get("name") == _RUN:
+            found.append([])
+        elif str(event.get("name", "")).endswith(_ENDS):
+            found[-1].append(event)
+    return [run for run in found if run]
+
+
+def _own(run: list[dict[str, Any]]) -> dict[tuple[str, str, str], float]:
+    """Sum the microseconds of each node in one run, without those of the nodes that ran inside it."""
+    found: dict[tuple[str, str, str], float] = {}
+    around: list[tuple[float, tuple[str, str, str]]] = []  # when what is running ends, and who it is
+    for event in sorted(run, key=lambda event: (event["ts"], -event["dur"])):
+        told, begins, spent = event.get("args", {}), float(event["ts"]), float(event["dur"])
+        name = str(event["name"]).removesuffix(_ENDS)
+        key = name, str(told.get("op_name", "")), str(told.get("provider", ""))
+        while around and around[-1][0] <= begins:
+            around.pop()
+        if around and begins + spent <= around[-1][0]:
+            found[around[-1][1]] -= spent
+        found[key] = found.get(key, 0.0) + spent
+        around.append((begins + spent, key))
+    return {key: max(spent, 0.0) for key, spent in found.items()}

@@ -65,9 +65,7 @@ class ProviderSession:
     def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Run one batch."""
         try:
-            if self._apart:
-                return _ort_values.run(self._session, feeds)
-            found: list[np.ndarray] = self._session.run(None, dict(feeds))
+            found = self._once(self._session, feeds)
         except Exception as error:  # as at loading
             raise InputError("run-failed", f"{self._title} can't run the model: {_told(error)}") from error
         if others := [type(one).__name__ for one in found if not hasattr(one, "dtype")]:
@@ -77,7 +75,13 @@ class ProviderSession:
 
     def nodes(self, feeds: Mapping[str, np.ndarray], runs: int) -> list[NodeTime]:
         """Time the nodes of a second session, which is profiled."""
-        return _profile.times(self._opened, lambda session: _ort_values.run(session, feeds), runs)
+        return _profile.times(self._opened, lambda session: self._once(session, feeds), runs)
+
+    def _once(self, session: Any, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        if self._apart:
+            return _ort_values.run(session, feeds)
+        found: list[np.ndarray] = session.run(None, dict(feeds))
+        return found
 
     def actual(self) -> dict[str, Json]:
         """Tell which provider has how many nodes, and which are elsewhere; how many threads there are, it doesn't."""

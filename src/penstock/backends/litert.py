@@ -139,7 +139,8 @@ class LiteRtSession:
     def actual(self) -> Mapping[str, Json]:
         """Tell the threads, and how many operators compute on integers and in float."""
         told: dict[str, Json] = {"device": "cpu", "precision": "as written"}
-        if self._counted is not None:
+        # its pool is made where XNNPACK takes a node: of a model that has none for it, one thread is all there can be
+        if self._counted is not None and (self._counted > 1 or self._threads == 1):
             told["threads"] = self._counted
         for name in ("operators_on_integers", "operators_in_float"):
             if name in self._facts:

@@ -142,9 +142,7 @@ class OrtSession:
         if self._deployment.io_binding and not self._apart:
             return self._run_bound(feeds)
         try:
-            if self._apart:
-                return _ort_values.run(self._session, feeds)
-            outputs: list[np.ndarray] = self._session.run(self._outputs, dict(feeds))
+            outputs = self._once(self._session, feeds)
         except Exception as error:  # as at loading
             raise InputError("run-failed", f"ONNX Runtime can't run the model: {first_line(error)}") from error
         return outputs
@@ -191,10 +189,7 @@ class OrtSession:
             return {}
         with store.scratch() as work:
             session = self._profiled(work / "profile")
-            if self._apart:
-                _ort_values.run(session, self._last)
-            else:
-                session.run(self._outputs, dict(self._last))
+            self._once(session, self._last)
             events = json.loads(Path(session.end_profiling()).read_text())
         kinds = [_kind(event) for event in events if str(event.get("name", "")).endswith("_kernel_time")]
         counted: dict[str, Json] = {name: kinds.count(name) for name in sorted({*_FLOATS.values()} & {*kinds})}
@@ -202,7 +197,13 @@ class OrtSession:
 
     def nodes(self, feeds: Mapping[str, np.ndarray], runs: int) -> list[NodeTime]:
         """Time the nodes of a second session, which is profiled."""
-        return _profile.times(self._profiled, lambda session: _ort_values.run(session, feeds), runs)
+        return _profile.times(self._profiled, lambda session: self._once(session, feeds), runs)
+
+    def _once(self, session: Any, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        if self._apart:
+            return _ort_values.run(session, feeds)
+        found: list[np.ndarray] = session.run(self._outputs, dict(feeds))
+        return found
 
     def close(self) -> None:
         """Drop the session."""

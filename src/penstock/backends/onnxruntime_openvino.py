@@ -68,4 +68,4 @@ class OpenVinoSession(ProviderSession):
 
     def actual(self) -> dict[str, Json]:
         """Tell which provider has how many nodes."""
-        return {**super().actual(), "device": "cpu", "precision": "f32"}
+        return {**super().actual(), "device": "cpu"}

@@ -63,13 +63,17 @@ def command(
     return 0 if found is None else 1
 
 
+SHOWN = 8  # names of nodes in a line
+
+
 def _show(found: Found, backend: str, against: str) -> None:
     def say(text: str) -> None:
         click.echo(_console.printable(text))
 
     say(f"{found.op} {found.node!r}, node {found.position} of {found.nodes}")
     if found.among:
-        say(f"  among {len(found.among)} nodes that can't be cut apart there: {', '.join(found.among)}")
+        more = f" and {len(found.among) - SHOWN} more" if len(found.among) > SHOWN else ""
+        say(f"  among {len(found.among)} nodes that weren't cut apart there: {', '.join(found.among[:SHOWN])}{more}")
     for name, gap in found.difference.items():
         say(f"  in the model  {name!r} differs by {_level(gap)}, {found.bound:.2g} is the bound")
     for name, gap in found.alone.items():

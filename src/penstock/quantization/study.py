@@ -119,7 +119,7 @@ class Study:
         found = {
             # of what can't be negative, 0 is the end that every grid has
             name: Statistics(name, histogram=histogram, numbers=numbers, count=count,
-                             floor=0.0 if self._bounds(name)[0] == 0.0 else None)
+                             floor=self._floor(name))
             for name in tensors
         }  # fmt: skip
 
@@ -167,6 +167,11 @@ class Study:
         if node is None:
             return -float("inf"), float("inf")
         return bounds(node) if node.op_type in ("Relu", "Clip") else BOUNDED.get(node.op_type, (-np.inf, np.inf))
+
+    def _floor(self, name: str) -> float | None:
+        """Return 0 for what a Relu makes, or a Clip at 0, which is 0 somewhere on nearly any sample."""
+        node = probe.values(self.model)[name].producer()
+        return 0.0 if node is not None and node.op_type in ("Relu", "Clip") and bounds(node)[0] == 0.0 else None
 
     def _fixed(self, placement: Placement) -> Mapping[str, tuple[float, float]]:
         """Return the ranges that the consumer prescribes, by tensor."""

@@ -148,7 +148,9 @@ def bench(
             timed = _rounds(ready, feeds, settings, clock, progress)
             failures |= timed.failures
             at_batch = _throughput({n: ready[n] for n in timed.samples}, batch_feeds, settings, clock)
-            nodes = {name: _nodes(ready[name].session, feeds, settings) for name in timed.samples}
+            nodes, untold = {}, {}
+            for name in timed.samples:
+                nodes[name], untold[name] = _nodes(ready[name].session, feeds, settings)
             actual = {name: _actual(ready[name].session) for name in timed.samples}
         finally:
             for item in ready.values():
@@ -173,7 +175,7 @@ def bench(
         cpus,
         environment,
         noise,
-        _cautions(timings, subjects, settings),
+        _cautions(timings, subjects, untold),
     )
 
 
@@ -260,15 +262,16 @@ def _actual(session: Session) -> dict[str, Json]:
         return {"problem": reason(error)}
 
 
-def _nodes(session: Session, feeds: Feeds, settings: BenchSettings) -> tuple[NodeTime, ...]:
-    """Time the nodes, where that is asked for; none where the runtime has no times of them."""
+def _nodes(session: Session, feeds: Feeds, settings: BenchSettings) -> tuple[tuple[NodeTime, ...], str]:
+    """Time the nodes, where that is asked for; without any, say why."""
+    if not settings.nodes:
+        return (), ""
     times = getattr(session, "nodes", None)
-    if not settings.nodes or times is None:
-        return ()
     try:
-        return tuple(times(feeds, settings.calls_per_round))
-    except Exception:  # the timing stands without them
-        return ()
+        found = tuple(times(feeds, settings.calls_per_round)) if times is not None else ()
+    except Exception as error:  # the timing stands without them
+        return (), f"its nodes can't be timed: {reason(error)}"
+    return found, "" if found else "its runtime gives no times of nodes"
 
 
 def _close(session: Session) -> None:
@@ -300,7 +303,9 @@ def _compare(timings: list[Timing], baseline: str, seed: int) -> tuple[list[Timi
     return compared, baseline
 
 
-def _cautions(timings: Sequence[Timing], subjects: Sequence[Subject], settings: BenchSettings) -> tuple[str, ...]:
+def _cautions(
+    timings: Sequence[Timing], subjects: Sequence[Subject], untold: Mapping[str, str]
+) -> tuple[str, ...]:  # fmt: skip
     """Return what else makes a comparison unfair."""
     found = [f"{t.name}: its latency was not steady after {t.warmup_calls} calls" for t in timings if not t.steady]
     found += [f"{t.name}: {t.stray_threads} of its threads left the pinned CPUs" for t in timings if t.stray_threads]
@@ -308,8 +313,7 @@ def _cautions(timings: Sequence[Timing], subjects: Sequence[Subject], settings: 
     found += [f"{t.name}: {told}" for t in timings if (told := only_stored(precisions[t.name], t.actual))]
     asked = {subject.deployment.name: subject.deployment for subject in subjects}
     found += [f"{t.name}: {told}" for t in timings if (told := fallback(asked[t.name], t.actual))]
-    if settings.nodes:
-        found += [f"{t.name}: its runtime gives no times of nodes" for t in timings if not t.nodes]
+    found += [f"{t.name}: {untold[t.name]}" for t in timings if untold.get(t.name)]
     if len(threads := sorted({subject.deployment.threads for subject in subjects})) > 1:
         found.append(f"the deployments use different numbers of threads: {', '.join(map(str, threads))}")
     return tuple(found)

@@ -38,7 +38,7 @@ BOUNDS = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 8e-2}  # relative, by precision; o
 QUANTIZED = 2e-2  # two steps of 8 bits
 LEAST = 1e-8  # a bound below what float32 resolves finds nothing but rounding
 TIGHTER = 10.0
-MOST_TRIED = 24  # cuts beside one that a runtime can't end at
+MOST_TRIED = 24  # cuts beside one that a runtime can't end at, and as many all over
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,12 +181,14 @@ def _search(pair: _Pair, limit: float, progress: Progress) -> Found | None:
 def _between(
     pair: _Pair, low: int, high: int, limit: float
 ) -> tuple[int, dict[str, Difference], dict[str, np.ndarray]] | None:
-    """Cut in the middle, or as near to it as both sides can be cut; ``None`` where they can't be anywhere.
+    """Cut in the middle, or where both sides can be cut beside it; ``None`` where that wasn't found.
 
-    Raises ``InputError`` where that is so of the whole model.
+    Places near the middle are tried, and then some all over. Raises ``InputError`` where that is so of the whole model.
     """
     middle, refused = (low + high) // 2, None
-    for place in sorted(range(low + 1, high), key=lambda place: (abs(place - middle), place))[:MOST_TRIED]:
+    places = sorted(range(low + 1, high), key=lambda place: (abs(place - middle), place))
+    near, far = places[:MOST_TRIED], places[MOST_TRIED:]
+    for place in [*near, *far[:: max(1, len(far) // MOST_TRIED)]]:
         try:
             differs, _, theirs = _cut(pair, place, limit)
         except InputError as error:

@@ -36,11 +36,11 @@ def place(
             fits = variant.format in backend.FORMATS and runs(backend, variant.precision)
             if vain or not fits or not _runs_here(backend):
                 continue
-            for way, options in _ways(name, backend, variant, model).items():
+            for way, options in backend_options.ways(_ways(name, backend, variant, model), given).items():
                 plain = Deployment(
-                    deployment.named(variant.name, name, backend_options.way(way, given=given)),
+                    deployment.named(variant.name, name, way),
                     variant.name, variant.digest, variant.precision, name,
-                    role=backend.ROLE, options={**options, **given}, precision_hint=getattr(backend, "HINT", ""),
+                    role=backend.ROLE, options=options, precision_hint=getattr(backend, "HINT", ""),
                     device=device_of(backend),
                 )  # fmt: skip
                 made.append(Runnable(configured(plain, settings), model, variant.signature.fixed_batch is None))

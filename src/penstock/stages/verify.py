@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from penstock.metrics import Difference, compare
@@ -54,6 +54,8 @@ class Verification:
     outputs: Mapping[str, Difference]
     outcome: Outcome
     inputs: Mapping[str, Json]  # what the golden inputs are: real data, or made up
+    asked: Mapping[str, Json] = field(default_factory=dict)  # of the deployment, where that is known
+    actual: Mapping[str, Json] = field(default_factory=dict)  # what its runtime says that it ran
 
 
 def verify(

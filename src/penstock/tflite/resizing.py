@@ -80,14 +80,14 @@ def _wanted(place: Place, mode: str, sizes: Sequence[int], made: Sequence[int]) 
 
 def _nearest(size: int, out: int, way: dict[str, bool]) -> Array:
     aligned = way.get("align_corners") and out > 1
-    scale = (size - 1) / (out - 1) if aligned else size / out
+    scale = (size - 1) / (out - 1) if aligned else size / max(out, 1)
     at = (np.arange(out) + (0.5 if way.get("half_pixel") else 0.0)) * scale
     found: Array = np.minimum(np.floor(at + 0.5) if aligned else np.floor(at), size - 1)
     return found
 
 
 def _linear(size: int, out: int, way: dict[str, bool]) -> Array:
-    scale = (size - 1) / (out - 1) if way.get("align_corners") and out > 1 else size / out
+    scale = (size - 1) / (out - 1) if way.get("align_corners") and out > 1 else size / max(out, 1)
     x = np.arange(out)
     at = (x + 0.5) * scale - 0.5 if way.get("half_pixel") else x * scale
     found: Array = at.clip(0, size - 1)
