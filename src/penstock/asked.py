@@ -6,6 +6,7 @@ with fewer threads, in narrower numbers. What its own record says is held agains
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING
 
@@ -85,9 +86,14 @@ def placed(nodes: Iterable[tuple[str, str, str]], provider: str, sizes: Collecti
     """
     counts: dict[str, int] = {}
     elsewhere: dict[str, dict[str, int]] = {}
+    left = Counter(sizes)  # of nodes without names as many as there are
     for where, name, kind in nodes:
         counts[where] = counts.get(where, 0) + 1
-        if where != provider and (name or _unnamed(kind)) not in sizes and not kind.startswith(_COPIES):
+        if where == provider or kind.startswith(_COPIES):
+            continue
+        if left[called := name or _unnamed(kind)]:
+            left[called] -= not name
+        else:
             held = elsewhere.setdefault(where, {})
             held[kind] = held.get(kind, 0) + 1
     told: dict[str, Json] = {"nodes_by_provider": {**counts}}
@@ -99,11 +105,10 @@ def placed(nodes: Iterable[tuple[str, str, str]], provider: str, sizes: Collecti
 def of_sizes(model: ir.Model) -> list[str]:
     """Return the names of nodes, of bodies too, that compute sizes: what Shape and Size give, and constants, alone.
 
-    Of nodes without a name, the operators stand for those of which every nameless node does, "?Gather".
+    A node without a name stands there by its operator, "?Gather", once for each.
     """
     known: set[ir.Value] = set()
     names: list[str] = []
-    nameless: dict[str, bool] = {}
 
     def is_size(value: ir.Value) -> bool:
         return value in known or value.const_value is not None or value.is_initializer()
@@ -113,14 +118,10 @@ def of_sizes(model: ir.Model) -> list[str]:
         source = node.op_type in ("Shape", "Size") and node.domain in ("", "ai.onnx")
         from_sizes = bool(reads) and all(map(is_size, reads)) and any(value in known for value in reads)
         constant = node.op_type == "Constant" and not reads
-        fits = source or from_sizes or constant
-        if fits:
+        if source or from_sizes or constant:
             known.update(node.outputs)
-            names += [node.name] if node.name else []
-        if not node.name:
-            kind = _unnamed(node.op_type)
-            nameless[kind] = nameless.get(kind, True) and fits
-    return names + [kind for kind, fits in nameless.items() if fits]
+            names.append(node.name or _unnamed(node.op_type))
+    return names
 
 
 def _unnamed(operator: str) -> str:

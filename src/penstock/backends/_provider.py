@@ -54,7 +54,7 @@ class ProviderSession:
         self._apart = _ort_values.needed(self._session)
         parts = self._session.get_provider_graph_assignment_info()
         nodes = ((str(part.ep_name), str(node.name), str(node.op_type)) for part in parts for node in part.get_nodes())
-        self._placed = asked.placed(nodes, providers[0][0], frozenset(sizes))
+        self._placed = asked.placed(nodes, providers[0][0], sizes)
         counts = cast("dict[str, int]", self._placed["nodes_by_provider"])
         if not counts.get(providers[0][0]):
             there = self._session.get_providers()

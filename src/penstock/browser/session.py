@@ -232,7 +232,7 @@ def placement(log: Sequence[str], provider: str, sizes: Collection[str]) -> dict
         elif where and (node := _NODE.search(line)):
             nodes.append((where, node[2], node[1]))
     # where one provider has all, they aren't listed
-    return {**asked.placed(nodes, provider, frozenset(sizes)), "nodes_by_provider": counts}
+    return {**asked.placed(nodes, provider, sizes), "nodes_by_provider": counts}
 
 
 def cause(message: str) -> str:
