@@ -17,34 +17,33 @@ DRIVER = ("libcuda.so.1", "libcuda.so", "nvcuda.dll")
 EXACT = {"NVIDIA_TF32_OVERRIDE": "0"}
 
 
-def devices() -> int | str:
-    """Return how many GPUs the driver has, or why there is no driver."""
+def _driver() -> ctypes.CDLL | str:
+    """Return the driver, which was started, or why there is none."""
     for name in DRIVER:
         try:
-            driver = ctypes.CDLL(name)
+            found = ctypes.CDLL(name)
         except OSError:
             continue
-        count = ctypes.c_int(0)
-        if code := driver.cuInit(0):
-            return f"its driver doesn't start (CUDA error {code})"
-        driver.cuDeviceGetCount(ctypes.byref(count))
-        return count.value
+        code = found.cuInit(0)
+        return f"its driver doesn't start (CUDA error {code})" if code else found
     return f"there is no driver here ({DRIVER[0]})"
+
+
+def devices() -> int | str:
+    """Return how many GPUs the driver has, or why there is no driver."""
+    driver, count = _driver(), ctypes.c_int(0)
+    if isinstance(driver, str):
+        return driver
+    driver.cuDeviceGetCount(ctypes.byref(count))
+    return count.value
 
 
 def name() -> str:
     """Return what the driver calls the first GPU, "" where there is none."""
-    for library in DRIVER:
-        try:
-            driver = ctypes.CDLL(library)
-        except OSError:
-            continue
-        told = ctypes.create_string_buffer(256)
-        device = ctypes.c_int(0)
-        if driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0):
-            return ""
-        return "" if driver.cuDeviceGetName(told, len(told), device) else told.value.decode(errors="replace")
-    return ""
+    driver, told, device = _driver(), ctypes.create_string_buffer(256), ctypes.c_int(0)
+    if isinstance(driver, str) or driver.cuDeviceGet(ctypes.byref(device), 0):
+        return ""
+    return "" if driver.cuDeviceGetName(told, len(told), device) else told.value.decode(errors="replace")
 
 
 def facts(backend: str) -> dict[str, Json]:
