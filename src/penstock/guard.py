@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 EXTRA_BYTES = 512 << 20
-COLLECT_EVERY = 50_000  # objects made between two runs of the garbage collector
+COLLECT_EVERY = 500_000  # objects made between two runs of the garbage collector
 
 
 @contextlib.contextmanager

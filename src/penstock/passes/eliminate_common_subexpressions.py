@@ -87,7 +87,7 @@ def _key(node: ir.Node) -> Hashable | None:
     if node.op_type == "Dropout" and len(node.inputs) > 2:
         return None
     attributes = []
-    for name in sorted(node.attributes):
+    for name in sorted(node.attributes.data):
         attribute = node.attributes[name]
         value = attribute.value
         if attribute.is_ref() or attribute.type.name in ("GRAPH", "GRAPHS", "TENSORS", "SPARSE_TENSOR", "TYPE_PROTO"):

@@ -41,7 +41,7 @@ def run(model: ir.Model) -> PassResult:
 
 def _nodes(graph: ir.Graph, changes: list[str], opset: int) -> None:
     from penstock.rewriting import wiring
-    from penstock.rewriting.walk import bodies_in, inside
+    from penstock.rewriting.walk import bodies_in, has_attributes, inside
 
     for node in reversed(graph):
         if not any(value.is_graph_output() or wiring.read_count(value) for value in node.outputs):
@@ -50,7 +50,7 @@ def _nodes(graph: ir.Graph, changes: list[str], opset: int) -> None:
             wiring.remove(node)
             changes.append(f"removed {node_label(node)}")
             continue
-        for body in bodies_in(node) if node.attributes else ():
+        for body in bodies_in(node) if has_attributes(node) else ():
             _nodes(body, changes, opset)
         if node.op_type not in _KEPT and not trains(node, opset):
             _outputs(node, changes)

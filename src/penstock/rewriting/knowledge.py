@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from penstock.rewriting.sizes import Product, Size, equal, named, product
-from penstock.rewriting.walk import refers
+from penstock.rewriting.walk import has_attributes, refers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -109,7 +109,7 @@ class Knowledge:
                 self.shapes[value] = declared(value.shape)
         if node.domain == "com.microsoft" and node.op_type in AS_FIRST_INPUT:
             self.put(node.outputs[0], None, node.inputs[0])
-        for attribute in node.attributes.values():
+        for attribute in node.attributes.values() if has_attributes(node) else ():
             if not attribute.is_ref() and attribute.type.name == "GRAPH":
                 self._visit_all(attribute.as_graph())
 

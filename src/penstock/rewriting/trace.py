@@ -145,10 +145,12 @@ class Trace:
             yield from self._walk_graph(function.graph, f"{function.domain}::{function.name}")
 
     def _walk_graph(self, graph: ir.Graph, scope: str) -> Iterable[tuple[ir.Node, str]]:
-        from penstock.rewriting.walk import bodies_of
+        from penstock.rewriting.walk import bodies_of, has_attributes
 
         for node in graph:
             yield node, scope
+            if not has_attributes(node):
+                continue
             for attribute in node.attributes.values():
                 for number, body in enumerate(bodies_of(attribute)):
                     owner = self._id(node)
@@ -181,7 +183,7 @@ class Trace:
 
     def _row(self, node: ir.Node, scope: str, id: str) -> NodeRow:
         op = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
-        held = node.attributes
+        held = node.attributes.data
         attributes = {name: _text(attribute) for name, attribute in held.items()} if held else {}
         line = source_lines.line_of(node) if node.metadata_props else ""
         return NodeRow(id, scope, op, node.name or "", _names(node.inputs), _names(node.outputs), attributes, line)
@@ -190,7 +192,7 @@ class Trace:
 def _stayed(node: ir.Node, scope: str, row: NodeRow) -> bool:
     """Whether a node without attributes is as its row says: most are, and a row takes long to make."""
     return (
-        not (node.attributes or row.attributes or node.metadata_props or row.line or node.domain)
+        not (node.attributes.data or row.attributes or node.metadata_props or row.line or node.domain)
         and (node.op_type, node.name or "", scope) == (row.op, row.name, row.scope)
         and (_names(node.inputs), _names(node.outputs)) == (row.inputs, row.outputs)
     )
