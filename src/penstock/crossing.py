@@ -189,6 +189,7 @@ def markdown(matrix: Matrix) -> str:
         row = [shown(matrix.cell(variant, backend)) for variant in variants]
         lines.append(f"| {backend} | " + " | ".join(row) + " |")
     told = [f"- {cell.name}: {cell.state}: {cell.reason}" for cell in matrix.cells if cell.reason]
+    told += [f"- {name}: ran {how_many}" for name, how_many in matrix.shortened.items()]
     told += [f"- {name}: no backend could run it" for name in matrix.unrun]
     told += [f"- {name}: worse than before: {why}" for name, why in matrix.regressions.items()]
     note = "Largest difference of a value, to the largest value."

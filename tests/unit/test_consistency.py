@@ -213,3 +213,13 @@ def test_flags_that_go_with_a_matrix_alone(pair: tuple[Path, Path], capsys: pyte
         assert run([*alone, *flags]) == 2 and "goes with --backends" in capsys.readouterr().err
     assert run(["verify", str(pair[0]), "-q"]) == 2 and "nothing to hold the model against" in capsys.readouterr().err
     assert run([*alone, "--backend", "onnxruntime", "--backends", "litert"]) == 2
+
+
+def test_what_ran_fewer_samples_says_so(pair: tuple[Path, Path]) -> None:
+    """The oracle's time is limited; the figures beside it are of all samples."""
+    given = {"backends": ("onnxruntime", "reference")}
+    found = crossing.crossed([pair[0]], str(pair[0]), VerifySettings(oracle_seconds=1e-9), **given)
+    ((name, told),) = found.shortened.items()
+    assert name.endswith("@reference") and told.endswith(f"of the {found.samples} samples")
+    assert f"- {name}: ran {told}" in crossing.markdown(found)
+    assert crossing.crossed([pair[0]], str(pair[0]), **given).shortened == {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,37 +19,44 @@ _RUN = "model_run"  # the event that ends a run
 
 
 def times(opened: Callable[[Path], Any], run: Callable[[Any], list[np.ndarray]], runs: int) -> list[NodeTime]:
-    """Run a session that ``opened`` makes, which writes its profile to the prefix it is given, and read that.
+    """Return what each node takes, in milliseconds, over so many runs behind a first one; see :func:`events`."""
+    return of_events(events(opened, run, runs + 1), runs)
 
-    The first run isn't counted.
-    """
+
+def events(opened: Callable[[Path], Any], run: Callable[[Any], list[np.ndarray]], runs: int) -> list[dict[str, Any]]:
+    """Run a session that ``opened`` makes, which writes its profile to the prefix it is given, and read that."""
     with store.scratch() as work:
         session = opened(work / "profile")
-        for _ in range(runs + 1):
+        for _ in range(runs):
             run(session)
-        events = json.loads(Path(session.end_profiling()).read_text())
-    return of_events(events, runs)
+        found: list[dict[str, Any]] = json.loads(Path(session.end_profiling()).read_text())
+    return found
 
 
-def of_events(events: list[dict[str, Any]], runs: int) -> list[NodeTime]:
+def is_of_node(event: Mapping[str, Any]) -> bool:
+    """Whether an event is the run of a node's kernel."""
+    return str(event.get("name", "")).endswith(_ENDS)
+
+
+def of_events(told: list[dict[str, Any]], runs: int) -> list[NodeTime]:
     """Return the nodes of a profile in the order that they began in, each with the median over its last ``runs`` runs.
 
     A node in the body of a Loop is summed over the trips of a run, and the Loop itself is what is left of its time.
     """
     held: dict[tuple[str, str, str], list[float]] = {}
-    for run in _by_run(events)[-runs:]:
+    for run in _by_run(told)[-runs:]:
         for key, spent in _own(run).items():
             held.setdefault(key, []).append(spent / 1e3)
     return [NodeTime(*key, statistics.median(spent)) for key, spent in held.items()]
 
 
-def _by_run(events: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+def _by_run(told: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     """Cut the events of nodes into runs: each ends with an event of its own."""
     found: list[list[dict[str, Any]]] = [[]]
-    for event in events:
+    for event in told:
         if event.get("name") == _RUN:
             found.append([])
-        elif str(event.get("name", "")).endswith(_ENDS):
+        elif is_of_node(event):
             found[-1].append(event)
     return [run for run in found if run]
 

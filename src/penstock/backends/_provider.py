@@ -51,7 +51,7 @@ class ProviderSession:
             self._session: Any = opened()
         except Exception as error:  # the runtime raises many types, all about this model
             raise InputError("runtime-refuses", f"{title} can't load the model: {_told(error)}", do=instead) from error
-        self._apart = _ort_values.needed(self._session)
+        self._once = _ort_values.runner(self._session)
         parts = self._session.get_provider_graph_assignment_info()
         nodes = ((str(part.ep_name), str(node.name), str(node.op_type)) for part in parts for node in part.get_nodes())
         self._placed = asked.placed(nodes, providers[0][0], sizes)
@@ -76,12 +76,6 @@ class ProviderSession:
     def nodes(self, feeds: Mapping[str, np.ndarray], runs: int) -> list[NodeTime]:
         """Time the nodes of a second session, which is profiled."""
         return _profile.times(self._opened, lambda session: self._once(session, feeds), runs)
-
-    def _once(self, session: Any, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        if self._apart:
-            return _ort_values.run(session, feeds)
-        found: list[np.ndarray] = session.run(None, dict(feeds))
-        return found
 
     def actual(self) -> dict[str, Json]:
         """Tell which provider has how many nodes, and which are elsewhere; how many threads there are, it doesn't."""

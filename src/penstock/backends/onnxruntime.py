@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from penstock import asked, graph, store
+from penstock import asked, graph
 from penstock.backends import HALVES, Loadable, NodeTime, _ort_values, _profile
 from penstock.deployment import Deployment, Role
 from penstock.errors import InputError, MissingError
@@ -133,7 +132,7 @@ class OrtSession:
         self._last: Mapping[str, np.ndarray] | None = None
         self._inputs = [value.name for value in session.get_inputs()]
         self._outputs = [value.name for value in session.get_outputs()]
-        self._apart = _ort_values.needed(session)
+        self._apart, self._once = _ort_values.needed(session), _ort_values.runner(session)
         self._bound: tuple[Mapping[str, np.ndarray], Any] | None = None
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
@@ -187,23 +186,15 @@ class OrtSession:
         """
         if self._deployment.precision not in HALVES or self._last is None:
             return {}
-        with store.scratch() as work:
-            session = self._profiled(work / "profile")
-            self._once(session, self._last)
-            events = json.loads(Path(session.end_profiling()).read_text())
-        kinds = [_kind(event) for event in events if str(event.get("name", "")).endswith("_kernel_time")]
+        last = self._last
+        kinds = [_kind(event) for event in _profile.events(self._profiled, lambda session: self._once(session, last), 1)
+                 if _profile.is_of_node(event)]  # fmt: skip
         counted: dict[str, Json] = {name: kinds.count(name) for name in sorted({*_FLOATS.values()} & {*kinds})}
         return {"computes_in": counted, "casts": kinds.count("Cast")}
 
     def nodes(self, feeds: Mapping[str, np.ndarray], runs: int) -> list[NodeTime]:
         """Time the nodes of a second session, which is profiled."""
         return _profile.times(self._profiled, lambda session: self._once(session, feeds), runs)
-
-    def _once(self, session: Any, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        if self._apart:
-            return _ort_values.run(session, feeds)
-        found: list[np.ndarray] = session.run(self._outputs, dict(feeds))
-        return found
 
     def close(self) -> None:
         """Drop the session."""

@@ -166,6 +166,8 @@ def _show(matrix: Matrix) -> None:
         if cell.reason and (cell.state != "not here" or cell.variant == matrix.cells[0].variant):
             name = cell.backend if cell.state == "not here" else cell.name
             console.print(_console.printable(f"{name}: {cell.state}: {cell.reason}"), markup=False)
+    for name, how_many in matrix.shortened.items():
+        console.print(_console.printable(f"{name}: ran {how_many}"), markup=False)
     for name in matrix.unrun:
         console.print(_console.printable(f"{name}: no backend could run it"), markup=False)
     for name, why in matrix.regressions.items():

@@ -115,11 +115,11 @@ class Study:
             )
 
     def _seen(self, tensors: Collection[str], *, histogram: bool) -> dict[str, Statistics]:
-        numbers, count = self.batches.numbers, self.batches.count
+        numbers, count, known = self.batches.numbers, self.batches.count, probe.values(self.model)
         found = {
             # of what can't be negative, 0 is the end that every grid has
             name: Statistics(name, histogram=histogram, numbers=numbers, count=count,
-                             floor=self._floor(name))
+                             floor=_floor(known[name].producer()))
             for name in tensors
         }  # fmt: skip
 
@@ -168,11 +168,6 @@ class Study:
             return -float("inf"), float("inf")
         return bounds(node) if node.op_type in ("Relu", "Clip") else BOUNDED.get(node.op_type, (-np.inf, np.inf))
 
-    def _floor(self, name: str) -> float | None:
-        """Return 0 for what a Relu makes, or a Clip at 0, which is 0 somewhere on nearly any sample."""
-        node = probe.values(self.model)[name].producer()
-        return 0.0 if node is not None and node.op_type in ("Relu", "Clip") and bounds(node)[0] == 0.0 else None
-
     def _fixed(self, placement: Placement) -> Mapping[str, tuple[float, float]]:
         """Return the ranges that the consumer prescribes, by tensor."""
         table = placement.consumer.fixed
@@ -215,6 +210,11 @@ class Study:
             weights = corrected(self.model, placement, weights, samples, seen=seen, adaptive=adaptive, known=known)
             made = emit(self.model, placement, grids, weights)
         return Quantized(made, placement, grids, weights)
+
+
+def _floor(node: ir.Node | None) -> float | None:
+    """Return 0 for what a Relu makes, or a Clip at 0, which is 0 somewhere on nearly any sample."""
+    return 0.0 if node is not None and node.op_type in ("Relu", "Clip") and bounds(node)[0] == 0.0 else None
 
 
 def parameters(node: ir.Node, index: int) -> tuple[Array, Array | None]:

@@ -76,6 +76,14 @@ class Matrix:
         ran = {cell.variant for cell in self.cells if cell.outputs}
         return tuple(dict.fromkeys(cell.variant for cell in self.cells if cell.variant not in ran))
 
+    @property
+    def shortened(self) -> dict[str, str]:
+        """What ran fewer samples than the others, as the oracle does whose time is limited: how many, by deployment."""
+        return {
+            cell.name: f"{cell.samples} of the {self.samples} samples"
+            for cell in self.cells if 0 < cell.samples < self.samples
+        }  # fmt: skip
+
     def cell(self, variant: str, backend: str) -> Cell | None:
         """Return one cell."""
         return next((one for one in self.cells if (one.variant, one.backend) == (variant, backend)), None)
