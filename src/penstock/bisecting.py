@@ -11,7 +11,8 @@ from penstock.data import DataSettings
 from penstock.errors import InputError, UsageError
 from penstock.progress import SILENT, Progress
 from penstock.stages import bisect as stage
-from penstock.stages.bisect import Found, Side
+from penstock.stages._bisect_cuts import Side
+from penstock.stages.bisect import Found
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -14,7 +14,7 @@ from onnx import helper, numpy_helper
 from penstock import api, bisecting, registry
 from penstock.cli import run
 from penstock.errors import InputError, UsageError
-from penstock.stages import bisect as bisect_stage
+from penstock.stages import _bisect_cuts
 from penstock.stages.quantize import QuantizeSettings
 
 RNG = np.random.default_rng(0)
@@ -178,7 +178,7 @@ def test_nodes_that_can_not_be_cut_apart_are_found_together(
     """By a runtime that refuses every cut behind four of the nodes, and to run nodes alone in the second go."""
     model = chain("mtmtmtmt")
     a, b = tiny.save(model, tmp_path / "a.onnx"), tiny.save(spoilt(model, "w4"), tmp_path / "b.onnx")
-    plain, refused = bisect_stage._run, {"t3", "m4", "t5", "m6"}
+    plain, refused = _bisect_cuts.run, {"t3", "m4", "t5", "m6"}
     alone = [True]
 
     def run_some(side: Any, nodes: Any, feeds: Any) -> Any:
@@ -190,7 +190,7 @@ def test_nodes_that_can_not_be_cut_apart_are_found_together(
             raise InputError("cannot-cut", "not here")
         return plain(side, nodes, feeds)
 
-    monkeypatch.setattr(bisect_stage, "_run", run_some)
+    monkeypatch.setattr(_bisect_cuts, "run", run_some)
     found = bisecting.bisect(a, b, into=tmp_path / "found")
     assert found is not None and found.confirmed and found.node == "t7"
     assert found.among == ("t3", "m4", "t5", "m6", "t7")

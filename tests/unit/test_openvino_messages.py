@@ -7,7 +7,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from penstock.backends import Loadable, openvino
-from penstock.backends.openvino import _cause
+from penstock.backends._openvino_messages import cause
 from penstock.deployment import Deployment
 from penstock.errors import InputError
 
@@ -25,7 +25,7 @@ Summary:
 To facilitate the conversion of unsupported operations, refer to the documentation
 """
     )
-    assert _cause(RuntimeError(told)) == "it has no rule for Det-17, com.acme.Odd"
+    assert cause(RuntimeError(told)) == "it has no rule for Det-17, com.acme.Odd"
     told = (
         head
         + """Model wasn't fully converted. Failed operations detailed log:
@@ -37,7 +37,7 @@ Summary:
 -- Conversion is failed for: Gather-17, Pad-17
 """
     )
-    assert _cause(RuntimeError(told)) == "Gather-17: Axis 9 out of the tensor rank range [-2, 1].; Pad-17 fails"
+    assert cause(RuntimeError(told)) == "Gather-17: Axis 9 out of the tensor rank range [-2, 1].; Pad-17 fails"
 
 
 def test_so_it_puts_it_today(tmp_path: Path) -> None:
@@ -60,6 +60,6 @@ def test_a_heading_is_shown_with_what_it_announces() -> None:
     FrontEnd API failed with OpConversionFailure:
     No conversion for: com.acme.Odd
     """
-    assert _cause(RuntimeError(told)) == "FrontEnd API failed with OpConversionFailure: No conversion for: com.acme.Odd"
-    assert _cause(RuntimeError("just this")) == "just this"
-    assert _cause(RuntimeError("a heading alone:")) == "a heading alone:"
+    assert cause(RuntimeError(told)) == "FrontEnd API failed with OpConversionFailure: No conversion for: com.acme.Odd"
+    assert cause(RuntimeError("just this")) == "just this"
+    assert cause(RuntimeError("a heading alone:")) == "a heading alone:"

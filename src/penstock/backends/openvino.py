@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from penstock import graph, worker
 from penstock.backends import HALVES, Loadable, NodeTime, _bits
+from penstock.backends._openvino_messages import cause
 from penstock.deployment import Deployment, Role
 from penstock.errors import InputError, missing_extra
 from penstock.graph import first_line
@@ -30,8 +31,6 @@ FORMATS: tuple[Format, ...] = ("onnx",)
 IMPORT_SECONDS = 60.0
 DYNAMIC = "dynamic_quantization_group_size"  # inputs that share a scale where activations are rounded; "0": none are
 OPTIONS: dict[str, tuple[str, ...]] = {DYNAMIC: ()}
-NO_RULE = "-- No conversion rule found for operations:"  # how its report on operators puts it
-RULE_FAILED = "-- Conversion is failed for:"
 DEFAULT_HINT = "f32"  # its own default on CPUs with bf16 units is bf16, which changes the results
 AS_WRITTEN = "dynamic"  # of 16-bit variants: f16 would take what was left in fp32 for its range to 16 bits too
 _TOLD = ("layerType", "runtimePrecision")
@@ -135,7 +134,7 @@ def load(model: Loadable, deployment: Deployment, *, counting: bool = False) -> 
             inlined = True
     except Exception as error:  # the runtime raises RuntimeError for all causes
         raise InputError(
-            "runtime-refuses", f"OpenVINO can't compile the model: {_cause(error)}", where=str(model.path),
+            "runtime-refuses", f"OpenVINO can't compile the model: {cause(error)}", where=str(model.path),
             do="run this model on another backend; `penstock list backends` shows them",
         ) from error  # fmt: skip
     return OpenVinoSession(compiled, deployment, model, inlined)
@@ -151,41 +150,6 @@ def _without_functions(model: Loadable) -> bytes | None:
         return None
     ir.external_data.load_to_model(loaded)
     return bytes(ir.to_proto(loaded).SerializeToString())
-
-
-def _cause(error: Exception) -> str:
-    """Return what of OpenVINO's message says something: the first lines name its own source files.
-
-    Of a report on operators, that is which ones it can't convert, and the last line of each one's own message.
-    """
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if reported := _operators(lines):
-        return reported
-    told = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
-    for index, line in enumerate(told[:-1]):
-        if line.endswith(":"):  # a heading: what it announces stands under it
-            told[index] = f"{line} {told[index + 1]}"
-    return (told or lines or [type(error).__name__])[0][:300]
-
-
-def _operators(lines: list[str]) -> str:
-    """Return what a report on unconverted operators says of them, "" where there is no such report."""
-    found: list[str] = []
-    reasons: dict[str, str] = {}  # operator → the last line of its message
-    of = ""
-    for line in lines:
-        if line.endswith("with a message:"):
-            of = line.removeprefix("-- ").removesuffix("with a message:").strip()
-        elif line == "Summary:":
-            of = ""
-        elif line.startswith(NO_RULE):
-            found.append(f"it has no rule for {line.removeprefix(NO_RULE).strip()}")
-        elif line.startswith(RULE_FAILED):
-            names = [name.strip() for name in line.removeprefix(RULE_FAILED).split(",")]
-            found += [f"{name}: {reasons[name][:200]}" if name in reasons else f"{name} fails" for name in names]
-        elif of:
-            reasons[of] = line
-    return "; ".join(found)[:600]
 
 
 def _dtype(port: Any) -> np.dtype[Any] | None:
@@ -231,7 +195,7 @@ class OpenVinoSession:
             if self._kinds:
                 return [self._taken(port, results[port]) for port in self._compiled.outputs]
         except Exception as error:  # as at loading
-            raise InputError("run-failed", f"OpenVINO can't run the model: {_cause(error)}") from error
+            raise InputError("run-failed", f"OpenVINO can't run the model: {cause(error)}") from error
         return [np.array(results[port]) for port in self._compiled.outputs]
 
     def _known(self, feeds: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:

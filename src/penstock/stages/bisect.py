@@ -15,20 +15,18 @@ taken; nodes that can't be told apart so are found together.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from penstock import graph, store
-from penstock.backends import Backend, Loadable
-from penstock.deployment import Deployment
+from penstock import store
 from penstock.errors import InputError
 from penstock.metrics import Difference, compare
+from penstock.stages._bisect_cuts import Pair, Side, reads
 
 if TYPE_CHECKING:
     import numpy as np
-    import onnx_ir as ir
 
     from penstock.progress import Progress
 
@@ -39,16 +37,6 @@ QUANTIZED = 2e-2  # two steps of 8 bits
 LEAST = 1e-8  # a bound below what float32 resolves finds nothing but rounding
 TIGHTER = 10.0
 MOST_TRIED = 24  # cuts beside one that a runtime can't end at, and as many all over
-
-
-@dataclass(frozen=True, slots=True)
-class Side:
-    """One way to compute: a model, a backend, and how messages call it."""
-
-    label: str
-    model: ir.Model
-    backend: Backend
-    deployment: Deployment
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,48 +77,6 @@ class Found:
     among: tuple[str, ...] = ()  # the nodes up to this one that can't be cut apart, where there are several
 
 
-@dataclass(slots=True)
-class _Pair:
-    """Both sides, with the nodes of the first in order, and those of the second by what they make."""
-
-    one: Side
-    other: Side
-    feeds: Arrays
-    nodes: list[ir.Node] = field(default_factory=list)
-    makers: dict[str, ir.Node] = field(default_factory=dict)
-    probes: int = 0
-
-    def __post_init__(self) -> None:
-        self.nodes = [node for node in self.one.model.graph if node.outputs]
-        self.makers = {str(v.name): node for node in self.other.model.graph for v in node.outputs if v.name}
-
-    def results(self, place: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Run so many nodes of the first side, and of the other those that make the same tensors."""
-        ours = _run(self.one, self.nodes[:place], self.feeds)
-        return ours, _run(self.other, self._before(ours), self.feeds)
-
-    def apart(self, nodes: Sequence[ir.Node], feeds: Arrays) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Run these nodes alone, and of the other side those of the same results."""
-        return _run(self.one, nodes, feeds), _run(self.other, self.like(nodes), feeds)
-
-    def like(self, nodes: Sequence[ir.Node]) -> list[ir.Node]:
-        """Return the other side's nodes that make what these make."""
-        names = [str(value.name) for node in nodes for value in node.outputs]
-        return [*dict.fromkeys(self.makers[name] for name in names if name in self.makers)]
-
-    def _before(self, wanted: Mapping[str, object]) -> list[ir.Node]:
-        """Return the other side's nodes that make these tensors, and all before them."""
-        waiting = [self.makers[name] for name in wanted if name in self.makers]
-        found: dict[ir.Node, None] = {}
-        while waiting:
-            node = waiting.pop()
-            if node in found:
-                continue
-            found[node] = None
-            waiting += [p for v in _reads(node) if (p := v.producer()) is not None and p.graph is node.graph]
-        return [*found]
-
-
 def bisect(
     one: Side, other: Side, feeds: Arrays, progress: Progress, *, bound: float | None = None, into: Path | None = None
 ) -> Found | None:
@@ -139,7 +85,7 @@ def bisect(
     ``feeds`` is one batch. With ``into``, what reproduces the difference is written there. Raises ``InputError`` where
     a side can't run a cut.
     """
-    pair = _Pair(one, other, feeds)
+    pair = Pair(one, other, feeds)
     limit = bound if bound is not None else BOUNDS.get(one.deployment.computed_in, QUANTIZED)
     progress.begin("bisect", f"{len(pair.nodes)} nodes")
     first: Found | None = None
@@ -158,7 +104,7 @@ def bisect(
     return first if into is None else _written(pair, first, into)
 
 
-def _search(pair: _Pair, limit: float, progress: Progress) -> Found | None:
+def _search(pair: Pair, limit: float, progress: Progress) -> Found | None:
     before: dict[str, np.ndarray] = {}  # what the other side has at the last cut that agrees
     low, high = 0, len(pair.nodes)
     differs, _, _ = _cut(pair, high, limit)
@@ -179,7 +125,7 @@ def _search(pair: _Pair, limit: float, progress: Progress) -> Found | None:
 
 
 def _between(
-    pair: _Pair, low: int, high: int, limit: float
+    pair: Pair, low: int, high: int, limit: float
 ) -> tuple[int, dict[str, Difference], dict[str, np.ndarray]] | None:
     """Cut in the middle, or where both sides can be cut beside it; ``None`` where that wasn't found.
 
@@ -203,7 +149,7 @@ def _between(
 
 
 def _cut(
-    pair: _Pair, place: int, limit: float
+    pair: Pair, place: int, limit: float
 ) -> tuple[dict[str, Difference], dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Compare the cut behind so many nodes; return what differs, and what each side gave."""
     ours, theirs = pair.results(place)
@@ -212,13 +158,13 @@ def _cut(
 
 
 def _confirmed(
-    pair: _Pair, low: int, high: int, limit: float, gap: dict[str, Difference], before: dict[str, np.ndarray]
+    pair: Pair, low: int, high: int, limit: float, gap: dict[str, Difference], before: dict[str, np.ndarray]
 ) -> Found:
     """Run the node alone on both sides, or those that can't be cut apart, on what the other side has before them."""
     nodes, node = pair.nodes[low:high], pair.nodes[high - 1]
     known = {**pair.feeds, **before}
     made = {str(value.name) for one in nodes for value in one.outputs}
-    reads = [str(v.name) for one in nodes for v in _reads(one) if v.const_value is None or v.is_graph_input()]
+    reads = [str(v.name) for one in nodes for v in reads(one) if v.const_value is None or v.is_graph_input()]
     given = {name: known[name] for name in dict.fromkeys(reads) if name in known and name not in made}
     try:
         ours, theirs = pair.apart(nodes, given)
@@ -235,42 +181,6 @@ def _confirmed(
         tuple((_tensor(name, ours[name]), _tensor(name, theirs[name])) for name in ours if name in theirs),
         among=tuple(str(one.name or one.op_type) for one in nodes) if len(nodes) > 1 else (),
     )  # fmt: skip
-
-
-def _run(side: Side, nodes: Sequence[ir.Node], feeds: Arrays) -> dict[str, np.ndarray]:
-    """Run some nodes of a side's model on a model of their own; return what comes out, by name."""
-    from penstock.rewriting.extract import extract
-
-    with store.scratch() as work:
-        path = work / "cut.onnx"
-        store.write_bytes(path, extract(side.model, nodes))
-        signature = graph.signature(graph.load(path, weights=False))
-        lacking = [spec.name for spec in signature.inputs if spec.name not in feeds]
-        if lacking:
-            what = f"the tensor {lacking[0]!r} is read by a node and isn't known at the cut"
-            raise InputError("cannot-cut", what, where=side.label, do="compare models of the same structure")
-        try:
-            session = side.backend.load(Loadable(path), side.deployment)
-        except InputError as error:
-            what = f"{side.label} can't load a part of the model: {error.what}"
-            raise InputError(
-                "cannot-cut", what, where=side.label, do="choose another backend to compare with"
-            ) from error
-        try:
-            found = session.run({spec.name: feeds[spec.name] for spec in signature.inputs})
-        finally:
-            session.close()
-        return dict(zip([spec.name for spec in signature.outputs], found, strict=True))
-
-
-def _reads(node: ir.Node) -> list[ir.Value]:
-    """Return what a node reads, its bodies included, of the graph around it."""
-    from penstock.rewriting.walk import inside
-
-    within = [*inside(node)]
-    made = {value for one in within for value in one.outputs}
-    found = dict.fromkeys(value for one in within for value in one.inputs if value is not None and value not in made)
-    return [value for value in found if value.producer() is None or value.producer() not in within]
 
 
 def _differing(ours: Arrays, theirs: Arrays, limit: float) -> dict[str, Difference]:
@@ -304,7 +214,7 @@ def _tensor(name: str, array: np.ndarray) -> Tensor:
     return Tensor(name, array.dtype.name, tuple(array.shape), low, high, mean, std, zeros, bad)
 
 
-def _written(pair: _Pair, found: Found, into: Path) -> Found:
+def _written(pair: Pair, found: Found, into: Path) -> Found:
     """Write the node alone of each side, or the nodes that can't be cut apart, its inputs, and what each side gave."""
     from dataclasses import replace
 
