@@ -164,8 +164,8 @@ def _confirmed(
     nodes, node = pair.nodes[low:high], pair.nodes[high - 1]
     known = {**pair.feeds, **before}
     made = {str(value.name) for one in nodes for value in one.outputs}
-    reads = [str(v.name) for one in nodes for v in reads(one) if v.const_value is None or v.is_graph_input()]
-    given = {name: known[name] for name in dict.fromkeys(reads) if name in known and name not in made}
+    wanted = [str(v.name) for one in nodes for v in reads(one) if v.const_value is None or v.is_graph_input()]
+    given = {name: known[name] for name in dict.fromkeys(wanted) if name in known and name not in made}
     try:
         ours, theirs = pair.apart(nodes, given)
     except InputError as error:
