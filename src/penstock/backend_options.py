@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import difflib
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
 
 from penstock import registry, store
-from penstock.errors import UsageError
+from penstock.deployment import Deployment
+from penstock.errors import InputError, UsageError
 
+Known = Mapping[str, tuple[str, ...]]  # an option → the values that it takes
 # a value may hold colons of its own: a path does
 _NEXT = re.compile(r":(?=[A-Za-z][\w-]*=)")
 
@@ -40,17 +41,34 @@ def asked(text: str) -> tuple[str, dict[str, str]]:
     name, given = split(text)
     backend = registry.load("backends", name)
     told = getattr(backend, "OPTIONS", {})
-    known = cast("Mapping[str, Collection[str]]", told if isinstance(told, Mapping) else {})  # a plug-in's may be any
+    what, do = _fault(name, given, told if isinstance(told, Mapping) else {})  # a plug-in's may be anything
+    if what:
+        raise UsageError("bad-option", what, where=text, do=do)
+    return name, given
+
+
+def chosen(deployment: Deployment, known: Known) -> dict[str, str]:
+    """Return what a deployment asks for of each option, or its default: the first value, "" of one that takes any text.
+
+    Raises ``InputError``.
+    """
+    what, do = _fault(deployment.backend, deployment.options, known)
+    if what:
+        raise InputError("bad-option", what, where=deployment.name, do=do)
+    return {option: deployment.options.get(option, (*values, "")[0]) for option, values in known.items()}
+
+
+def _fault(backend: str, given: Mapping[str, str], known: Known) -> tuple[str, str]:
+    """Say what is wrong with options, and what to do; nothing of either where all is well."""
     for option, value in given.items():
         if option not in known:
             near = difflib.get_close_matches(option, known, 1)
             do = f"it has {', '.join(known)}" + (f"; did you mean {near[0]}?" if near else "") if known else ""
-            what = f"the backend {name!r} has no {'option ' + repr(option) if known else 'options'}"
-            raise UsageError("bad-option", what, where=text, do=do or f"write {name} alone")
+            what = f"the backend {backend!r} has no {'option ' + repr(option) if known else 'options'}"
+            return what, do or f"write {backend} alone"
         if known[option] and value not in known[option]:
-            what = f"{option} is one of {', '.join(known[option])}, not {value!r}"
-            raise UsageError("bad-option", what, where=text, do="give one of them")
-    return name, given
+            return f"{option} is one of {', '.join(known[option])}, not {value!r}", "give one of them"
+    return "", ""
 
 
 def ways(own: Mapping[str, Mapping[str, str]], given: Mapping[str, str]) -> dict[str, dict[str, str]]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import cast
 
-from penstock import asked, environment, graph, precheck
+from penstock import asked, backend_options, environment, graph, precheck
 from penstock.backends import Loadable, _inputs, _nvidia
 from penstock.backends._distant import DistantSession
 from penstock.backends._provider import ProviderSession
 from penstock.deployment import Deployment, Role
-from penstock.errors import InputError, MissingError
+from penstock.errors import MissingError
 from penstock.far import FarSession
 from penstock.jsonable import Json
 from penstock.rehearsal import PATIENCE
@@ -41,7 +41,7 @@ def load(model: Loadable, deployment: Deployment) -> DistantSession:
     The option ``tf32`` lets products of float32 round their factors to 19 bits, ``convolutions`` is how the provider
     looks for the algorithm of each. Arrays go to the GPU and back in each run.
     """
-    chosen = options(deployment, OPTIONS)
+    chosen = backend_options.chosen(deployment, OPTIONS)
     found = needed(deployment, "onnxruntime-cuda")
     assert model.path is not None
     given: dict[str, Json] = {
@@ -57,16 +57,6 @@ def load(model: Loadable, deployment: Deployment) -> DistantSession:
                      open_seconds=PATIENCE * seconds, run_seconds=seconds,
                      environ=_nvidia.environ(found, exact=chosen["tf32"] == "off"))  # fmt: skip
     return DistantSession(_inputs.signature(model.path), far)
-
-
-def options(deployment: Deployment, known: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
-    """Return the options with their defaults; one with no values takes any text. Raises ``InputError``."""
-    for name, value in deployment.options.items():
-        if name not in known:
-            raise InputError("bad-option", f"there is no option {name!r}; there are {', '.join(known)}")
-        if known[name] and value not in known[name]:
-            raise InputError("bad-option", f"{name} is one of {', '.join(known[name])}, not {value!r}")
-    return {name: deployment.options.get(name, (*values, "")[0]) for name, values in known.items()}
 
 
 def needed(deployment: Deployment, backend: str) -> environment.Environment:

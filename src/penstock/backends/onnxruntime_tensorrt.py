@@ -8,12 +8,12 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import cast
 
-from penstock import asked, environment, graph, precheck, store
+from penstock import asked, backend_options, environment, graph, precheck, store
 from penstock.backends import Loadable, _inputs, _nvidia
 from penstock.backends._distant import DistantSession
 from penstock.backends._provider import ProviderSession
 from penstock.backends.onnxruntime_cuda import PROVIDER as CUDA
-from penstock.backends.onnxruntime_cuda import needed, options
+from penstock.backends.onnxruntime_cuda import needed
 from penstock.deployment import Deployment, Role
 from penstock.environment import Environment
 from penstock.errors import InputError, MissingError
@@ -71,7 +71,7 @@ def load(model: Loadable, deployment: Deployment) -> DistantSession:
 
     Raises ``MissingError`` without a GPU or TensorRT, ``InputError`` where TensorRT takes none of the nodes.
     """
-    chosen = options(deployment, OPTIONS)
+    chosen = backend_options.chosen(deployment, OPTIONS)
     found = needed(deployment, "onnxruntime-tensorrt")
     if problem := _library(found):
         raise MissingError("backend-missing", "the backend 'onnxruntime-tensorrt' can't run here", do=problem)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import cast
 
+from penstock import backend_options
 from penstock.backends import Loadable
 from penstock.backends._distant import DistantSession
 from penstock.browser import session
@@ -47,7 +48,9 @@ def load(model: Loadable, deployment: Deployment) -> DistantSession:
     software adapter where there is none; ``hardware`` refuses that, and ``software`` asks for it. The device ``gpu``
     asks for hardware too. Raises ``MissingError`` where there is no such adapter.
     """
-    asked = _options(deployment)
+    asked = backend_options.chosen(deployment, OPTIONS)
+    if deployment.precision_hint:
+        raise InputError("bad-option", f"onnxruntime-webgpu has no precision hints; not {deployment.precision_hint!r}")
     if deployment.device not in (ANY_DEVICE, "cpu", "gpu"):
         raise MissingError("no-device", f"this backend has no device {deployment.device!r}", do="use device gpu")
     held, adapter = _with_adapter(model, deployment, asked["adapter"])
@@ -60,18 +63,6 @@ def load(model: Loadable, deployment: Deployment) -> DistantSession:
     }  # fmt: skip
     provider: Json = {"name": RUNTIME.provider, "preferredLayout": asked["layout"]}
     return DistantSession(held.signature, held.load(deployment, provider, told, PROVIDER))
-
-
-def _options(deployment: Deployment) -> dict[str, str]:
-    """Return the options with their defaults. Raises ``InputError``."""
-    for name, value in deployment.options.items():
-        if name not in OPTIONS:
-            raise InputError("bad-option", f"there is no option {name!r}; there are {', '.join(OPTIONS)}")
-        if value not in OPTIONS[name]:
-            raise InputError("bad-option", f"{name} is one of {', '.join(OPTIONS[name])}, not {value!r}")
-    if deployment.precision_hint:
-        raise InputError("bad-option", f"onnxruntime-webgpu has no precision hints; not {deployment.precision_hint!r}")
-    return {name: deployment.options.get(name, values[0]) for name, values in OPTIONS.items()}
 
 
 def _with_adapter(
