@@ -42,13 +42,13 @@ _TRUST = "raise the limit under [check] in penstock.toml if you trust the model"
 class CheckSettings:
     """How much a model file may ask for."""
 
-    max_nodes: int = option(105_000, "most nodes, functions expanded", minimum=1)
+    max_nodes: int = option(60_000, "most nodes, functions expanded", minimum=1)
     max_body_nodes: int = option(
-        50_000, "most nodes in the bodies of If, Loop and Scan; a body counts for two", minimum=1
+        30_000, "most nodes in the bodies of If, Loop and Scan; a body counts for two", minimum=1
     )
-    max_tensors: int = option(150_000, "most tensors: weights, and what nodes make", minimum=1)
-    max_messages: int = option(2_000_000, "most protobuf messages and texts in the file", minimum=1)
-    max_numbers: int = option(10_000_000, "most numbers in attributes and shapes", minimum=1)
+    max_tensors: int = option(90_000, "most tensors: weights, and what nodes make", minimum=1)
+    max_messages: int = option(1_200_000, "most protobuf messages and texts in the file", minimum=1)
+    max_numbers: int = option(4_000_000, "most numbers in attributes and shapes", minimum=1)
     max_integer_bytes: int = option(1 << 28, "most bytes of integers that tensors hold one by one", minimum=1)
     max_text_bytes: int = option(120_000_000, "most bytes of texts: notes, vocabularies, names twice", minimum=1)
     max_name_bytes: int = option(10_000, "longest name, in bytes", minimum=1)
@@ -172,14 +172,15 @@ def _look_through(model: onnx.ModelProto, path: Path, held: CheckSettings, figur
 def files_beside(path: Path) -> tuple[Path, ...]:
     """Check a model, and list its files of external data. Raises ``InputError``.
 
-    A file in which the word doesn't stand that names them isn't parsed.
+    A file in which the word doesn't stand that names them isn't parsed, and one of holes isn't read.
     """
-    return check(path, weights=False).external if _holds(path, b"location") else ()
+    _plain(path)
+    hollow = external_data.holes(path.resolve()) * 2 > path.stat().st_size
+    return check(path, weights=False).external if hollow or _holds(path, b"location") else ()
 
 
 def _holds(path: Path, word: bytes) -> bool:
     """Whether some bytes stand in a file, which is never in memory as a whole: not even mapped."""
-    _plain(path)
     try:
         with path.open("rb") as file:
             tail = b""

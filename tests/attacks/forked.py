@@ -3,9 +3,6 @@
 Importing takes a second, so one server imports everything and forks for each command. A fork's time, peak memory and
 exit code come from wait4; what it prints goes to two files. No limit of the system's is
 set: what a command takes is its own.
-
-The 10 s that are promised are those of the machine of the table in docs/untrusted-models.md. Where a command took
-longer, three times, this machine's pace is measured right after it, and a slower one has so much longer (:mod:`pace`).
 """
 
 import contextlib
@@ -22,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SECONDS = 10.0
-SLOWEST = 2.0  # no machine is given more than so many times as long
 RESIDENT_BYTES = 1_000_000_000
 MOST_BYTES = 4 << 30  # a bomb that does go off is stopped here, before it takes the machine with it
 TRIES = 3  # of a command that was a little slow: others that use the same memory and caches slow it down as well
@@ -35,10 +31,7 @@ MODULES = (
 
 @dataclass(frozen=True)
 class Ended:
-    """How one command ended. ``code`` is negative for a signal; ``seconds`` are by the clock, the busy ones its own.
-
-    ``allowed`` are the seconds that it may take on this machine.
-    """
+    """How one command ended. ``code`` is negative for a signal; ``seconds`` are by the clock, the busy ones its own."""
 
     arguments: list[str]
     code: int
@@ -47,7 +40,6 @@ class Ended:
     peak_bytes: int
     stdout: str
     stderr: str
-    allowed: float = SECONDS
 
     @property
     def text(self) -> str:
@@ -73,17 +65,9 @@ class Server:
         out, err = (
             (self._folder / name).read_bytes().decode("utf-8", "backslashreplace") for name in ("stdout", "stderr")
         )
-        allowed = SECONDS * min(max(1.0, _pace()), SLOWEST) if reply["seconds"] > SECONDS else SECONDS
         return Ended(
-            [*arguments], reply["code"], reply["seconds"], reply["busy_seconds"], reply["peak_bytes"], out, err, allowed
+            [*arguments], reply["code"], reply["seconds"], reply["busy_seconds"], reply["peak_bytes"], out, err
         )
-
-
-def _pace() -> float:
-    told = subprocess.run(
-        [sys.executable, Path(__file__).with_name("pace.py")], capture_output=True, text=True, check=True
-    )
-    return float(told.stdout)
 
 
 @contextlib.contextmanager

@@ -50,7 +50,7 @@ class OptimizeSettings:
     proof_seconds: float = option(6.0, "longest that the proof may run the models", minimum=0.1)
     proof_bytes: int = option(1 << 30, "largest weights that are run twice for the proof", minimum=0)
     proof_nodes: int = option(
-        20_000, "largest graph that is run twice for the proof, in nodes, weights and bodies", minimum=1
+        10_000, "largest graph that is run twice for the proof, in nodes, weights and bodies", minimum=1
     )
     proof_memory_bytes: int = option(
         768 << 20, "most memory of the proof, where 6 times the weights aren't more", minimum=1 << 20
