@@ -104,7 +104,8 @@ def memory(names: Sequence[str], peers: Path) -> Part:
         facts[label] = peaks
         rows.append([label, *peaks])
     told = (
-        f"Resident memory of a process of its own, the runtime in it, on images read from disk batch by batch; "
+        f"Resident memory of a process of its own, the runtime in it, on images read from a mapped file batch by "
+        f"batch (a data set that `--data` names is in memory as a whole, 4 GiB at most, beside it); "
         f"a process that wanted more than {LIMIT_BYTES >> 30} GiB was refused it."
     )
     return rows, told, facts

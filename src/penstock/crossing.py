@@ -60,7 +60,7 @@ def crossed(
         ]
         running.need_fit(path, gold, against or str(models[0]))
         trial.survive(path, gold.feeds, str(path))
-    cells += consistency.cross(made, gold, settings or VerifySettings(), progress)
+    cells += consistency.cross(made, gold, settings or VerifySettings(), progress, named=ALL not in backends)
     order = {one: place for place, one in enumerate(dict.fromkeys(registry.names("backends")))}
     rank = {name: place for place, name in enumerate(paths)}
     last = len(order)  # of a backend that isn't installed any more

@@ -133,7 +133,7 @@ def verify_all(
             continue
         try:
             found = verify(session, golden, deployment.computed_in, settings, seconds=seconds)
-            actual = session.actual()
+            actual = _actual(session, found.outcome)
         finally:
             session.close()
         measured = measured_json(found) | {"actual": to_json(actual)}
@@ -148,6 +148,16 @@ def verify_all(
     return passed
 
 
+def _actual(session: Session, outcome: Outcome) -> Mapping[str, Json]:
+    """Return what ran; of a session whose process died in a run, which the outcome tells, nothing is known."""
+    try:
+        return session.actual()
+    except PenstockError:
+        if outcome.passed:
+            raise
+        return {}
+
+
 def evaluate_all(
     runnables: Sequence[Runnable],
     data: RoleFeeds,
@@ -157,9 +167,14 @@ def evaluate_all(
     keep: Keep,
     progress: Progress,
 ) -> None:
-    """Score every deployment on the select and the evaluate role, against the baseline on the same samples."""
+    """Score every deployment on the select and the evaluate role, against the baseline on the same samples.
+
+    One that fails, its process having died, say, is refused with the reason, and the others go on. Where the baseline
+    fails, or all do, there is nothing to hold anything against, and the error is raised.
+    """
     import numpy as np
 
+    failed: dict[str, PenstockError] = {}
     first = sorted(runnables, key=lambda r: r.deployment.name != baseline)  # the baseline goes first
     for role, feeds in (("select", data.select), ("evaluate", data.evaluate)):
         if feeds is None:
@@ -168,12 +183,15 @@ def evaluate_all(
         records: dict[str, Record] = {}
         for runnable in first:
             name = runnable.deployment.name
-            session = runnable.open()
+            if name in failed:
+                continue
             try:
-                found = evaluate(session, feeds, settings, progress, f"{name} on {role}")
-                actual = to_json(dict(session.actual()))
-            finally:
-                session.close()
+                found, actual = _scored(runnable, feeds, settings, progress, f"{name} on {role}")
+            except PenstockError as error:
+                if name == baseline or len(failed) + 1 == len(first):
+                    raise
+                failed[name] = error
+                continue
             if name == baseline:
                 reference = found
             gap = paired(found, reference) if reference is not None and name != baseline else None
@@ -185,10 +203,23 @@ def evaluate_all(
             facts: dict[str, Json] = {
                 "metric": found.metric, "interval": found.interval, "asked": asked_of(runnable.deployment),
             }  # fmt: skip
-            measured["actual"] = actual
+            measured["actual"] = to_json(dict(actual))
             records[name] = Record("evaluate", name, feeds.description, facts, measured)
         for runnable in runnables:
-            append(records[runnable.deployment.name])
+            if runnable.deployment.name in records:
+                append(records[runnable.deployment.name])
+    for name, why in failed.items():
+        append(Verdict("evaluate", name, Outcome(False, f"it can't be scored: {why.what}")))
+
+
+def _scored(
+    runnable: Runnable, feeds: Feeds, settings: EvaluateSettings, progress: Progress, what: str
+) -> tuple[Evaluation, Mapping[str, Json]]:
+    session = runnable.open()
+    try:
+        return evaluate(session, feeds, settings, progress, what), session.actual()
+    finally:
+        session.close()
 
 
 def bench_all(

@@ -126,8 +126,7 @@ class Build:
         self.journal.step("place", [r.deployment for r in runnables], lambda append: _each(append, runnables))
         gold = self._golden(exported, data)
         passed = self._verify(runnables, gold)
-        self._evaluate(passed, data)
-        self._bench(passed, data)
+        self._bench(self._evaluate(passed, data), data)
         chosen = self._select()
         self.journal.close()
         self.write_lock(exported)
@@ -384,22 +383,25 @@ class Build:
     def _digests(self, runnables: list[Runnable]) -> list[str]:
         return [runnable.deployment.id for runnable in runnables]
 
-    def _evaluate(self, runnables: list[Runnable], data: RoleFeeds) -> None:
+    def _evaluate(self, runnables: list[Runnable], data: RoleFeeds) -> list[Runnable]:
+        """Score them; return those that could be."""
         able = [r for r in runnables if r.deployment.role != "oracle"]
         roles = [role for role in (data.select, data.evaluate) if role is not None]
         if not roles or not able:
-            return
+            return runnables
         baseline = next((r.deployment.name for r in able if r.deployment.precision == "fp32"), "")
         self.progress.begin("evaluate", ", ".join(f"{r.description['role']} {r.count:,}" for r in roles))
         settings = self.settings.evaluate
-        self._measure(
+        entries = self._measure(
             "evaluate",
             [settings, metric_digest(settings.metric), self._digests(able), [dict(role.description) for role in roles]],
             lambda append: measures.evaluate_all(
                 able, data, baseline, settings, append, self.folder.blob, self.progress
             ),
         )
-        self.progress.end(f"{len(able)} deployments, {settings.metric or 'top-1'}")
+        refused = {e.deployment for e in entries if isinstance(e, Verdict) and not e.passed}
+        self.progress.end(f"{len(able) - len(refused)} deployments, {settings.metric or 'top-1'}")
+        return [r for r in runnables if r.deployment.name not in refused]
 
     def _bench(self, runnables: list[Runnable], data: RoleFeeds) -> None:
         able = [r for r in runnables if r.deployment.role != "oracle"]

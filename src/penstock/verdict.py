@@ -17,7 +17,7 @@ class Outcome:
 class Verdict:
     """One gate's outcome for one deployment."""
 
-    gate: str  # "load", "verify", "fallback", "accuracy", "latency", "size", "speed"
+    gate: str  # "load", "verify", "fallback", "evaluate", "accuracy", "latency", "size", "speed"
     deployment: str  # the deployment's name
     measured: Outcome
 

@@ -223,3 +223,20 @@ def test_what_ran_fewer_samples_says_so(pair: tuple[Path, Path]) -> None:
     assert name.endswith("@reference") and told.endswith(f"of the {found.samples} samples")
     assert f"- {name}: ran {told}" in crossing.markdown(found)
     assert crossing.crossed([pair[0]], str(pair[0]), **given).shortened == {}
+
+
+def test_what_a_named_backend_finds_missing_as_it_loads_stops_all(
+    pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An adapter of a browser, say, that was asked for: with "all" it is one cell of the matrix."""
+
+    def refuses(*arguments: object) -> None:
+        raise MissingError("backend-missing", "there is no such adapter", do="give another")
+
+    monkeypatch.setattr(litert, "load", refuses)
+    words = ["verify", str(pair[0]), "--against", str(pair[0]), "-q", "--backends"]
+    assert run([*words, "onnxruntime,litert"]) == 3
+    assert "there is no such adapter" in capsys.readouterr().err
+    matrix = crossing.crossed([pair[0]], str(pair[0]))
+    cell = matrix.cell("good", "litert")
+    assert cell is not None and (cell.state, cell.reason) == ("can't run", "there is no such adapter")

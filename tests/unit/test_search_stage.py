@@ -208,6 +208,16 @@ def test_evaluations_are_kept_for_the_other_methods() -> None:
     assert found.chosen == "fp16" and asked[-2:] == ["dynamic", "fp16"] and len(asked) == 9 and found.exhausted
 
 
+def test_weights_alone_are_tried_in_8_bits_where_4_drop_too_much() -> None:
+    for drop, tried in ((2.0, ["weight-only", "weight-only, 8 bits"]), (0.1, ["weight-only"])):
+        measure, asked = measuring(
+            lambda one, drop=drop: drop if one.settings.weight_bits == 4 else 0.2, lambda one: 0.8
+        )
+        found = climb(QuantizeSettings(), SearchSettings(max_drop=0.5), ["weight-only"], measure, lambda one: ())
+        assert [name for name in asked if name.startswith("weight-only")] == tried
+        assert found.chosen == ("weight-only, 8 bits" if drop == 2.0 else "static")
+
+
 def helped(one: Candidate) -> float:
     """Return a drop that bias correction and adaptive rounding make smaller."""
     now = one.settings

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 STATES = {"integer": "integers", "moved": "integers, moved", "absorbed": "left out", "float": "float",
           "weights": "float, weights in integers"}  # fmt: skip
+FIGURES = ("SQNR", "cosine", "KL", "same top-1", "clipped")
 
 
 def show(facts: Mapping[str, Json]) -> None:
@@ -59,6 +60,14 @@ def _sensitivity(facts: Mapping[str, Json]) -> None:
     _table(["layer", "operator", "SQNR", "cosine", "KL", "same top-1"], rows)
     if left := cast("list[str]", facts.get("sensitivity_not_reached") or []):
         click.echo(f"not reached in time: {len(left)} layers; raise --sensitivity")
+    errors = cast("list[dict[str, Json]]", facts.get("tensor_errors") or [])
+    if not errors:
+        return
+    click.echo("")
+    click.echo("what rounding and clipping do to each tensor, over all values that were seen, the worst first:")
+    rows = [[str(one["tensor"]), _figure(one["sqnr_db"], "{:.1f} dB"), _figure(one["cosine"], "{:.6f}"),
+             _figure(one["clipped"], "{:.2%}")] for one in errors]  # fmt: skip
+    _table(["tensor", "SQNR", "cosine", "clipped"], rows)
 
 
 def _figure(value: Json, form: str) -> str:
@@ -95,9 +104,7 @@ def _table(heads: list[str], rows: list[list[str]]) -> None:
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for head in heads:
-        table.add_column(
-            head, overflow="fold", justify="right" if head in ("SQNR", "cosine", "KL", "same top-1") else "left"
-        )
+        table.add_column(head, overflow="fold", justify="right" if head in FIGURES else "left")
     for row in rows:
         table.add_row(*(_console.printable(cell) for cell in row))
     _console.stdout().print(table)

@@ -161,6 +161,8 @@ def other_scale(study: Study, golden: Batches | None, tensors: Collection[str]) 
 
     if golden is None or not tensors:
         return []
+    if not any(array.any() for batch in golden.some(SOME) for array in batch.values()):
+        return []  # silence, or black images: of no scale
     sums: dict[str, list[list[float]]] = {name: [[], []] for name in tensors}
     for number, batches in enumerate((study.batches.some(SOME), golden.some(SOME))):
 
@@ -170,7 +172,9 @@ def other_scale(study: Study, golden: Batches | None, tensors: Collection[str]) 
         probe.observe(study.model, [*tensors], batches, visit)
     for name, (ours, theirs) in sums.items():
         mine, golds = float(np.mean(ours)), float(np.mean(theirs))
-        ratio = mine / golds if golds else (1.0 if mine == 0 else np.inf)
+        if not (mine and golds):
+            continue
+        ratio = mine / golds
         if ratio >= OTHER_SCALE or ratio <= 1 / OTHER_SCALE:
             what = (
                 f"the calibration samples are of another scale than the golden set: the first layer's {name!r} is "

@@ -33,7 +33,7 @@ MOST_CLIPPED = 0.01
 # agree)
 CLIPPING = 10.0
 FINE = 255  # steps of a grid, above which clipping gains nothing
-WITH_HISTOGRAM = ("percentile", "entropy", "mse")
+WITH_HISTOGRAM = ("percentile", "entropy", "mse", "moving-average")  # those that clip: the last is told by how much
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,10 +44,11 @@ class LayerEffect:
 
 @dataclass(frozen=True, slots=True)
 class TensorError:
-    """The error of a tensor on its grid, over all values that were seen: signal to noise in dB."""
+    """The error of a tensor on its grid, over all values that were seen: signal to noise in dB, and the cosine."""
 
     tensor: str
     sqnr_db: float
+    cosine: float
     clipped: float
 
 
@@ -107,6 +108,11 @@ def tensors(grids: Mapping[str, Grid], seen: Mapping[str, Statistics]) -> list[T
         small = np.abs(inside) < step / 2
         error = np.where(small, np.square(values), np.square(values - inside) + step**2 / 12)
         noise, signal = float((error * counts).sum()), float((np.square(values) * counts).sum())
+        # what rounding adds is independent of the value, but of values that become 0
+        kept = np.where(small, 0.0, np.square(inside) + step**2 / 12)
+        along = float((np.where(small, 0.0, values * inside) * counts).sum())
+        length = float(np.sqrt(signal * (kept * counts).sum()))
         if signal > 0 and noise > 0:
-            found.append(TensorError(name, 10 * float(np.log10(signal / noise)), clipped(known, grid)))
+            cosine = along / length if length else 0.0
+            found.append(TensorError(name, 10 * float(np.log10(signal / noise)), cosine, clipped(known, grid)))
     return sorted(found, key=lambda one: (one.sqnr_db, one.tensor))

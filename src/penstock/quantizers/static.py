@@ -104,7 +104,9 @@ def quantize(
         "histograms": account.histograms(used, done.grids),
         "target_cpu": settings.target_cpu, "weight_bits": choice.weight_bits,
         "saturation": to_json([one for one in clipping if one.share > 0]),
-        "notes": [*study.notes, *hazard, *said, *_unquantized(done, settings), *notices.few(samples, used)],
+        "notes": [
+            *study.notes, *_recurrent(study), *hazard, *said, *_unquantized(done, settings), *notices.few(samples, used)
+        ],
     }  # fmt: skip
 
 
@@ -185,4 +187,22 @@ def _maker(value: ir.Value) -> str:
 def _float_operators(done: Quantized) -> list[str]:
     from penstock.quantization.placement import WEIGHTED
 
-    return sorted({layer.op for layer in done.placement.layers if layer.op in WEIGHTED and layer.state == "float"})
+    ops = {*WEIGHTED, *_RECURRENT}
+    return sorted({layer.op for layer in done.placement.layers if layer.op in ops and layer.state == "float"})
+
+
+def _recurrent(study: Study) -> list[str]:
+    """Tell of recurrent layers, which stay in float, and how much of the weights they hold."""
+    layers = [node for node in study.model.graph if node.op_type in _RECURRENT and node.domain == ""]
+    held = {value for node in layers for value in node.inputs if value is not None and value.const_value is not None}
+    inside = sum(_count(value) for value in held)
+    if not inside:
+        return []
+    every = sum(_count(value) for value in study.model.graph.initializers.values())
+    ops = ", ".join(sorted({node.op_type for node in layers}))
+    do = "; --method dynamic has integers for LSTM" if "LSTM" in ops else ""
+    return [f"{ops} stays in float, with {inside / every:.0%} of the weights: this method has no integers for it{do}"]
+
+
+def _count(value: ir.Value) -> int:
+    return 0 if value.const_value is None else int(value.const_value.size)

@@ -27,7 +27,7 @@ class Climb:
 
     def run(self, base: QuantizeSettings, methods: Sequence[str], ranking: Ranking) -> Searched:
         """Try integers everywhere and their repairs, then layers in float and 16 bits, then the other methods."""
-        asked = len(methods) + (ways.TWO_WAYS in methods)
+        asked = len(methods) + 3 * (ways.TWO_WAYS in methods)  # two ways of 4 bits, and two of 8
         self._reserved = min(asked, self.settings.evaluations // 3)
         best = self._integers(base)
         if best is not None:
@@ -39,7 +39,14 @@ class Climb:
                 self._layers(best[0], ranking, wide is not None and self.within(wide))
         self._reserved = 0
         for candidate in ways.methods(base, methods):
-            self.try_one(candidate)
+            found = self.try_one(candidate)
+            if (
+                candidate.name == ways.TWO_WAYS
+                and base.weight_bits == 4
+                and found is not None
+                and self._drops(candidate)
+            ):
+                self.try_one(ways.eight_bits(base))
         return self.result()
 
     def try_one(self, candidate: Candidate, *, timed: bool = True) -> Measured | None:
@@ -50,7 +57,7 @@ class Climb:
         return found
 
     def _try(self, candidate: Candidate, timed: bool) -> Measured | None:
-        measured = sum(not rung.same_as for rung in self.rungs)
+        measured = sum(not rung.same_as and bool(rung.size_bytes) for rung in self.rungs)  # what can't be made is free
         if measured >= self.settings.evaluations - self._reserved:
             self.exhausted = True
             return None
@@ -59,6 +66,11 @@ class Climb:
         found = replace(self._measure(candidate, timed), changed=candidate.changed)
         self.rungs.append(self._judged(found))
         return self.rungs[-1]
+
+    def _drops(self, candidate: Candidate) -> bool:
+        """Whether a candidate drops too much in one of the ways that it was computed in."""
+        tried = [rung for rung in self.rungs if rung.name.partition("+")[0] == candidate.name and rung.drop is not None]
+        return any(not self.within(rung) for rung in tried)
 
     def within(self, found: Measured) -> bool:
         """Whether a candidate keeps to the budget."""

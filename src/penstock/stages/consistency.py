@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from penstock.asked import asked_of, fallback
-from penstock.errors import PenstockError
+from penstock.errors import MissingError, PenstockError
 from penstock.jsonable import Json, to_json
 from penstock.metrics import Difference
 from penstock.stages.verify import VerifySettings, verify
@@ -90,14 +90,17 @@ class Matrix:
 
 
 def cross(
-    runnables: Sequence[Runnable], golden: Golden, settings: VerifySettings, progress: Progress
-) -> list[Cell]:  # fmt: skip
-    """Run the golden set on each; what can't be loaded or run becomes a cell that says so."""
+    runnables: Sequence[Runnable], golden: Golden, settings: VerifySettings, progress: Progress, named: bool = False
+) -> list[Cell]:
+    """Run the golden set on each; what can't be loaded or run becomes a cell that says so.
+
+    Raises ``MissingError`` where the backends were ``named`` and what one needs turns out to be missing.
+    """
     found = []
     progress.begin("verify", f"{len(runnables)} deployments")
     for done, runnable in enumerate(runnables):
         progress.step(done, len(runnables), runnable.deployment.name)
-        found.append(_cell(runnable, golden, settings))
+        found.append(_cell(runnable, golden, settings, named))
     progress.end(f"{sum(cell.state == 'agrees' for cell in found)} of {len(found)} agree")
     return found
 
@@ -111,12 +114,14 @@ def _backend(deployment: Deployment) -> str:
     return deployment.name.rpartition("@")[2]
 
 
-def _cell(runnable: Runnable, golden: Golden, settings: VerifySettings) -> Cell:
+def _cell(runnable: Runnable, golden: Golden, settings: VerifySettings, named: bool) -> Cell:
     asked = runnable.deployment
     start = asked.name, asked.variant, _backend(asked), asked.precision
     try:
         session = runnable.open()
     except PenstockError as error:
+        if named and isinstance(error, MissingError):
+            raise
         return Cell(*start, "can't run", _line(error), asked=asked_of(asked))
     try:
         seconds = settings.oracle_seconds if asked.role == "oracle" else None

@@ -10,6 +10,8 @@ from penstock.settings import option
 from penstock.summary import Row
 from penstock.verdict import Outcome, Verdict
 
+MEASURED = ("load", "verify", "fallback", "evaluate")  # gates before this one: what they refused isn't judged
+
 
 @dataclass(frozen=True, slots=True)
 class SelectSettings:
@@ -41,7 +43,7 @@ def select(rows: Sequence[Row], settings: SelectSettings, seed: int = 0) -> Sele
         if row.deployment.role != "candidate":
             continue
         name = row.deployment.name
-        if refused := [v for v in row.verdicts if not v.passed and v.gate in ("verify", "load", "fallback")]:
+        if refused := [v for v in row.verdicts if not v.passed and v.gate in MEASURED]:
             overshoots.append((math.inf, f"{name}: {refused[0].reason}"))
             continue
         found = [*_limits(row, settings), *_speed(row, rows, settings, seed)]

@@ -6,6 +6,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from penstock import api, calibration
 from penstock.cli import run
@@ -176,3 +177,26 @@ def test_sound_samples_are_told_nothing(tiny: ModuleType, tmp_path: Path) -> Non
         tmp_path / "q.onnx",
     )  # fmt: skip
     assert facts["notes"] == []
+
+
+def test_a_recurrent_layer_in_float_is_told(tiny: ModuleType, tmp_path: Path) -> None:
+    """Static quantization has integers for the last layer alone; most of the weights are the LSTM's."""
+    rng = np.random.default_rng(0)
+    held = {"w": (1, 128, 16), "r": (1, 128, 32), "last": (32, 4)}
+    nodes = [
+        helper.make_node("LSTM", ["x", "w", "r"], ["", "h", ""], "lstm", hidden_size=32),
+        helper.make_node("Squeeze", ["h", "axes"], ["s"], "squeeze"),
+        helper.make_node("MatMul", ["s", "last"], ["y"], "last"),
+    ]
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [8, "n", 16])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4])],
+        [numpy_helper.from_array(rng.normal(size=shape).astype(np.float32) / 4, name) for name, shape in held.items()]
+        + [numpy_helper.from_array(np.array([0], np.int64), "axes")],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    rows = calibration.of_list([{"x": rng.normal(size=(8, 4, 16)).astype(np.float32)} for _ in range(10)])
+    facts = quantize(tiny.save(model, tmp_path / "m.onnx"), rows, QuantizeSettings(), tmp_path / "q.onnx")
+    assert "LSTM" in facts["operators_left_in_float"]
+    told = next(note for note in facts["notes"] if note.startswith("LSTM stays in float, with 98% of the weights"))
+    assert "--method dynamic" in told

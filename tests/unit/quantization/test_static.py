@@ -194,6 +194,72 @@ def test_balancing_changes_nothing_in_float(tiny: ModuleType, tmp_path: Path) ->
     )
 
 
+def standing_out() -> onnx.ModelProto:
+    """x (N, 8, 64) → LayerNormalization, two channels of which are 80 times as large → two MatMuls → y (N, 8, 10)."""
+    rng = np.random.default_rng(0)
+    gain = np.ones(64, np.float32)
+    gain[[3, 17]] = 80
+    held = {"g": gain, "b": np.zeros(64, np.float32)}
+    held |= {name: (rng.normal(size=(64, n)) / 8).astype(np.float32) for name, n in (("w", 64), ("v", 10))}
+    held["w"][[3, 17]] /= 80
+    nodes = [
+        helper.make_node("LayerNormalization", ["x", "g", "b"], ["n"], "norm"),
+        helper.make_node("MatMul", ["n", "w"], ["m"], "first"),
+        helper.make_node("Relu", ["m"], ["r"], "relu"),
+        helper.make_node("MatMul", ["r", "v"], ["y"], "last"),
+    ]
+    graph = helper.make_graph(
+        nodes, "normalized", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 8, 64])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 8, 10])],
+        [numpy_helper.from_array(array, name) for name, array in held.items()],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_what_stands_out_of_a_normalization_is_smoothed(tiny: ModuleType, tmp_path: Path) -> None:
+    model = standing_out()
+    rows = np.random.default_rng(1).normal(size=(96, 8, 64)).astype(np.float32)
+    plain, facts = made(tiny, tmp_path, model, images=rows, guard=False, smooth=False)
+    plain_db = sqnr(plain, model, tiny, rows)
+    assert facts["balanced"] == []
+    done, facts = made(tiny, tmp_path, model, images=rows, guard=False)
+    assert [(one["by"], one["before"]) for one in facts["balanced"]] == [("smooth", "norm")]
+    assert sqnr(done, model, tiny, rows) > plain_db + 15
+
+
+@pytest.mark.parametrize("correct", ["empirical", "analytic"])
+def test_a_shifted_bias_is_corrected(correct: str, tiny: ModuleType, tmp_path: Path) -> None:
+    """Weights whose rounding errs to one side, on inputs that are never negative: the mean of the output moves."""
+    rng = np.random.default_rng(0)
+    fine = 1 / 127
+    weights = (rng.integers(-20, 20, size=(10, 64)) + 0.4).astype(np.float32) * np.float32(fine)
+    weights[:, 0] = 1.0  # the scale is that of this one
+    nodes = [
+        helper.make_node("Relu", ["x"], ["r"], "relu"),
+        helper.make_node("Gemm", ["r", "w", "b"], ["y"], "gemm", transB=1),
+    ]
+    graph = helper.make_graph(
+        nodes, "shifted", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 64])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 10])],
+        [numpy_helper.from_array(weights, "w"), numpy_helper.from_array(np.zeros(10, np.float32), "b")],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    rows = (np.abs(rng.normal(size=(96, 64))) + 1).astype(np.float32)
+    bare = {"images": rows, "rounding": "nearest", "guard": False, "quantize_outputs": False}
+    plain, _ = made(tiny, tmp_path, model, correct_bias="none", **bare)
+    plain_db = sqnr(plain, model, tiny, rows)
+    done, _ = made(tiny, tmp_path, model, correct_bias=correct, **bare)
+    assert sqnr(done, model, tiny, rows) > plain_db + 5
+
+
+def test_what_a_moving_average_clips_is_told(tiny: ModuleType, tmp_path: Path) -> None:
+    images = IMAGES.copy()
+    images[:20] *= 4
+    _, facts = made(tiny, tmp_path, residual(), ranges="moving-average", images=images, guard=False)
+    conv = next(layer for layer in facts["layers"] if layer["node"] == "conv2")
+    assert conv["reads"][0]["high"] < conv["reads"][0]["seen_high"] and conv["reads"][0]["clipped"] > 0
+
+
 def test_rounding_by_what_a_layer_reads_is_better_than_to_the_nearest() -> None:
     random = np.random.default_rng(0)  # of 20 seeds the least gain is a factor of 1.6, the mean one of 2.1
     mixed = random.normal(size=(4000, 24)) @ random.normal(size=(24, 24))
@@ -280,9 +346,9 @@ def test_samples_of_another_scale_than_the_golden_set_are_refused(tiny: ModuleTy
     with pytest.raises(InputError, match="of another scale than the golden set") as caught:
         quantize(source, given, QuantizeSettings(), tmp_path / "q.onnx")
     assert caught.value.id == "other-scale" and not (tmp_path / "q.onnx").exists()
-    quantize(
-        source, dataclasses.replace(batches(), golden=batches(IMAGES[:8])), QuantizeSettings(), tmp_path / "q.onnx"
-    )
+    for golden in (IMAGES[:8], IMAGES[:8] * 0):  # black images are of no scale
+        given = dataclasses.replace(batches(), golden=batches(golden))
+        quantize(source, given, QuantizeSettings(), tmp_path / "q.onnx")
 
 
 @pytest.mark.parametrize(("value", "kind"), [(np.nan, "NaN"), (-np.inf, "infinity")])
@@ -341,7 +407,15 @@ def test_wide_activations_need_no_narrow_weights(tiny: ModuleType, tmp_path: Pat
 
 def test_sensitivity_tells_of_tensors_whatever_the_ranges(tiny: ModuleType, tmp_path: Path) -> None:
     _, facts = made(tiny, tmp_path, residual(), ranges="minmax", sensitivity=30.0)
-    assert facts["tensor_errors"] and set(facts["histograms"]) == {one["tensor"] for one in facts["tensor_errors"]}
+    errors = facts["tensor_errors"]
+    assert errors and set(facts["histograms"]) == {one["tensor"] for one in errors}
+    read = next(one for one in errors if one["tensor"] == "x")
+    grid = next(layer for layer in facts["layers"] if layer["node"] == "conv1")["reads"][0]
+    step = (grid["high"] - grid["low"]) / 255
+    exact = IMAGES.astype(np.float64)
+    coarse = np.clip(np.rint(exact / step) * step, grid["low"], grid["high"])
+    cosine = float((exact * coarse).sum() / np.sqrt((exact**2).sum() * (coarse**2).sum()))
+    assert 1 - read["cosine"] == pytest.approx(1 - cosine, rel=0.1)
 
 
 def test_no_samples(tiny: ModuleType, tmp_path: Path) -> None:
