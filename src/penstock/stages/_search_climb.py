@@ -57,7 +57,7 @@ class Climb:
         return found
 
     def _try(self, candidate: Candidate, timed: bool) -> Measured | None:
-        measured = sum(not rung.same_as and bool(rung.size_bytes) for rung in self.rungs)  # what can't be made is free
+        measured = sum(not rung.same_as for rung in self.rungs)
         if measured >= self.settings.evaluations - self._reserved:
             self.exhausted = True
             return None
