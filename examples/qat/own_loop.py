@@ -17,7 +17,7 @@ EPOCHS, FINE_EPOCHS = (12, 3) if len(sys.argv) < 2 else (int(sys.argv[1]), 1)
 
 torch.manual_seed(0)
 data = datasets.find("digits", DataSettings())
-images = torch.from_numpy(data.preprocessing.apply(data.train.arrays[""]))
+images = torch.from_numpy(data.preprocessing.apply(data.train.arrays[""][:]))
 labels = torch.from_numpy(data.train.labels)
 
 

@@ -106,7 +106,7 @@ def export(
         import numpy as np
 
         first = dataset.train.take(np.arange(min(8, len(dataset.train))))
-        example = {name or "0": dataset.preprocessing.apply(array) for name, array in first.arrays.items()}
+        example = {name or "0": dataset.preprocessing.apply(array[:]) for name, array in first.arrays.items()}
     with store.scratch() as work:
         made = work / "out" / Path(output).name
         made.parent.mkdir()

@@ -51,6 +51,71 @@ class Preprocessing:
         return np.ascontiguousarray(batch)
 
 
+class Samples(Protocol):
+    """Raw samples ``(N, …)``: an array, or what reads them from where they lie. A slice or rows ``(k,)`` give arrays.
+
+    What a data set of any length needs no memory for is never held as a whole: ask for a batch at a time.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The number of samples, then the shape of one."""
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The type of the values."""
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes, that of the samples included."""
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all samples."""
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        """Return some samples ``(k, …)``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selected:
+    """Some rows of other samples, looked up when they are asked for."""
+
+    samples: Samples
+    index: np.ndarray  # (k,)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The number of selected samples, then the shape of one."""
+        return len(self), *self.samples.shape[1:]
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The type of the values."""
+        return self.samples.dtype
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes, that of the samples included."""
+        return self.samples.ndim
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the selected samples."""
+        return self.samples.nbytes // max(len(self.samples), 1) * len(self)
+
+    def __len__(self) -> int:
+        """Return the number of selected samples."""
+        return len(self.index)
+
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        """Return some of the selected samples ``(k, …)``."""
+        return self.samples[self.index[rows]]
+
+
 @dataclass(frozen=True, slots=True)
 class Split:
     """Samples of one part of a data set.
@@ -59,7 +124,7 @@ class Split:
     int64 class indices, or ``None``.
     """
 
-    arrays: Mapping[str, np.ndarray]
+    arrays: Mapping[str, Samples]
     labels: np.ndarray | None
 
     def __len__(self) -> int:
@@ -67,9 +132,15 @@ class Split:
         return len(next(iter(self.arrays.values())))
 
     def take(self, index: np.ndarray) -> Split:
-        """Return the samples at ``index`` ``(k,)``, in that order."""
+        """Return the samples at ``index`` ``(k,)``, in that order; nothing is copied but labels."""
         labels = None if self.labels is None else self.labels[index]
-        return Split({name: array[index] for name, array in self.arrays.items()}, labels)
+        return Split({name: _selected(array, index) for name, array in self.arrays.items()}, labels)
+
+
+def _selected(samples: Samples, index: np.ndarray) -> Selected:
+    if isinstance(samples, Selected):
+        return Selected(samples.samples, samples.index[index])
+    return Selected(samples, index)
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,7 +122,7 @@ def from_data(dataset: Dataset, signature: Signature, settings: DataSettings, se
 
         def rows(start: int, stop: int) -> dict[str, np.ndarray]:
             made = {
-                called[key]: array[start]
+                called[key]: array[start : start + 1][0]
                 if called[key] in single and array.ndim == 1
                 else dataset.preprocessing.apply(array[start:stop])
                 for key, array in split.arrays.items()

@@ -149,7 +149,7 @@ class Build:
             if dataset is None or dataset.train is None:
                 return None
             rows = dataset.train.take(_range(min(8, len(dataset.train))))
-            return {name or "0": dataset.preprocessing.apply(array) for name, array in rows.arrays.items()}
+            return {name or "0": dataset.preprocessing.apply(array[:]) for name, array in rows.arrays.items()}
 
         settings = self.settings.export
         custom_domains.allowed()  # before anything is written: a library may not be there

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from penstock.data import Split
+from penstock.data import Samples, Split
+from penstock.datasets._stored import Stored
 from penstock.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
 
-LIMIT_BYTES = 4 << 30  # a data set is held in memory; what is larger than this was not meant to be
+LIMIT_BYTES = 4 << 30  # what is larger than this was not meant to be
+CHUNK_BYTES = 4 << 20  # what is looked at at a time
 MOST_CLASSES = 100_000
 
 
@@ -26,14 +28,14 @@ def too_large(size_bytes: int, where: str) -> InputError:
     )
 
 
-def samples(value: Any, where: str) -> np.ndarray:
-    """Check raw samples ``(N, …)`` and return them as an array in native byte order.
+def samples(value: Any, where: str) -> Samples:
+    """Check raw samples ``(N, …)`` and return them in native byte order: what lies in a file as it is, else an array.
 
     Raises ``InputError`` for no samples, for values that are no real numbers, and for NaN or infinity.
     """
     import numpy as np
 
-    array = np.asarray(value)
+    array = value if isinstance(value, Stored) else np.asarray(value)
     if array.dtype.kind not in "buif" or array.dtype.itemsize > 8:
         raise InputError(
             "data-wrong-dtype",
@@ -48,7 +50,7 @@ def samples(value: Any, where: str) -> np.ndarray:
             where=where,
             do="give an array of shape (samples, …)",
         )
-    if array.size == 0:
+    if 0 in array.shape:
         raise InputError(
             "data-empty",
             f"there are no samples: the array's shape is {array.shape}",
@@ -57,19 +59,32 @@ def samples(value: Any, where: str) -> np.ndarray:
         )
     if array.dtype.kind == "f":
         _refuse_non_finite(array, where)
-    return array.astype(array.dtype.newbyteorder("="), copy=False)
+    return array if isinstance(array, Stored) else array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
-def _refuse_non_finite(array: np.ndarray, where: str) -> None:
+def chunks(array: Samples) -> Iterator[np.ndarray]:
+    """Yield all samples in order, a few megabytes at a time."""
+    size = max(CHUNK_BYTES * len(array) // max(array.nbytes, 1), 1)
+    for start in range(0, len(array), size):
+        yield array[start : start + size]
+
+
+def _refuse_non_finite(array: Samples, where: str) -> None:
     import numpy as np
 
-    with np.errstate(over="ignore"):  # beyond float32 is infinite to the model, so it is refused as well
-        bad = ~np.isfinite(array.astype(np.float32, copy=False))
-    if bad.any():
-        row = int(np.argmax(bad.reshape(len(array), -1).any(1)))
+    count, first, seen = 0, 0, 0
+    for chunk in chunks(array):
+        with np.errstate(over="ignore"):  # beyond float32 is infinite to the model, so it is refused as well
+            bad = ~np.isfinite(chunk.astype(np.float32, copy=False))
+        if bad.any():
+            if not count:
+                first = seen + int(np.argmax(bad.reshape(len(chunk), -1).any(1)))
+            count += int(bad.sum())
+        seen += len(chunk)
+    if count:
         raise InputError(
             "data-not-finite",
-            f"{int(bad.sum())} values are NaN, infinite or beyond float32; the first is in sample {row}",
+            f"{count} values are NaN, infinite or beyond float32; the first is in sample {first}",
             where=where,
             do="drop or repair these samples",
         )
@@ -160,9 +175,10 @@ def digest(*parts: Split | None) -> str:
         if part is None:
             total.update(b"none\n")
             continue
-        labelled = {} if part.labels is None else {"labels": part.labels}
+        labelled: dict[str, Samples] = {} if part.labels is None else {"labels": part.labels}
         for kind, arrays in (("input", part.arrays), ("labels", labelled)):
             for name, array in sorted(arrays.items()):
                 total.update(f"{kind} {name!r} {array.dtype.str} {array.shape}\n".encode())
-                total.update(np.ascontiguousarray(array).data)
+                for chunk in chunks(array):
+                    total.update(np.ascontiguousarray(chunk).data)
     return total.hexdigest()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from penstock import user_code
 from penstock.data import Dataset, DataSettings, Preprocessing, Split
 from penstock.datasets import _checks
+from penstock.datasets._stored import Spool
 from penstock.errors import InputError
 from penstock.progress import SILENT, Progress
 
@@ -38,37 +39,38 @@ def open(spec: str, settings: DataSettings, progress: Progress = SILENT) -> Data
     """Call the function and join its batches; all roles are dealt from them.
 
     Raises ``InputError`` where there is no such function, for whatever it raises (with the line of its source), for
-    batches that don't fit each other, and beyond 4 GiB.
+    batches that don't fit each other, and beyond 4 GiB; ``StoreError`` where there is no room for many samples.
     """
     progress.begin("read", spec)
-    arrays: dict[str, list[np.ndarray]] = {}
+    spools: dict[str, Spool] = {}
     labels: list[np.ndarray] = []
-    size = 0
+    first: Split | None = None
     with user_code.importable():
         function = user_code.without_arguments(spec, "the data function")
         for number, batch in enumerate(_batches(spec, function)):
             where = f"{spec}, batch {number}"
             part = _split(batch, where)
-            _fits(arrays, labels, part, number, where)
+            first = part if first is None else first
+            _fits(first, part, where)
             for name, array in part.arrays.items():
-                arrays.setdefault(name, []).append(array)
-                size += array.nbytes
+                spools.setdefault(name, Spool()).append(array[:])
             if part.labels is not None:
                 labels.append(part.labels)
+            size = sum(spool.nbytes for spool in spools.values())
             if size > _checks.LIMIT_BYTES:
                 raise _checks.too_large(size, spec)
             progress.step(number + 1, 0, "batches")
-    if not arrays:
+    if not spools:
         raise InputError("data-empty", "the function gives no batch", where=spec, do=GIVES)
-    train = _joined(arrays, labels)
+    train = _joined(spools, labels)
     progress.end(f"{len(train)} samples")
     return Dataset(spec, train, None, _checks.numbered_classes(train), Preprocessing(), _checks.digest(train))
 
 
-def _joined(arrays: Mapping[str, list[np.ndarray]], labels: list[np.ndarray]) -> Split:
+def _joined(spools: Mapping[str, Spool], labels: list[np.ndarray]) -> Split:
     import numpy as np
 
-    joined = {name: np.concatenate(batches) for name, batches in arrays.items()}
+    joined = {name: spool.finish() for name, spool in spools.items()}
     return Split(joined, np.concatenate(labels) if labels else None)
 
 
@@ -119,19 +121,16 @@ def _array(value: Any, where: str) -> np.ndarray:
         raise InputError("data-wrong-dtype", f"{kind} is no array: {error}", where=where, do=GIVES) from error
 
 
-def _fits(
-    arrays: Mapping[str, list[np.ndarray]], labels: list[np.ndarray], part: Split, number: int, where: str
-) -> None:
+def _fits(first: Split, part: Split, where: str) -> None:
     """Check that a batch has the inputs, shapes, types and labels of the first."""
-    if number == 0:
-        return
-    form = {name: (array.dtype.name, array.shape[1:]) for name, array in part.arrays.items()}
-    first = {name: (found[0].dtype.name, found[0].shape[1:]) for name, found in arrays.items()}
-    if form != first:
-        what = f"the batch holds {_shown(form)}, the first one {_shown(first)}"
+    form, wanted = (
+        {name: (array.dtype.name, array.shape[1:]) for name, array in one.arrays.items()} for one in (part, first)
+    )
+    if form != wanted:
+        what = f"the batch holds {_shown(form)}, the first one {_shown(wanted)}"
         raise InputError("data-wrong-shape", what, where=where, do="give every batch the same inputs, types and shapes")
-    if (part.labels is None) == bool(labels):
-        what = "has no labels, the first one has" if labels else "has labels, the first one has none"
+    if (part.labels is None) != (first.labels is None):
+        what = "has no labels, the first one has" if part.labels is None else "has labels, the first one has none"
         raise InputError(
             "data-wrong-shape", f"the batch {what}", where=where, do="give labels with every batch, or with none"
         )

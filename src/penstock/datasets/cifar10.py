@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from penstock import store
 from penstock.data import Dataset, DataSettings, Preprocessing, Split
 from penstock.datasets import _checks
+from penstock.datasets._stored import Spool
 from penstock.errors import InputError
 from penstock.progress import SILENT, Progress
 
@@ -66,8 +67,8 @@ def _locate(spec: str) -> tuple[Path, str] | None:
 def _read_files(folder: Path, names: tuple[str, ...], suffix: str) -> Split:
     import numpy as np
 
-    images = np.empty((len(names) * RECORDS, 32, 32, 3), np.uint8)
-    labels = np.empty(len(images), np.int64)
+    images = Spool()
+    labels = np.empty(len(names) * RECORDS, np.int64)
     for number, name in enumerate(names):
         path = folder / (name + suffix)
         try:
@@ -83,8 +84,8 @@ def _read_files(folder: Path, names: tuple[str, ...], suffix: str) -> Split:
         labels[rows], planes = (_binary if suffix else _python)(data, str(path))
         if int(labels[rows].max()) > 9 or int(labels[rows].min()) < 0:
             raise _damaged(f"a label lies outside 0 to 9: {int(labels[rows].max())}", str(path))
-        images[rows] = planes.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    return Split({"": images}, labels)
+        images.append(planes.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+    return Split({"": images.finish()}, labels)
 
 
 def _binary(data: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:

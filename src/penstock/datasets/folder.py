@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from penstock.data import Dataset, DataSettings, Preprocessing, Split
 from penstock.datasets import _checks
+from penstock.datasets._stored import Spool
 from penstock.errors import InputError, missing_extra
 from penstock.progress import SILENT, Progress
 
@@ -99,7 +100,7 @@ def _read(root: Path, classes: tuple[str, ...], side: int, progress: Progress) -
     first = _image(found[0][0], side)
     if first.nbytes * len(found) > _checks.LIMIT_BYTES:
         raise _checks.too_large(first.nbytes * len(found), str(root))
-    pixels = np.empty((len(found), *first.shape), np.uint8)
+    pixels = Spool()
     for row, (path, _) in enumerate(found):
         image = _image(path, side)
         if image.shape != first.shape:
@@ -110,11 +111,11 @@ def _read(root: Path, classes: tuple[str, ...], side: int, progress: Progress) -
                 where=str(path),
                 do="give --image-size to resize all of them",
             )
-        pixels[row] = image
+        pixels.append(image[None])
         if row % 500 == 499:
             progress.step(row + 1, len(found), "images")
     progress.end()
-    return Split({"": pixels}, np.asarray([label for _, label in found], np.int64))
+    return Split({"": pixels.finish()}, np.asarray([label for _, label in found], np.int64))
 
 
 def _image(path: Path, side: int) -> np.ndarray:

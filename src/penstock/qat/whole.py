@@ -130,7 +130,7 @@ def _exported(
         progress.end(source)
         return Path(source), frozenset()
     first = dataset.train.take(np.arange(min(8, len(dataset.train))))
-    example = {key or "0": dataset.preprocessing.apply(array) for key, array in first.arrays.items()}
+    example = {key or "0": dataset.preprocessing.apply(array[:]) for key, array in first.arrays.items()}
     export_stage.export(found, settings, work / "model.onnx", example)
     named: frozenset[str] = frozenset()
     if name == "torch":

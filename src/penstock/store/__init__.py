@@ -8,6 +8,7 @@ Two processes may share a cache: whoever renames second finds the entry there an
 from penstock.store.build_folder import BuildFolder
 from penstock.store.cache import IN_USE_S, LEFTOVER_S, Cache, CacheEntry, Kept, Made
 from penstock.store.files import (
+    OwnFile,
     append_line,
     copy_file,
     copy_plain,
@@ -19,6 +20,7 @@ from penstock.store.files import (
     list_files,
     locked,
     move_file,
+    nameless,
     replacing,
     resuming,
     scratch,
@@ -28,7 +30,7 @@ from penstock.store.files import (
 )
 
 __all__ = [
-    "IN_USE_S", "LEFTOVER_S", "BuildFolder", "Cache", "CacheEntry", "Kept", "Made", "append_line", "copy_file",
-    "copy_plain", "default_cache", "digest_of", "drop_folder", "explained", "file_digest", "list_files", "locked",
-    "move_file", "replacing", "resuming", "scratch", "scratch_home", "write_bytes", "write_json",
+    "IN_USE_S", "LEFTOVER_S", "BuildFolder", "Cache", "CacheEntry", "Kept", "Made", "OwnFile", "append_line",
+    "copy_file", "copy_plain", "default_cache", "digest_of", "drop_folder", "explained", "file_digest", "list_files",
+    "locked", "move_file", "nameless", "replacing", "resuming", "scratch", "scratch_home", "write_bytes", "write_json",
 ]  # fmt: skip

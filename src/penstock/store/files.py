@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import io
 import os
 import shutil
 import stat
@@ -185,6 +186,25 @@ def scratch(parent: Path | None = None) -> Iterator[Path]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(handle)
+
+
+class OwnFile(io.FileIO):
+    """An open file that is closed with the last object that has it."""
+
+    def __del__(self) -> None:
+        """Close it."""
+        self.close()
+
+
+def nameless() -> OwnFile:
+    """Open a file in the temporary folder, for writing and reading, that is gone as it is closed.
+
+    Raises ``StoreError``.
+    """
+    with explained("the temporary folder"):
+        handle, name = tempfile.mkstemp(prefix=SCRATCH)
+        os.unlink(name)
+    return OwnFile(handle, "r+b")
 
 
 def sweep(home: Path) -> None:

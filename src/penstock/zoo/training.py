@@ -75,7 +75,7 @@ def train(name: str, data: str, settings: DataSettings, out: Path, progress: Pro
     model.load_state_dict(state)
     weights = save(state)
     store.write_bytes(out / entry.weights, weights)
-    test_accuracy = _accuracy(model, test.arrays[""], test.labels, recipe)
+    test_accuracy = _accuracy(model, test.arrays[""][:], test.labels, recipe)
     card = Card(
         name=name,
         description=entry.description,
@@ -136,7 +136,7 @@ def _training_set(dataset: Dataset, entry: zoo.Trained) -> tuple[np.ndarray, np.
     """
     import numpy as np
 
-    images, labels = dataset.train.arrays[""], dataset.train.labels
+    images, labels = dataset.train.arrays[""][:], dataset.train.labels
     assert labels is not None  # checked before
     count = len(labels)
     held_out = roles.deal(labels, count, seed=0, golden=64, calibrate=512, select=entry.select).select

@@ -60,7 +60,7 @@ def test_claims(spec: str, expected: bool) -> None:
 )
 def test_whole_arrays_and_batches_are_the_same(tmp_path: Path, body: str) -> None:
     dataset = read(tmp_path, body)
-    np.testing.assert_array_equal(dataset.train.arrays[""], np.arange(8.0).reshape(4, 2))
+    np.testing.assert_array_equal(dataset.train.arrays[""][:], np.arange(8.0).reshape(4, 2))
     assert dataset.train.labels is not None and dataset.train.labels.tolist() == [0, 1, 2, 1]
     assert dataset.classes == ("0", "1", "2")
     assert dataset.evaluate is None
@@ -81,7 +81,7 @@ def test_inputs_alone_and_by_name(tmp_path: Path) -> None:
 
 def test_a_buffer_that_is_filled_again(tmp_path: Path) -> None:
     body = "def data():\n    x = np.zeros((1, 2))\n    for i in range(3):\n        x[:] = i\n        yield x"
-    assert read(tmp_path, body).train.arrays[""][:, 0].tolist() == [0, 1, 2]
+    assert read(tmp_path, body).train.arrays[""][:][:, 0].tolist() == [0, 1, 2]
 
 
 @pytest.mark.torch

@@ -59,7 +59,7 @@ def test_both_layouts_give_the_same_data_set(tmp_path: Path, inside: str) -> Non
     assert binary.evaluate is not None and len(binary.evaluate) == RECORDS
     assert binary.classes[0] == "airplane" and binary.classes[9] == "truck"
     labels, planes = batches()["data_batch_2"]
-    image = binary.train.arrays[""][RECORDS]  # the first of the second file: channels last, red first
+    image = binary.train.arrays[""][RECORDS : RECORDS + 1][0]  # the first of the second file: channels last, red first
     assert image.shape == (32, 32, 3) and image.dtype == np.uint8
     assert image[0, 1, 0] == planes[0, 1] and image[1, 0, 2] == planes[0, 2048 + 32]
     assert binary.train.labels is not None and binary.train.labels.dtype == np.int64
@@ -187,5 +187,5 @@ def test_the_official_test_batch(tmp_path: Path) -> None:
     assert part.labels is not None
     assert np.bincount(part.labels).tolist() == [1000] * 10
     assert [cifar10.CLASSES[label] for label in part.labels[:4]] == ["cat", "ship", "ship", "airplane"]
-    mean = part.arrays[""].mean((0, 1, 2)) / 255
+    mean = part.arrays[""][:].mean((0, 1, 2)) / 255
     np.testing.assert_allclose(mean, cifar10.PREPROCESSING.mean, atol=0.01)  # channels are told apart

@@ -24,7 +24,7 @@ def saved(tmp_path: Path, **arrays: object) -> str:
 @pytest.mark.parametrize("names", [("x", "y"), ("inputs", "labels"), ("images", "y"), ("x_train", "y_train")])
 def test_one_input_and_labels(tmp_path: Path, names: tuple[str, str]) -> None:
     dataset = find(saved(tmp_path, **dict(zip(names, (X, Y), strict=True))), DataSettings())
-    np.testing.assert_array_equal(dataset.train.arrays[""], X)
+    np.testing.assert_array_equal(dataset.train.arrays[""][:], X)
     np.testing.assert_array_equal(dataset.train.labels, Y)
     assert dataset.train.labels is not None and dataset.train.labels.dtype == np.int64
     assert dataset.classes == ("0", "1", "2")
@@ -58,7 +58,7 @@ def test_the_digest_is_of_the_content(tmp_path: Path) -> None:
 def test_big_endian_becomes_native(tmp_path: Path) -> None:
     dataset = find(saved(tmp_path, x=X.astype(">f4")), DataSettings())
     assert dataset.train.arrays[""].dtype == np.dtype("float32")
-    np.testing.assert_array_equal(dataset.train.arrays[""], X)
+    np.testing.assert_array_equal(dataset.train.arrays[""][:], X)
 
 
 NAN = X.astype(np.float32)

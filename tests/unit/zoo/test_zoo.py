@@ -78,7 +78,7 @@ def test_the_digits_weights_are_as_good_as_their_card_says() -> None:
     test = dataset.evaluate
     assert test is not None and test.labels is not None
     with torch.no_grad():
-        guessed = model(torch.from_numpy(dataset.preprocessing.apply(test.arrays[""]))).argmax(1).numpy()
+        guessed = model(torch.from_numpy(dataset.preprocessing.apply(test.arrays[""][:]))).argmax(1).numpy()
     accuracy = float((guessed == test.labels).mean())
     assert accuracy == pytest.approx(card.test_accuracy, abs=2 / 597)
     assert 0.93 < accuracy < 0.98
