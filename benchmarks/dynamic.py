@@ -23,6 +23,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
+from quantization_data import BY_HAND, EVALUATION_SEED, SEED
 
 from penstock import api, graph
 from penstock.data import DataSettings
@@ -88,34 +89,11 @@ TOOLS: dict[str, Make] = {
 }
 
 
-def sound(rng: np.random.Generator) -> Feeds:
-    """Return a moment of sound and a state for silero-vad-if."""
-    t = np.arange(512) / 16_000
-    wave = sum(rng.normal() * np.sin(2 * np.pi * rng.uniform(80, 4000) * t) for _ in range(5)) / 10
-    noise = rng.normal(0, 0.02, 512)
-    state = rng.normal(0, 0.1, (2, 1, 128))
-    return {
-        "input": (wave + noise)[None].astype(np.float32), "state": state.astype(np.float32),
-        "sr": np.array(16_000, np.int64),
-    }  # fmt: skip
-
-
-def words(rng: np.random.Generator) -> Feeds:
-    """Return eight tokens after four for tiny-gpt2-genai."""
-    past = {f"past_{n}": rng.normal(size=(2, 1, 4, 4, 8)).astype(np.float32) for n in range(5)}
-    ids = rng.integers(0, 1000, (1, 8)).astype(np.int32)
-    places = np.arange(4, 12, dtype=np.int32)[None]
-    return {"input_ids": ids, "position_ids": places, "attention_mask": np.ones((1, 12), np.int32), **past}
-
-
-BY_HAND = {"silero-vad-if": sound, "tiny-gpt2-genai": words}  # inputs that depend on each other
-
-
 def samples(path: Path, name: str, folder: Path, most: int, part: str = "test") -> list[Feeds]:
     """Return feeds of one sample each, of the part that a model is evaluated or calibrated on."""
     if name in BY_HAND:
-        rng = np.random.default_rng(part == "test")
-        return [BY_HAND[name](rng) for _ in range(most)]
+        seed = EVALUATION_SEED if part == "test" else SEED
+        return [BY_HAND[name](np.random.RandomState(seed + i)) for i in range(most)]
     signature = graph.signature(graph.load(path))
     held = folder / f"{name}.npz"
     if not held.is_file() and path.parent == folder:

@@ -3,8 +3,9 @@
 python benchmarks/quantization.py [--part A,B] [--peers build/peers/bin/python] [--models GLOB] [--page FILE]
     [--keep-peers]
 
-Parts: ``sqnr`` (nets and models), ``torture``, ``accuracy`` of the reference net on CIFAR-10's whole test set,
-``latency``, ``cost`` and ``memory`` of calibrating, ``models`` (each shared one quantized and verified, or refused).
+Parts: ``sqnr`` (nets and models), ``torture``, ``through`` (peers by ``--method``), ``accuracy`` of the reference net
+on CIFAR-10's whole test set, ``latency``, ``cost`` and ``memory`` of calibrating, ``models`` (each shared one quantized
+and verified, or refused).
 Prints tables; writes build/quantization.json, and with --page the tables into that file. With --keep-peers the noise of
 peers' results is taken from the last run's build/quantization.json: it doesn't change with Penstock's quantizer.
 """
@@ -91,6 +92,12 @@ def torture(asked: Asked) -> Part:
     return _compared(hard, replace(asked, tools=[*asked.tools, "penstock-nearest"]))
 
 
+def through(asked: Asked) -> Part:
+    """Measure the peers by themselves and as `penstock quantize --method ort` and `nncf`."""
+    chosen = [data.net_case(name) for name in nets.NETS if "imbalanced" not in name and fnmatch(name, asked.models)]
+    return _compared(chosen, replace(asked, tools=["ort-minmax", "penstock-ort", "nncf", "penstock-nncf"]))
+
+
 def _compared(cases: Sequence[Case], asked: Asked) -> Part:
     rows = [["model", "samples", *asked.tools, "Penstock less best peer (dB)"]]
     facts: dict[str, Any] = {}
@@ -145,6 +152,7 @@ def shown(one: Result) -> str:
 PARTS: dict[str, tuple[str, Callable[[Asked], Part]]] = {
     "sqnr": ("Signal to noise at the output", sqnr),
     "torture": ("Torture", torture),
+    "through": ("Peers by themselves, and through --method", through),
     "accuracy": ("Accuracy of the reference net", lambda asked: deployed.accuracy(asked.peers)),
     "latency": ("Latency to float32's", lambda asked: deployed.latency(asked.peers, asked.seconds)),
     "cost": ("What calibrating costs", lambda asked: costs.cost(asked.tools, asked.peers)),

@@ -17,7 +17,7 @@ import torch
 from torch.nn import functional as F
 
 from penstock import api, graph, inputs, roles
-from penstock.data import DataSettings
+from penstock.data import DataSettings, Whole
 
 BUILD = nets.BUILD
 MODELS = nets.SHARED / "models"
@@ -47,7 +47,7 @@ class Case:
 
     @property
     def by_hand(self) -> bool:
-        """Whether its samples can be given by no file and by no seed."""
+        """Whether its samples can be given by no file and by no seed, but by a function."""
         return self.name in BY_HAND
 
     @property
@@ -72,8 +72,6 @@ class Case:
 
     def calibration(self, batch: int = 32) -> list[Arrays]:
         """Return the calibration samples as Penstock deals them, in batches of equal size where the model allows it."""
-        if self.by_hand:
-            return [BY_HAND[self.name](np.random.RandomState(SEED + i)) for i in range(self.calibrate)]
         dealt = api.role_feeds(self.model, self.settings, SEED).calibrate
         return [feeds for _, feeds in dealt.batches(batch, whole=True)]
 
@@ -229,6 +227,21 @@ BY_HAND: dict[str, Callable[[np.random.RandomState], Arrays]] = {
     "silero-vad-if": _speech,
     "tiny-gpt2-genai": _continuation,
 }
+WHOLE = 64 + 64  # samples of such models, calibration and golden set
+
+
+def speech() -> Iterator[Whole]:
+    """Yield what runs of silero-vad-if read, as ``--data FILE:speech``."""
+    return _whole("silero-vad-if")
+
+
+def continuation() -> Iterator[Whole]:
+    """Yield what runs of tiny-gpt2-genai read, as ``--data FILE:continuation``."""
+    return _whole("tiny-gpt2-genai")
+
+
+def _whole(name: str) -> Iterator[Whole]:
+    return (Whole(BY_HAND[name](np.random.RandomState(SEED + i))) for i in range(WHOLE))
 
 
 def cases() -> dict[str, Case]:
@@ -269,6 +282,8 @@ def _shared(name: str, model: Path) -> Case:
             test = make(count // 2, np.random.RandomState(EVALUATION_SEED))
             _save(path, {f"{key}_train": array for key, array in train.items()}
                   | {f"{key}_test": array for key, array in test.items()})  # fmt: skip
+    elif name in BY_HAND:
+        return Case(name, model, Path(f"{__file__}:{BY_HAND[name].__name__.strip('_')}"), 64, 32)
     else:
         return Case(name, model, None, 64, 32)
     return Case(name, model, path, count, count // 2)

@@ -14,13 +14,13 @@ import onnx_ir as ir
 import quantization_data as data
 import quantization_nets as nets
 from optimizer_tables import cell_text
-from quantization_tools import MADE, decibels, run, session, tools
+from quantization_tools import MADE, run, session, tools
 from raw_exports import time_side_by_side
 
-from penstock import api, calibration, graph, intervals, precheck
+from penstock import api, graph, intervals, precheck
 from penstock.data import DataSettings
 from penstock.errors import PenstockError
-from penstock.stages import quantize as stage
+from penstock.rewriting.walk import bodies_in
 from penstock.stages.quantize import QuantizeSettings
 from penstock.timing.figures import ratio
 
@@ -41,6 +41,8 @@ LADDER: dict[str, dict[str, Any]] = {  # what a model is quantized by, until one
     "dynamic": {"method": "dynamic", "force_small": True},
     "weight-only, 8 bits": {"method": "weight-only", "weight_bits": 8, "least_weights": 0},
 }
+LEAST_SHARE = 50.0  # percent of the weights in 8 bits
+FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
 LEAST_DB = 20.0  # what verify asks of a quantized model
 BACKENDS = ("onnxruntime", "openvino")
 Part = tuple[list[list[str]], str, Mapping[str, Any]]
@@ -138,22 +140,25 @@ def latency(peers: Path, seconds: float) -> Part:
 
 def models(chosen: str) -> Part:
     """Quantize every float model of the shared folder as it is, and verify what comes out against it."""
-    rows = [["model", "quantized by", "what came of it", "worst output (dB)", "bytes to fp32's"]]
+    rows = [["model", "quantized by", "what came of it", "worst output (dB)", "weights in 8 bits", "bytes to fp32's"]]
     facts: dict[str, Any] = {}
     for name, case in data.cases().items():
         if name not in nets.NETS and fnmatch(name, chosen) and has_floats(case.model):
             tried = list(_tried(case))
-            facts[name] = {"tried": tried, "state": tried[-1]["state"]}
-            for one in tried if tried[-1]["state"] == "verified" else tried[:1]:
-                cells = [one["by"], one["told"], one.get("db", ""), one.get("size", "")]
-                rows.append([name, *(cells if one["state"] != "refused" else ["", one["told"], "", ""])])
+            verified = any(one["state"] == "verified" for one in tried)
+            facts[name] = {"tried": tried, "state": "verified" if verified else tried[-1]["state"]}
+            for one in tried if verified else tried[:1]:
+                cells = [one["by"], one["told"], *(one.get(key, "") for key in ("db", "share", "size"))]
+                rows.append([name, *(cells if one["state"] != "refused" else ["", one["told"], "", "", ""])])
                 print(*rows[-1], sep=" | ", file=sys.stderr, flush=True)
     states = [one["state"] for one in facts.values()]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     told = (
-        f"{len(states)} models that have floats: {counts}. What isn't verified by the static method is tried with "
-        "16-bit activations, dynamic quantization and 8-bit weights; verified is "
-        f"{LEAST_DB:g} dB or more at each output."
+        f"{len(states)} models that have floats: {counts}, by `penstock quantize` and `penstock verify` as a user runs "
+        "them. What the static method leaves unverified, or with less than half of its weights in 8 bits, is tried "
+        f"with 16-bit activations, dynamic quantization and 8-bit weights; verified is {LEAST_DB:g} dB or more at "
+        "each output. The samples of silero-vad-if and tiny-gpt2-genai come from a data function that yields what a "
+        "run reads as a whole; those of models without real data are made from the signature."
     )
     return rows, told, facts
 
@@ -169,32 +174,43 @@ def _tried(case: data.Case) -> Iterator[dict[str, str]]:
     for by, settings in LADDER.items():
         found = {"by": by} | _one(case, QuantizeSettings(**settings))
         yield found
-        if found["state"] in ("verified", "crashed"):
+        done = found["state"] == "verified" and float(found["share"].rstrip("%")) >= LEAST_SHARE
+        if done or found["state"] == "crashed":
             return
 
 
 def _one(case: data.Case, settings: QuantizeSettings) -> dict[str, str]:
     out = MADE / f"{case.name}-shared.onnx"
     try:
-        if case.by_hand:
-            stage.quantize(case.model, calibration.of_list(case.calibration()), settings, out)
-            reference = [run(session(case.model), feeds) for feeds in case.evaluation()]
-            levels = decibels(reference, (run(session(out), feeds) for feeds in case.evaluation())).values()
-            passed = min(levels) >= LEAST_DB
-            told = "verified" if passed else f"not verified: SQNR {min(levels):.1f} dB"
-        else:
-            api.quantize(case.model, out, settings, data=case.settings, seed=data.SEED)
-            checked = api.verify(out, str(case.model), data=case.settings, seed=data.SEED)
-            levels = [one.sqnr_db for one in checked.outputs.values() if one.sqnr_db is not None]
-            passed = checked.outcome.passed
-            told = "verified" if passed else f"not verified: {checked.outcome.reason}"
+        api.quantize(case.model, out, settings, data=case.settings, seed=data.SEED)
+        checked = api.verify(out, str(case.model), data=case.settings, seed=data.SEED)
+        levels = [one.sqnr_db for one in checked.outputs.values() if one.sqnr_db is not None]
+        passed = checked.outcome.passed
+        told = "verified" if passed else f"not verified: {checked.outcome.reason}"
     except PenstockError as error:
         return {"state": "refused", "told": f"refused ({error.id}): {cell_text(error.what)}"}
     except Exception as error:  # what the benchmark looks for
         return {"state": "crashed", "told": cell_text(f"crashed: {type(error).__name__}: {error}")}
     size = f"{size_bytes(out) / size_bytes(case.model):.2f}"
     db = f"{min(levels):.1f}" if levels else ""
-    return {"state": "verified" if passed else "not verified", "told": told, "db": db, "size": size}
+    share = f"{share_of_integers(out):.0f}%"
+    return {"state": "verified" if passed else "not verified", "told": told, "db": db, "share": share, "size": size}
+
+
+def share_of_integers(model: Path) -> float:
+    """Return how many percent of a model's weights are integers of 8 bits or fewer; bodies' are counted."""
+    narrow = wide = 0
+    loaded = graph.load(model)
+    graphs = [loaded.graph, *(body for node in loaded.graph.all_nodes() for body in bodies_in(node))]
+    held = [value.const_value for one in graphs for value in one.initializers.values()]
+    for node in loaded.graph.all_nodes():
+        constant = node.attributes.get("value") if node.op_type == "Constant" else None
+        held += [constant.as_tensor()] if constant is not None else []
+    for tensor in held:
+        if tensor is not None and tensor.size > 1:
+            narrow += tensor.size * (tensor.dtype.bitwidth <= 8)
+            wide += tensor.size * (tensor.dtype in FLOATS)
+    return 100 * narrow / max(narrow + wide, 1)
 
 
 def weight_bytes(model: Path) -> int:

@@ -18,7 +18,7 @@ import numpy as np
 import onnxruntime
 import quantization_nets as nets
 from quantization_data import Arrays, Case
-from quantizer_tool import OWN
+from quantizer_tool import OWN, THROUGH
 from warm import Warm
 
 from penstock import api, graph
@@ -68,10 +68,10 @@ class Tools:
     def quantize(self, case: Case, tool: str, **extra: Any) -> tuple[Path, dict[str, Any]]:
         """Let a tool quantize; return the file to be and its answer."""
         out = MADE / f"{case.name}-{tool}.onnx"
+        model = case.model if tool in OWN | THROUGH else prepared(case)
         asked = {
-            "model": str(case.model if tool in OWN else prepared(case)), "out": str(out), "data": case.request,
+            "model": str(model), "out": str(out), "data": case.request,
             "calibration": str(calibration_file(case)), "dynamic": case.fixed_batch is None,
-            "by_hand": case.by_hand,
         }  # fmt: skip
         return out, self.warm[tool].ask(asked | extra)
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+sys.path.append(str(Path(__file__).parents[1] / "src"))  # for the peers' Python
 sys.modules.setdefault("openvino_telemetry", None)  # reports to its makers where it is there
 Arrays = dict[str, np.ndarray]
 Request = dict[str, Any]
@@ -152,7 +153,7 @@ def nncf(**settings: Any) -> Quantizer:
 
 def penstock(**settings: Any) -> Quantizer:
     """Return one of Penstock's methods."""
-    from penstock import api, calibration
+    from penstock import api
     from penstock.calibration import Batches
     from penstock.data import DataSettings
     from penstock.stages import quantize as stage
@@ -164,8 +165,6 @@ def penstock(**settings: Any) -> Quantizer:
             stream = Stream(*asked["stream"])
             samples = Batches(stream.__iter__, stream.whole, stream.count, size=Stream.BATCH)
             stage.quantize(Path(asked["model"]), samples, chosen, Path(asked["out"]))
-        elif asked["by_hand"]:
-            stage.quantize(Path(asked["model"]), calibration.of_list(batches(asked)), chosen, Path(asked["out"]))
         else:
             api.quantize(asked["model"], asked["out"], chosen, data=DataSettings(**asked["data"]))
 
@@ -185,6 +184,7 @@ OWN: dict[str, Callable[[], Quantizer]] = {
     "penstock-qoperator": lambda: penstock(method="static", format="qoperator"),
     "penstock-ort": lambda: penstock(method="ort"),
 }
+THROUGH = {"penstock-nncf": lambda: penstock(method="nncf")}  # in the peers' Python, which has the library
 PEERS: dict[str, Callable[[], Quantizer]] = {
     "ort-minmax": lambda: onnxruntime("MinMax"),
     "ort-percentile": lambda: onnxruntime("Percentile"),
@@ -196,8 +196,9 @@ PEERS: dict[str, Callable[[], Quantizer]] = {
     "nncf-slow-bias": lambda: nncf(fast_bias_correction=lambda tool: False),
     "nncf-transformer": lambda: nncf(model_type=lambda tool: tool.ModelType.TRANSFORMER),
 }
-TOOLS = OWN | PEERS
-BY_DEFAULT = [tool for tool in TOOLS if tool not in ("penstock-nearest", "nncf-slow-bias", "nncf-transformer")]
+TOOLS = OWN | THROUGH | PEERS
+SELDOM = (*THROUGH, "penstock-nearest", "nncf-slow-bias", "nncf-transformer")
+BY_DEFAULT = [tool for tool in TOOLS if tool not in SELDOM]
 
 
 def _peak() -> int:

@@ -27,6 +27,7 @@ from penstock.build_settings import BuildSettings
 from penstock.data import DataSettings
 from penstock.errors import InputError, UsageError
 from penstock.frontends import Exported, Source
+from penstock.golden import read as read_golden
 from penstock.ledger import finished
 from penstock.progress import SILENT, Progress
 from penstock.record import Record
@@ -100,13 +101,7 @@ def export(
 
     Raises ``InputError`` or ``MissingError``, and ``GateError`` when the export computes something else.
     """
-    dataset = datasets.find(data.data, data) if data and data.data else None
-    example = None
-    if dataset is not None:
-        import numpy as np
-
-        first = dataset.train.take(np.arange(min(8, len(dataset.train))))
-        example = {name or "0": dataset.preprocessing.apply(array[:]) for name, array in first.arrays.items()}
+    example = datasets.find(data.data, data).example() if data and data.data else None
     with store.scratch() as work:
         made = work / "out" / Path(output).name
         made.parent.mkdir()
@@ -194,19 +189,24 @@ def quantize(
     data: DataSettings | None = None,
     seed: int = 0,
     asked: Collection[str] | None = None,
+    golden: str | Path = "",
 ) -> Quantized:
     """Write an int8 model to the file ``output``; return what was done. Raises ``InputError``.
 
     Without data it calibrates on inputs that meet the model's BatchNorm statistics, or on random ones where it has
     none, and the result says so. Raises ``UsageError`` where ``output`` is the model or the data itself, and for a
     setting that the method doesn't read or that others leave without effect. ``asked`` names those that were asked for
-    (default: all that differ from their defaults).
+    (default: all that differ from their defaults). ``golden`` is the golden set of an earlier build, real data that the
+    calibration samples are held against instead of those that are dealt from the same data.
     """
     settings, data = settings or QuantizeSettings(), data or DataSettings()
     outputs.keep_apart({"-o": output}, {"the model that is read": model, "the data that is read": data.data})
     asked = quantize_stage.changed(settings) if asked is None else asked
     quantize_stage.need_read(asked, [settings.method])
     quantize_stage.need_effect(asked, settings, data=bool(data.data))
+    if golden and not (data.data and quantize_stage.needs_samples(settings.method)):
+        where = f"with --method {settings.method}, which looks at no samples" if data.data else "without --data"
+        raise UsageError("bad-setting", f"--golden has no effect {where}", where="--golden", do="leave it out")
     roles = role_feeds(Path(model), data, seed)
 
     kept = Cache(store.default_cache())
@@ -214,6 +214,7 @@ def quantize(
     if settings.calibration == "auto" and quantize_stage.needs_samples(settings.method):
         roles = synthetic_feeds.of_model(Path(model), roles, data or DataSettings(), seed, kept)
     batches = calibration.of_feeds(roles.calibrate, settings.calibration_batch, golden=roles.golden, cache=kept)
+    batches = replace(batches, golden=_earlier(Path(golden), model)) if golden else batches
     with store.scratch() as work:
         made = work / Path(output).name
         facts = dict(quantize_stage.quantize(Path(model), batches, settings, made))
@@ -221,6 +222,21 @@ def quantize(
     if facts.get("calibration_samples") != 0:  # a method may have looked at none; batches may overlap
         facts["calibration_samples"] = roles.calibrate.count
     return Quantized(str(output), Path(output).stat().st_size, roles.calibrate.description, facts)
+
+
+def _earlier(folder: Path, model: str | Path) -> calibration.Batches:
+    """Read what the golden set of an earlier build gave to a model of these inputs."""
+    found = read_golden(folder)
+    do = "give the golden folder of a build of this model on real data"
+    if found.description.get("kind") != "data":
+        what = "this golden set was made from the model's signature, which says nothing of the scale of real data"
+        raise InputError("bad-golden", what, where=str(folder), do=do)
+    wanted = [spec.name for spec in graph.signature(graph.load(Path(model))).inputs]
+    given = [*found.feeds[0]] if found.feeds else []
+    if sorted(given) != sorted(wanted):
+        what = f"this golden set has the inputs {', '.join(given)}, and the model {', '.join(wanted)}"
+        raise InputError("bad-golden", what, where=str(folder), do=do)
+    return calibration.of_list(found.feeds)
 
 
 def verify(
@@ -311,11 +327,11 @@ def bench(
         what = "the models take different inputs, so they can't be timed on the same ones"
         raise InputError("signatures-differ", what, do="time models of one source together")
     roles = role_feeds(Path(models[0]), data or DataSettings(), seed)
-    free = any(runnable.dynamic_batch for runnable in made)
+    free = any(runnable.dynamic_batch for runnable in made) and not roles.golden.whole
     batch = roles.golden.first(settings.throughput_batch) if free else None
     for model in models:
         trial.survive(Path(model), [roles.golden.first(1), *([batch] if batch else [])], str(model))
-    subjects = [Subject(r.deployment, r.model, r.dynamic_batch) for r in made]
+    subjects = [Subject(r.deployment, r.model, r.dynamic_batch and free) for r in made]
     return bench_stage.bench(subjects, roles.golden.first(1), batch, settings, progress)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from penstock.progress import Progress
 from penstock.settings import option
@@ -144,11 +144,23 @@ def _selected(samples: Samples, index: np.ndarray) -> Selected:
 
 
 @dataclass(frozen=True, slots=True)
+class Whole:
+    """Everything that one run of a model reads, for models whose inputs don't all have samples along the first axis.
+
+    A data function yields one for each sample: ``feeds`` maps each input's name to its array, in the model's form. All
+    have the same shapes.
+    """
+
+    feeds: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Dataset:
     """A named data set. ``train`` gives the roles calibrate, golden and select; ``evaluate`` is the official test set.
 
     Where a source has no test set, ``evaluate`` is ``None`` and the role is dealt from ``train`` as well.
-    ``digest`` is the SHA-256 over the raw bytes and labels; ``classes`` the class names (empty: unlabelled).
+    ``digest`` is the SHA-256 over the raw bytes and labels; ``classes`` the class names (empty: unlabelled). With
+    ``whole`` a sample is all that one run reads (see :class:`Whole`), without an axis that counts samples.
     """
 
     name: str
@@ -157,6 +169,19 @@ class Dataset:
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     digest: str
+    whole: bool = False
+
+    def feeds(self, part: Split, start: int, stop: int) -> dict[str, np.ndarray]:
+        """Return samples of a part in the model's form, by the data set's own names; of whole ones the first alone."""
+        if self.whole:
+            import numpy as np
+
+            return {name: np.asarray(array[start : start + 1][0]) for name, array in part.arrays.items()}
+        return {name: self.preprocessing.apply(array[start:stop]) for name, array in part.arrays.items()}
+
+    def example(self) -> dict[str, np.ndarray]:
+        """Return the first samples for an export to trace; a sole input is called "0"."""
+        return {name or "0": array for name, array in self.feeds(self.train, 0, 8).items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ class Feeds:
     fixed_batch: int | None
     rows: Callable[[int, int], dict[str, np.ndarray]]  # [start, stop) in the model's form
     numbers: np.ndarray | None = None  # (count,) of the samples in the user's data; absent where they were made up
+    whole: bool = False  # a sample is all that one run reads, without an axis that counts samples
 
     def batches(self, size: int, *, whole: bool = False) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
         """Yield ``(real samples, feeds)``.
@@ -50,6 +51,8 @@ class Feeds:
 
     def first(self, size: int) -> dict[str, np.ndarray]:
         """Return one batch of exactly ``size`` samples (a fixed batch: of that size), repeated as needed."""
+        if self.whole:
+            return self.rows(0, 1)
         size = self.fixed_batch or size
         return inputs.resize_batch(self.rows(0, min(size, self.count)), size)
 
@@ -121,22 +124,22 @@ def from_data(dataset: Dataset, signature: Signature, settings: DataSettings, se
         single = {spec.name for spec in signature.inputs if spec.shape == ()}  # such a model takes a sample at a time
 
         def rows(start: int, stop: int) -> dict[str, np.ndarray]:
-            made = {
-                called[key]: array[start : start + 1][0]
-                if called[key] in single and array.ndim == 1
-                else dataset.preprocessing.apply(array[start:stop])
-                for key, array in split.arrays.items()
-            }
+            made = {called[key]: array for key, array in dataset.feeds(split, start, stop).items()}
+            if not dataset.whole:
+                numbers = {key: array for key, array in split.arrays.items() if called[key] in single}
+                made |= {called[key]: array[start : start + 1][0] for key, array in numbers.items() if array.ndim == 1}
             return {spec.name: made[spec.name] for spec in signature.inputs}
 
-        _check_fit(rows(0, 1), signature, dataset.name)
+        _check_fit(rows(0, 1), signature, dataset)
         described: dict[str, Json] = {
             "kind": "data", "role": role, "name": dataset.name, "digest": dataset.digest, "samples": len(split),
             "of": len(train if role != "evaluate" or dataset.evaluate is None else dataset.evaluate),
             "seed": seed, "rows_sha256": hashlib.sha256(np.ascontiguousarray(index, dtype="<i8").tobytes()).hexdigest(),
             "preprocessing": to_json(dataset.preprocessing),
         }  # fmt: skip
-        return Feeds(described, len(split), split.labels, signature.fixed_batch, rows, index)
+        described |= {"whole": True} if dataset.whole else {}
+        batch = 1 if dataset.whole else signature.fixed_batch
+        return Feeds(described, len(split), split.labels, batch, rows, index, dataset.whole)
 
     labelled = train.labels is not None
     return RoleFeeds(
@@ -196,22 +199,24 @@ def names(split: Split, signature: Signature, dataset: str) -> dict[str, str]:
     raise InputError("data-does-not-fit", what, do="give one array per input, under the input's name")
 
 
-def _check_fit(sample: Mapping[str, np.ndarray], signature: Signature, dataset: str) -> None:
+def _check_fit(sample: Mapping[str, np.ndarray], signature: Signature, dataset: Dataset) -> None:
+    counted = 0 if dataset.whole else 1  # axes that count samples
     do = "declare the preprocessing ([data] scale, mean, std, layout, image_size), or give data in the model's form"
     for spec in signature.inputs:
         array = sample[spec.name]
-        shown = f"{array.dtype}{list(array.shape[1:])}"
+        shown = f"{array.dtype}{list(array.shape[counted:])}"
         if str(array.dtype) != spec.dtype:
-            what = f"{dataset} gives {shown} per sample; the model's input {spec.text()} wants {spec.dtype}"
+            what = f"{dataset.name} gives {shown} per sample; the model's input {spec.text()} wants {spec.dtype}"
             raise InputError("data-does-not-fit", what, do=do)
         if spec.shape is None:
             continue
         fits = len(array.shape) == len(spec.shape) and all(
             not isinstance(want, int) or want == have
-            for want, have in zip(spec.shape[1:], array.shape[1:], strict=True)
+            for want, have in zip(spec.shape[counted:], array.shape[counted:], strict=True)
         )
         if not fits:
-            what = f"{dataset} gives samples of shape {list(array.shape[1:])}; the model's input is {spec.text()}"
+            shape = list(array.shape[counted:])
+            what = f"{dataset.name} gives samples of shape {shape}; the model's input is {spec.text()}"
             raise InputError("data-does-not-fit", what, do=do)
 
 

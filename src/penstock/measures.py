@@ -233,7 +233,7 @@ def bench_all(
     """Time all deployments interleaved and append a record for each."""
     import numpy as np
 
-    subjects = [Subject(r.deployment, r.model, r.dynamic_batch) for r in runnables]
+    subjects = [Subject(r.deployment, r.model, r.dynamic_batch and not feeds.whole) for r in runnables]
     free = any(subject.has_dynamic_batch for subject in subjects)
     batch = feeds.first(settings.throughput_batch) if free else None
     result = bench(subjects, feeds.first(1), batch, settings, progress)

@@ -146,10 +146,7 @@ class Build:
         self.progress.begin("export", transforms.source_name(self.source))
 
         def example() -> Mapping[str, np.ndarray] | None:
-            if dataset is None or dataset.train is None:
-                return None
-            rows = dataset.train.take(_range(min(8, len(dataset.train))))
-            return {name or "0": dataset.preprocessing.apply(array[:]) for name, array in rows.arrays.items()}
+            return None if dataset is None or dataset.train is None else dataset.example()
 
         settings = self.settings.export
         custom_domains.allowed()  # before anything is written: a library may not be there
@@ -260,7 +257,7 @@ class Build:
     def _runs(self, exported: Transformed, data: RoleFeeds) -> list[Mapping[str, np.ndarray]]:
         """Return the golden samples in the golden set's batches, and a batch of each size that other stages use."""
         found: list[Mapping[str, np.ndarray]] = [feeds for _, feeds in golden.runs(data.golden)]
-        if exported.variant.signature.fixed_batch is not None:
+        if data.golden.fixed_batch is not None:
             return found
         found.append(data.golden.first(self.settings.bench.throughput_batch))
         if self.settings.quantize.quantize:
@@ -464,12 +461,6 @@ class Build:
 def _each(append: Append, runnables: list[Runnable]) -> None:
     for runnable in runnables:
         append(runnable.deployment)
-
-
-def _range(count: int) -> np.ndarray:
-    import numpy as np
-
-    return np.arange(count)
 
 
 def _shapes(runs: Sequence[Mapping[str, np.ndarray]]) -> list[Json]:

@@ -193,6 +193,34 @@ def test_an_input_without_axes_gets_the_number_of_each_sample() -> None:
     assert [batch["rate"] for batch in given] == [batch["x"][0, 0] for batch in given]
 
 
+def whole_data() -> tuple[Dataset, Signature]:
+    specs = (TensorSpec("state", "float32", (2, "n", 3)), TensorSpec("rate", "int64", ()))
+    arrays = {"state": np.arange(96, dtype=np.float32).reshape(16, 2, 1, 3), "rate": np.arange(16)}
+    data = Dataset("d", Split(arrays, None), None, (), Preprocessing(), "0", whole=True)
+    return data, Signature(specs, (TensorSpec("y", "float32", ("n", 3)),))
+
+
+def test_a_whole_sample_is_what_one_run_reads() -> None:
+    data, signature = whole_data()
+    made = feeds.from_data(data, signature, DataSettings(golden=2, calibrate=4, select=0), 0)
+    assert made.golden.description["whole"] is True
+    given = list(made.calibrate.batches(32, whole=True))
+    assert [(real, one["state"].shape, one["rate"].shape) for real, one in given] == [(1, (2, 1, 3), ())] * 4
+    assert all(one["state"][0, 0, 0] == 6 * one["rate"] and type(one["rate"]) is np.ndarray for _, one in given)
+    assert made.golden.first(8)["state"].shape == (2, 1, 3)  # there is no other size than that of one run
+
+
+@pytest.mark.parametrize(
+    ("shape", "told"),
+    [((3, "n", 3), r"shape \[2, 1, 3\]"), (("n", 3), r"shape \[2, 1, 3\]"), ((2, 1, 4), r"shape \[2, 1, 3\]")],
+)
+def test_a_whole_sample_of_another_form_is_refused(shape: tuple, told: str) -> None:
+    data, signature = whole_data()
+    other = replace(signature, inputs=(TensorSpec("state", "float32", shape), signature.inputs[1]))
+    with pytest.raises(InputError, match=told):
+        feeds.from_data(data, other, SETTINGS, seed=0)
+
+
 def test_samples_keep_their_numbers_in_the_data() -> None:
     signature = Signature((TensorSpec("x", "float32", ("n",)),), (TensorSpec("y", "float32", ("n",)),))
     data = Dataset("d", Split({"x": np.arange(64, dtype=np.float32)}, None), None, (), Preprocessing(), "0")

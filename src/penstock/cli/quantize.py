@@ -18,6 +18,7 @@ EPILOG = """\b
 Examples:
   penstock quantize model.onnx --data digits -o int8.onnx
   penstock quantize model.onnx --data samples.npz --calibrate-samples 256 -o int8.onnx
+  penstock quantize model.onnx --data new.npz --golden build/golden -o int8.onnx
   penstock quantize model.onnx --data images/ --exclude /head/Conv --per-tensor -o int8.onnx
 """
 
@@ -26,13 +27,17 @@ Examples:
 @click.argument("model", type=click.Path())
 @click.option("-o", "--output", type=FileToWrite(), required=True, help="The .onnx file to write.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the data roles and made-up inputs.")
+@click.option(
+    "--golden", type=click.Path(), default="", metavar="FOLDER",
+    help="An earlier build's golden folder, which the samples' scale is held against.",
+)  # fmt: skip
 @click.option("--explain", is_flag=True, help="Tell of each layer what was done, its range, and why any is in float.")
 @sections("check", "quantize", "data")
 @config
 @common
 def command(
-    model: str, output: str, seed: int, explain: bool, config: str | None, as_json: bool, quiet: bool, verbose: bool,
-    **values: Any,
+    model: str, output: str, seed: int, golden: str, explain: bool, config: str | None, as_json: bool, quiet: bool,
+    verbose: bool, **values: Any,
 ) -> int:  # fmt: skip
     """Make a quantized MODEL: int8 by default, its ranges from the calibration samples."""
     from penstock import api
@@ -53,7 +58,7 @@ def command(
     with _console.progress(quiet) as progress, checking(flags, config):
         progress.begin("quantize", model)
         # what a settings file says for the other methods of a build is nothing that was asked for here
-        done = api.quantize(model, output, settings, data=data, seed=seed, asked=asked)
+        done = api.quantize(model, output, settings, data=data, seed=seed, asked=asked, golden=golden)
         progress.end(output)
     if as_json:
         _console.emit("quantize", done)

@@ -65,6 +65,9 @@ def _overridden(dataset: Dataset, settings: DataSettings, where: str) -> Preproc
     )
     if result == own:
         return own
+    if dataset.whole:
+        what = "the data is given as the whole of what a run reads, and no preprocessing is declared for it"
+        raise InputError("bad-preprocessing", what, where=where, do="do it in the function that gives the data")
     if any(value <= 0 for value in result.std):
         raise InputError(
             "bad-preprocessing", f"the standard deviations {result.std} must be above 0", where=where, do="check --std"

@@ -2,6 +2,8 @@
 
 The function takes no arguments. It returns whole arrays, or yields batches; each has the samples along its first axis.
 Inputs are an array, or a dict from the model's input names to arrays; torch tensors will do. Labels are whole numbers.
+For a model whose inputs don't all count samples along the first axis (a state, a rate), it yields one
+``penstock.data.Whole`` for each sample: what one run reads.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from penstock import user_code
-from penstock.data import Dataset, DataSettings, Preprocessing, Split
+from penstock.data import Dataset, DataSettings, Preprocessing, Split, Whole
 from penstock.datasets import _checks
 from penstock.datasets._stored import Spool
 from penstock.errors import InputError
@@ -45,11 +47,16 @@ def open(spec: str, settings: DataSettings, progress: Progress = SILENT) -> Data
     spools: dict[str, Spool] = {}
     labels: list[np.ndarray] = []
     first: Split | None = None
+    whole: bool | None = None
     with user_code.importable():
         function = user_code.without_arguments(spec, "the data function")
         for number, batch in enumerate(_batches(spec, function)):
             where = f"{spec}, batch {number}"
-            part = _split(batch, where)
+            part, alone = _split(batch, where)
+            if whole not in (None, alone):
+                what = "some batches are Whole and some aren't"
+                raise InputError("data-wrong-shape", what, where=where, do="give each sample as a Whole, or none")
+            whole = alone
             first = part if first is None else first
             _fits(first, part, where)
             for name, array in part.arrays.items():
@@ -64,7 +71,8 @@ def open(spec: str, settings: DataSettings, progress: Progress = SILENT) -> Data
         raise InputError("data-empty", "the function gives no batch", where=spec, do=GIVES)
     train = _joined(spools, labels)
     progress.end(f"{len(train)} samples")
-    return Dataset(spec, train, None, _checks.numbered_classes(train), Preprocessing(), _checks.digest(train))
+    classes = _checks.numbered_classes(train)
+    return Dataset(spec, train, None, classes, Preprocessing(), _checks.digest(train), whole=bool(whole))
 
 
 def _joined(spools: Mapping[str, Spool], labels: list[np.ndarray]) -> Split:
@@ -78,7 +86,7 @@ def _batches(spec: str, function: Callable[[], object]) -> Iterator[object]:
     """Yield what the function gives: its batches, or the one whole that it returns."""
     with user_code.explained("the data function failed", spec):
         result = function()
-    if isinstance(result, (tuple, Mapping)) or not isinstance(result, Iterable) or hasattr(result, "shape"):
+    if isinstance(result, (tuple, Mapping, Whole)) or not isinstance(result, Iterable) or hasattr(result, "shape"):
         yield result
         return
     with user_code.explained("the data function failed", spec):
@@ -94,19 +102,23 @@ def _batches(spec: str, function: Callable[[], object]) -> Iterator[object]:
 _END = object()
 
 
-def _split(batch: object, where: str) -> Split:
-    """Check one batch and copy it: a function may fill the same buffer again."""
+def _split(batch: object, where: str) -> tuple[Split, bool]:
+    """Check one batch and copy it: a function may fill the same buffer again. Tell whether it is a ``Whole``."""
     inputs, labels = batch, None
     if isinstance(batch, (tuple, list)):
         if len(batch) not in (1, 2):
             what = f"a batch has {len(batch)} parts: {', '.join(type(part).__name__ for part in batch)}"
             raise InputError("data-wrong-shape", what, where=where, do=f"{GIVES}; several inputs go into a dict")
         inputs, labels = batch[0], batch[1] if len(batch) == 2 else None
+    whole = isinstance(inputs, Whole)
+    inputs = inputs.feeds if isinstance(inputs, Whole) else inputs
     named = inputs if isinstance(inputs, Mapping) else {"": inputs}
     if len(named) == 1:
         named = {"": next(iter(named.values()))}
     arrays = {str(name): _array(value, where) for name, value in named.items()}
-    return _checks.split(arrays, None if labels is None else _array(labels, where), where)
+    if whole:
+        arrays = {name: array[None] for name, array in arrays.items()}
+    return _checks.split(arrays, None if labels is None else _array(labels, where), where), whole
 
 
 def _array(value: Any, where: str) -> np.ndarray:

@@ -73,6 +73,9 @@ def run(
     dataset = datasets.find(data.data, data, progress)
     if dataset.train.labels is None:
         raise UsageError("no-labels", f"{data.data} has no labels to train and to choose by", do="give labelled data")
+    if dataset.whole:
+        what = f"{data.data} gives the whole of what a run reads, and training takes samples in batches"
+        raise InputError("data-does-not-fit", what, do="yield batches with the samples along the first axis")
     need_images(dataset.train, recipe, channels_last=dataset.preprocessing.layout == "NCHW")
     with store.scratch() as work:
         path, named = _exported(source, weights, export or ExportSettings(), dataset, work, progress)
@@ -129,9 +132,7 @@ def _exported(
     if name == "onnx":
         progress.end(source)
         return Path(source), frozenset()
-    first = dataset.train.take(np.arange(min(8, len(dataset.train))))
-    example = {key or "0": dataset.preprocessing.apply(array[:]) for key, array in first.arrays.items()}
-    export_stage.export(found, settings, work / "model.onnx", example)
+    export_stage.export(found, settings, work / "model.onnx", dataset.example())
     named: frozenset[str] = frozenset()
     if name == "torch":
         named = frozenset(key for key, _ in frontend.load_module(found).module.named_parameters())

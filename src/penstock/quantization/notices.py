@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from penstock import calibration
+from penstock import calibration, graph
 from penstock.calibration import Batches, size
 from penstock.errors import InputError, PenstockError
 from penstock.quantization.statistics import Statistics
@@ -15,7 +15,7 @@ from penstock.quantization.statistics import Statistics
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from penstock.quantization.study import Study
+    import onnx_ir as ir
 
 SOME = 32  # samples that tell of which scale they are
 PIXELS_REACH = 16  # the brightest of a batch of raw pixels is beyond it, what was scaled to 0 to 1 or by --std isn't
@@ -152,24 +152,30 @@ def unlike_training(path: Path, batches: Batches) -> list[str]:
     ]  # fmt: skip
 
 
-def other_scale(study: Study, golden: Batches | None, tensors: Collection[str]) -> list[str]:
+def hold_scale(path: Path, batches: Batches) -> None:
     """Hold what the first layers make of the calibration samples against what they make of the golden set.
 
     Raises ``InputError`` where the two differ so much that they weren't preprocessed alike.
     """
     from penstock.quantization import probe
 
-    if golden is None or not tensors:
-        return []
-    if not any(array.any() for batch in golden.some(SOME) for array in batch.values()):
-        return []  # silence, or black images: of no scale
+    golden = batches.golden
+    if golden is None:
+        return
+    model = graph.load(path)
+    tensors = first_layers(model)
+    if not tensors or not any(array.any() for batch in golden.some(SOME) for array in batch.values()):
+        return  # silence, or black images: of no scale
     sums: dict[str, list[list[float]]] = {name: [[], []] for name in tensors}
-    for number, batches in enumerate((study.batches.some(SOME), golden.some(SOME))):
+    for number, some in enumerate((batches.some(SOME), golden.some(SOME))):
 
         def visit(name: str, array: np.ndarray, first: int, count: int, place: int = number) -> None:
             sums[name][place].append(float(np.abs(array).mean(dtype=np.float64)) if array.size else 0.0)
 
-        probe.observe(study.model, [*tensors], batches, visit)
+        try:
+            probe.observe(model, tensors, some, visit)
+        except PenstockError:  # what can't be run is told by the method itself
+            return
     for name, (ours, theirs) in sums.items():
         mine, golds = float(np.mean(ours)), float(np.mean(theirs))
         if not (mine and golds):
@@ -182,14 +188,13 @@ def other_scale(study: Study, golden: Batches | None, tensors: Collection[str]) 
             )
             do = "preprocess both alike ([data] scale, mean, std): pixels from 0 to 255 are no pixels from 0 to 1"
             raise InputError("other-scale", what, do=do)
-    return []
 
 
-def first_layers(study: Study) -> list[str]:
+def first_layers(model: ir.Model) -> list[str]:
     """Return what the first weighted layers make: those that read an input, directly or moved."""
-    reached = set(study.model.graph.inputs)
+    reached = set(model.graph.inputs)
     found = []
-    for node in study.model.graph:
+    for node in model.graph:
         if not any(value in reached for value in node.inputs if value is not None):
             continue
         if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul"):

@@ -63,7 +63,6 @@ def quantize(
     study, balanced = studied(model, samples, choice)
     if not study.placed(choice).weights:
         raise _nothing(study, choice, model)
-    notices.other_scale(study, samples.golden, notices.first_layers(study))
     choice, tried = automatic.resolved(study, choice)
     choice, left = guarded(study, choice) if settings.guard else (choice, [])
     if left:  # without the worst layers the outputs may have another best way

@@ -158,18 +158,22 @@ def quantize(
     batches = batches if isinstance(batches, calibration.Batches) else calibration.of_list(batches)
     if apart.foreign("quantizers", name):
         facts = dict(apart.quantize(name, model, batches.whole(), settings, into))
-        return _noted(calibration.accounted(facts, batches), model, batches, into)
+        return _noted(calibration.accounted(facts, batches), model, batches, settings, into)
     facts = quantize_with(method, model, batches, settings, into)
     if not into.is_file():
         what, do = f"the quantizer {name!r} wrote no model", "tell its authors, or choose another: --method"
         raise InputError("plug-in-failed", what, where=str(model), do=do)
-    return _noted(calibration.accounted(facts, batches), model, batches, into)
+    return _noted(calibration.accounted(facts, batches), model, batches, settings, into)
 
 
-def _noted(facts: dict[str, Json], model: Path, batches: calibration.Batches, into: Path) -> dict[str, Json]:
-    """Return a quantizer's facts with notes of what is odd about its result, and about samples of the user's own."""
-    from penstock.quantization import notices
+def _noted(
+    facts: dict[str, Json], model: Path, batches: calibration.Batches, settings: QuantizeSettings, into: Path
+) -> dict[str, Json]:
+    """Return a quantizer's facts with its layers, notes of what is odd about its result, and about a user's samples."""
+    from penstock.quantization import notices, written
 
+    if "layers" not in facts:
+        facts = {**facts, "layers": written.layers(into, str(facts.get("library") or settings.method))}
     if larger := _larger(model, into):
         facts = {**facts, "notes": [*cast("list[Json]", facts.get("notes") or []), larger]}
     if not facts.get("calibration_samples") or batches.description.get("kind") == "seeded":
@@ -199,6 +203,8 @@ def quantize_with(
     method: Quantizer, model: Path, batches: Iterable[Mapping[str, np.ndarray]], settings: QuantizeSettings, into: Path
 ) -> dict[str, Json]:
     """Quantize by a method that was found, in this process. Raises ``MissingError`` where it can't run here."""
+    from penstock.quantization import notices
+
     name = settings.method
     if settings.int16_layers and name != "static":
         what = f"{name!r} can't give single layers 16 bits"
@@ -208,6 +214,8 @@ def quantize_with(
             raise MissingError("missing-extra", f"the quantizer {name!r} can't run here", do=problem)
         if getattr(method, "NEEDS_SAMPLES", True):
             calibration.check(batches)
+            if isinstance(batches, calibration.Batches):
+                notices.hold_scale(model, batches)
         try:
             return dict(method.quantize(model, batches, settings, into) or {})
         except InputError as error:

@@ -79,6 +79,42 @@ def test_inputs_alone_and_by_name(tmp_path: Path) -> None:
     assert dataset.train.labels is None and dataset.classes == ()
 
 
+WHOLE = """
+from penstock.data import Whole
+
+def data():
+    for i in range(4):
+        yield Whole({"state": np.full((2, 1, 3), i, np.float32), "rate": np.int64(i), "x": np.ones((1, 5))}), [i % 2]
+"""
+
+
+def test_whole_feeds(tmp_path: Path) -> None:
+    dataset = read(tmp_path, WHOLE)
+    assert dataset.whole and len(dataset.train) == 4
+    assert dataset.train.labels is not None and dataset.train.labels.tolist() == [0, 1, 0, 1]
+    sample = dataset.feeds(dataset.train, 2, 3)
+    assert {name: array.shape for name, array in sample.items()} == {"state": (2, 1, 3), "rate": (), "x": (1, 5)}
+    assert sample["rate"] == 2 and (sample["state"] == 2).all()
+    assert {name: array.shape for name, array in dataset.example().items()} == {
+        name: array.shape for name, array in sample.items()
+    }
+
+
+def test_some_whole_feeds(tmp_path: Path) -> None:
+    body = (
+        WHOLE
+        + "    yield {'state': np.ones((1, 2, 1, 3), np.float32), 'rate': np.ones(1, int), 'x': np.ones((1, 1, 5))}"
+    )
+    with pytest.raises(InputError, match="some batches are Whole") as caught:
+        read(tmp_path, body)
+    assert caught.value.where.endswith("batch 4")
+
+
+def test_whole_feeds_take_no_preprocessing(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no preprocessing is declared"):
+        find(written(tmp_path, WHOLE), DataSettings(scale=2.0))
+
+
 def test_a_buffer_that_is_filled_again(tmp_path: Path) -> None:
     body = "def data():\n    x = np.zeros((1, 2))\n    for i in range(3):\n        x[:] = i\n        yield x"
     assert read(tmp_path, body).train.arrays[""][:][:, 0].tolist() == [0, 1, 2]

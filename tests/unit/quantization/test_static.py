@@ -351,6 +351,14 @@ def test_samples_of_another_scale_than_the_golden_set_are_refused(tiny: ModuleTy
         quantize(source, given, QuantizeSettings(), tmp_path / "q.onnx")
 
 
+@pytest.mark.parametrize("method", ["ort", "fp16"])
+def test_every_method_that_looks_at_samples_holds_their_scale(method: str, tiny: ModuleType, tmp_path: Path) -> None:
+    source = tiny.save(residual(), tmp_path / "m.onnx")
+    given = dataclasses.replace(batches(IMAGES * 255), golden=batches(IMAGES[:8]))
+    with pytest.raises(InputError, match="of another scale than the golden set"):
+        quantize(source, given, QuantizeSettings(method=method), tmp_path / "q.onnx")
+
+
 @pytest.mark.parametrize(("value", "kind"), [(np.nan, "NaN"), (-np.inf, "infinity")])
 def test_a_sample_that_is_not_finite_is_named(value: float, kind: str, tiny: ModuleType, tmp_path: Path) -> None:
     spoilt = IMAGES.copy()
