@@ -3,7 +3,7 @@
 python benchmarks/planted.py [--page FILE]
 
 On the reference net, yolox-nano and a BERT of 3,836 nodes. Memory is the peak of the command's largest process, beside
-that of `penstock verify` on the same two models.
+that of `penstock verify` on the same two models and as many samples.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ import onnx
 import optimizer_tables
 import quantization_nets as nets
 from onnx import numpy_helper
+
+from penstock.bisecting import SAMPLES
 
 SHARED = Path(os.environ.get("PENSTOCK_SHARED", Path(__file__).resolve().parents[2] / "shared")) / "models"
 BUILD = nets.ROOT / "build" / "planted"
@@ -93,7 +95,7 @@ def main() -> int:
             began = time.monotonic()
             told, peak = run("bisect", faulty, sound)
             seconds = time.monotonic() - began
-            _, plain = run("verify", faulty, "--against", sound)
+            _, plain = run("verify", faulty, "--against", sound, "--golden-samples", SAMPLES)
             found = told["result"]["found"]
             node = next(one for one in model.graph.node if changed in one.output)
             right = found is not None and (found["node"] == node.name or changed == found["outputs"][0][0]["name"])

@@ -181,14 +181,14 @@ def test_nodes_that_can_not_be_cut_apart_are_found_together(
     plain, refused = _bisect_cuts.run, {"t3", "m4", "t5", "m6"}
     alone = [True]
 
-    def run_some(side: Any, nodes: Any, feeds: Any) -> Any:
+    def run_some(side: Any, nodes: Any, feeds: Any, shown: Any = ()) -> Any:
         ends = {str(node.outputs[0].name) for node in nodes}
         last = [
             name for name in ends if not any(name in {str(v.name) for v in n.inputs if v is not None} for n in nodes)
         ]
         if set(last) & refused or (not alone[0] and "x" not in feeds):
             raise InputError("cannot-cut", "not here")
-        return plain(side, nodes, feeds)
+        return plain(side, nodes, feeds, shown)
 
     monkeypatch.setattr(_bisect_cuts, "run", run_some)
     found = bisecting.bisect(a, b, into=tmp_path / "found")
@@ -200,3 +200,75 @@ def test_nodes_that_can_not_be_cut_apart_are_found_together(
     out = capsys.readouterr().out
     assert "among 5 nodes that weren't cut apart there: t3, m4, t5, m6, t7" in out
     assert "not confirmed: they can't be run without their neighbours there" in out
+
+
+def quantized(tiny: ModuleType, tmp_path: Path) -> tuple[Path, Path, onnx.ModelProto]:
+    """Return a float model, its int8 twin, and that twin to be spoilt."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["c1"], "conv1", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c1"], ["r1"], "relu1"),
+        helper.make_node("Conv", ["r1", "w2"], ["c2"], "conv2", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c2"], ["r2"], "relu2"),
+        helper.make_node("Conv", ["r2", "w3"], ["c3"], "conv3", pads=[1, 1, 1, 1]),
+        helper.make_node("Add", ["c3", "r1"], ["a"], "add"),
+        helper.make_node("GlobalAveragePool", ["a"], ["p"], "pool"),
+        helper.make_node("Flatten", ["p"], ["f"], "flatten"),
+        helper.make_node("Gemm", ["f", "fc"], ["y"], "gemm"),
+    ]
+    random = np.random.default_rng(1)
+    shapes = {"w1": (8, 3, 3, 3), "w2": (8, 8, 3, 3), "w3": (8, 8, 3, 3), "fc": (8, 5)}
+    held = {n: (random.normal(size=s) * np.sqrt(2 / np.prod(s[1:]))).astype(np.float32) for n, s in shapes.items()}
+    io = [helper.make_tensor_value_info("x", 1, ["n", 3, 8, 8]), helper.make_tensor_value_info("y", 1, ["n", 5])]
+    tensors = [numpy_helper.from_array(array, name) for name, array in held.items()]
+    graph = helper.make_graph(nodes, "g", io[:1], io[1:], tensors)
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    source = tiny.save(made, tmp_path / "float.onnx")
+    plain = QuantizeSettings(ranges="minmax", rounding="nearest", correct_bias="none", guard=False, equalize=False)
+    api.quantize(source, tmp_path / "int8.onnx", plain)
+    return source, tmp_path / "int8.onnx", onnx.load(tmp_path / "int8.onnx")
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_float_model_and_its_int8_twin(layer: int, backend: str, tiny: ModuleType, tmp_path: Path) -> None:
+    """The Relu is in the grid behind the convolution, which has the name of what the Relu makes."""
+    if problem := registry.load("backends", backend).available():  # type: ignore[attr-defined]
+        pytest.skip(f"{backend}: {problem}")
+    source, twin, model = quantized(tiny, tmp_path)
+    assert bisecting.bisect(source, twin, bound=0.2) is None, "rounding alone"
+    held = [one for one in model.graph.initializer if one.data_type == 3 and len(one.dims) == 4][layer]
+    held.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(held), held.name))
+    bad = tiny.save(model, tmp_path / "bad.onnx")
+    found = bisecting.bisect(source, bad, bound=0.2, against=backend, into=tmp_path / "found")
+    assert found is not None and found.confirmed
+    ends = {f"conv{layer + 1}", f"relu{layer + 1}" if layer < 2 else "add"}
+    assert {found.node, *found.among} == ends if layer < 2 else ends >= {found.node, *found.among}, found
+    # what was written computes what was told, by names that each of the two models has
+    with np.load(tmp_path / "found" / "inputs.npz") as given, np.load(tmp_path / "found" / "other.npz") as told:
+        session = onnxruntime.InferenceSession(str(tmp_path / "found" / "other.onnx"))
+        made = session.run(None, {one.name: given[one.name] for one in session.get_inputs()})
+        if backend == "onnxruntime":
+            np.testing.assert_array_equal(made[-1], told[told.files[0]])
+    found = bisecting.bisect(bad, source, bound=0.2)  # the other way round the nodes are those of the integers
+    assert found is not None and found.confirmed
+    assert any(name.startswith(f"conv{layer + 1}") for name in (found.node, *found.among))
+
+
+def test_a_cut_that_the_other_side_has_in_part_is_none(tiny: ModuleType, tmp_path: Path) -> None:
+    """A skip connection that one model computes by another name: what is before it can't be told apart."""
+    model = chain("mtmam")
+    other = onnx.ModelProto()
+    other.CopyFrom(spoilt(model, "w0"))
+    for node in other.graph.node:  # t1 isn't there, but what reads it and m2 are
+        for names in (node.input, node.output):
+            names[:] = ["elsewhere" if name == "t1" else name for name in names]
+    a, b = tiny.save(model, tmp_path / "a.onnx"), tiny.save(other, tmp_path / "b.onnx")
+    found = bisecting.bisect(a, b)
+    assert found is not None and found.node == "m0"
+    other.CopyFrom(spoilt(model, "w2"))
+    for node in other.graph.node:
+        for names in (node.input, node.output):
+            names[:] = ["elsewhere" if name == "m2" else name for name in names]
+    b = tiny.save(other, tmp_path / "b.onnx")
+    found = bisecting.bisect(a, b)
+    assert found is not None and set(found.among) == {"m2", "a3"} and found.confirmed

@@ -59,8 +59,18 @@ def command(
     elif found is None:
         click.echo("they agree")
     else:
-        _show(found, backend, against)
+        sides = [backend, against]
+        if other is not None:
+            sides = [name if backend == against else f"{name}, {on}"
+                     for name, on in zip(_called(model, other), sides, strict=True)]  # fmt: skip
+        _show(found, *sides)
     return 0 if found is None else 1
+
+
+def _called(one: str, other: str) -> tuple[str, str]:
+    """Call two models by their files' names where those differ."""
+    names = Path(one).name, Path(other).name
+    return names if names[0] != names[1] else (one, other)
 
 
 SHOWN = 8  # names of nodes in a line

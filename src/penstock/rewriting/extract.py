@@ -5,7 +5,7 @@ Constants that they read come along. Where a type or shape isn't known, the inpu
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from penstock.rewriting.knowledge import Knowledge, constant, to_ir
@@ -16,14 +16,21 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 
-def extract(model: ir.Model, nodes: Collection[ir.Node]) -> bytes:
-    """Return the model of these nodes, serialized, in the order of the graph, at the model's opsets."""
+def extract(
+    model: ir.Model, nodes: Collection[ir.Node], shown: Collection[str] = (),
+    shapes: Mapping[str, Sequence[int]] | None = None,
+) -> bytes:  # fmt: skip
+    """Return the model of these nodes, serialized, in the order of the graph, at the model's opsets.
+
+    ``shown`` names what comes out although no other node reads it; ``shapes`` are those of inner tensors that go in.
+    """
     import onnx
     import onnx_ir as ir
 
     known = Knowledge(model)
     known.learn(model.graph)
-    chosen = [node for node in model.graph.all_nodes() if node in nodes]
+    wanted = set(nodes)
+    chosen = [node for node in model.graph.all_nodes() if node in wanted]
     within = {inner for node in chosen for inner in inside(node)}
     proto = onnx.ModelProto(ir_version=model.ir_version or 10)
     proto.opset_import.extend(onnx.helper.make_opsetid(*item) for item in model.opset_imports.items())
@@ -41,10 +48,12 @@ def extract(model: ir.Model, nodes: Collection[ir.Node]) -> bytes:
         if tensor is not None and value.producer() is None:
             proto.graph.initializer.append(ir.serde.serialize_tensor(_named(tensor, str(value.name))))
         else:
-            proto.graph.input.append(_declared(value, known))
+            inner = (shapes or {}).get(str(value.name)) if value.producer() is not None else None
+            proto.graph.input.append(_declared(value, known, inner))
     for node in chosen:
         for value in node.outputs:
-            if value.is_graph_output() or any(use.node not in within for use in value.uses()):
+            read_outside = any(use.node not in within for use in value.uses())
+            if value.is_graph_output() or read_outside or value.name in shown:
                 proto.graph.output.append(_declared(value, known))
     data: bytes = proto.SerializeToString(deterministic=True)
     return data
@@ -62,9 +71,10 @@ def _named(tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
     return tensor if tensor.name == name else ir.tensor(tensor.numpy(), dtype=tensor.dtype, name=name)
 
 
-def _declared(value: ir.Value, known: Knowledge) -> onnx.ValueInfoProto:
+def _declared(value: ir.Value, known: Knowledge, given: Sequence[int] | None = None) -> onnx.ValueInfoProto:
     import onnx_ir as ir
 
     shape = known.shape(value)
-    plain = ir.Value(name=value.name, type=value.type, shape=None if shape is None else to_ir(shape))
+    described = ir.Shape(given) if given is not None else None if shape is None else to_ir(shape)
+    plain = ir.Value(name=value.name, type=value.type, shape=described)
     return ir.serde.serialize_value(plain)

@@ -86,7 +86,8 @@ def bisect(
     a side can't run a cut.
     """
     pair = Pair(one, other, feeds)
-    limit = bound if bound is not None else BOUNDS.get(one.deployment.computed_in, QUANTIZED)
+    limits = [BOUNDS.get(side.deployment.computed_in, QUANTIZED) for side in (one, other)]
+    limit = bound if bound is not None else max(limits)
     progress.begin("bisect", f"{len(pair.nodes)} nodes")
     first: Found | None = None
     while limit >= LEAST:
@@ -227,11 +228,13 @@ def _written(pair: Pair, found: Found, into: Path) -> Found:
     known = {**pair.feeds, **before}
     given = {one.name: known[one.name] for one in found.inputs}
     ours, theirs = pair.apart(nodes, given) if found.outputs else ({}, {})
-    twin = pair.like(nodes)
-    models = {"one.onnx": extract(pair.one.model, nodes)}
-    if twin and (other := extract(pair.other.model, twin)) != models["one.onnx"]:
+    twin, shown = pair.like(nodes, given)
+    fed = pair.given(given) | given
+    shapes = {name: array.shape for name, array in fed.items()}
+    models = {"one.onnx": extract(pair.one.model, pair.one.needed(nodes), shapes=shapes)}
+    if found.outputs and (other := extract(pair.other.model, twin, shown, shapes)) != models["one.onnx"]:
         models["other.onnx"] = other
-    files = {**models, "inputs.npz": pack(given), "one.npz": pack(ours), "other.npz": pack(theirs)}
+    files = {**models, "inputs.npz": pack(fed), "one.npz": pack(ours), "other.npz": pack(theirs)}
     for name, data in files.items():
         store.write_bytes(into / name, data)
     return replace(found, files=tuple(str(into / name) for name in files))
