@@ -2,7 +2,8 @@
 
 python benchmarks/agreements.py [--models NAMES] [--backends NAMES] [--page FILE]
 
-Each model of the shared collection is run over one golden set of made-up inputs on each backend, with the bounds that
+Each model of the shared collection is run over one golden set of made-up inputs (three of them over those of a data
+function) on each backend, with the bounds that
 `penstock verify` has for its precision; the golden outputs are those of ONNX Runtime without its optimizations. Where
 two differ, `penstock bisect` looks for the first node where they part. Every cell is an agreement, a difference with
 its node, or the runtime's reason not to run it. WebAssembly needs `penstock env add onnxruntime-web` and a Chromium.
@@ -18,11 +19,18 @@ from pathlib import Path
 import optimizer_tables
 
 from penstock import bisecting, crossing
+from penstock.data import DataSettings
 from penstock.errors import PenstockError
 from penstock.stages.consistency import Cell
 
 SHARED = Path(os.environ.get("PENSTOCK_SHARED", Path(__file__).resolve().parents[2] / "shared")) / "models"
 BACKENDS = ("onnxruntime", "openvino", "litert", "onnxruntime-web")
+DATA = {  # of models whose signature doesn't say what suits them
+    name: f"{Path(__file__).with_name('quantization_data.py')}:{function}"
+    for name, function in {
+        "silero-vad-if": "speech", "tiny-gpt2-genai": "continuation", "sklearn-tree-classifier": "measurements",
+    }.items()
+}  # fmt: skip
 LONGEST = 160  # characters of a reason
 
 
@@ -41,8 +49,8 @@ def main() -> int:
     for name in wanted:
         model = SHARED / name / "model.onnx"
         try:
-            cells = {cell.backend: cell for cell in crossing.crossed([model], str(model), backends=backends).cells
-                     if "+" not in cell.backend}  # fmt: skip
+            made = crossing.crossed([model], str(model), backends=backends, data=settings(name))
+            cells = {cell.backend: cell for cell in made.cells if "+" not in cell.backend}
         except PenstockError as error:
             rows.append([name, *["–"] * len(backends)])
             told.append(f"- {name}: no golden set: {short(error.what)}")
@@ -51,7 +59,7 @@ def main() -> int:
         for backend in backends:
             cell = cells[backend]
             if cell.state == "differs":
-                found = where(model, backend)
+                found = where(model, backend, settings(name))
                 missed += found is None
                 told.append(f"- {name} on {backend}: {cell.reason}. {found or 'no node was found'}")
             elif cell.reason:
@@ -73,14 +81,19 @@ def shown(cell: Cell) -> str:
     return f"**differs** {cell.relative:.1e}" if cell.state == "differs" and cell.relative is not None else cell.state
 
 
-def where(model: Path, backend: str) -> str | None:
+def settings(name: str) -> DataSettings:
+    """Return the data of a model: made up from its signature, but for a few."""
+    return DataSettings(data=DATA.get(name, ""))
+
+
+def where(model: Path, backend: str, data: DataSettings) -> str | None:
     """Bisect against plain ONNX Runtime, and say what was found; ``None`` where nothing was."""
     try:
         found = bisecting.bisect(
-            model, backend=backend, against="reference" if backend == "onnxruntime" else "onnxruntime"
+            model, backend=backend, against="reference" if backend == "onnxruntime" else "onnxruntime", data=data
         )
     except PenstockError as error:
-        return f"It can't be bisected: {short(error.what)}"
+        return None if error.id == "cannot-cut" else f"It can't be bisected: {short(error.what)}"
     if found is None:
         return None
     how = "alone, on the same inputs, it parts too" if found.confirmed else "alone, on the same inputs, it agrees"

@@ -240,6 +240,11 @@ def continuation() -> Iterator[Whole]:
     return _whole("tiny-gpt2-genai")
 
 
+def measurements() -> Arrays:
+    """Return rows of the twenty numbers that sklearn-tree-classifier looks at, as ``--data FILE:measurements``."""
+    return {"input": np.random.RandomState(SEED).normal(0, 2, (WHOLE, 20)).astype(np.float32)}
+
+
 def _whole(name: str) -> Iterator[Whole]:
     return (Whole(BY_HAND[name](np.random.RandomState(SEED + i))) for i in range(WHOLE))
 

@@ -40,7 +40,6 @@ from penstock.stages import inspect as inspect_stage
 from penstock.stages import optimize as optimize_stage
 from penstock.stages import quantize as quantize_stage
 from penstock.stages import select as select_stage
-from penstock.stages import verify as verify_stage
 from penstock.stages.bench import BenchResult, BenchSettings, Subject
 from penstock.stages.convert import Conversion, ConvertSettings
 from penstock.stages.evaluate import EvaluateSettings, Evaluation, PairedDifference
@@ -55,6 +54,7 @@ from penstock.summary import Row, rows
 from penstock.targets import tflite
 from penstock.targets.tflite import TfliteSettings
 from penstock.verdict import Outcome
+from penstock.verifying import verified
 
 if TYPE_CHECKING:
     from penstock.jsonable import Json
@@ -262,7 +262,7 @@ def verify(
     trial.survive(path, gold.feeds, str(path))
     session, asked = runnable.open(), runnable.deployment
     try:
-        found = verify_stage.verify(session, gold, asked.computed_in, settings)
+        found = verified(runnable.model, asked, session, gold, settings)
         actual = dict(session.actual()) if found.samples else {}
     finally:
         session.close()

@@ -8,17 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from penstock import golden, graph, registry, running, store, trial
-from penstock.backends import Backend, device_of, runs
+from penstock import backend_options, golden, graph, registry, reproduction, running, store, trial
+from penstock.backends import Backend, Loadable, device_of, runs
 from penstock.data import DataSettings
 from penstock.deployment import Deployment, named
-from penstock.errors import InputError, MissingError, UsageError
+from penstock.errors import InputError, MissingError, PenstockError, UsageError
+from penstock.frontends import Source
 from penstock.jsonable import Json, from_json
 from penstock.measures import Runnable
 from penstock.progress import SILENT, Progress
 from penstock.record import Record
-from penstock.stages import consistency
-from penstock.stages.consistency import Cell, Matrix
+from penstock.stages import consistency, export
+from penstock.stages.consistency import SOURCE, Cell, Matrix
 from penstock.stages.verify import VerifySettings
 from penstock.variant import Variant
 from penstock.verdict import Verdict
@@ -38,6 +39,7 @@ def crossed(
 
     ``models`` is one build folder, whose golden set is taken, or model files with ``against`` (as in
     :func:`penstock.api.verify`). ``backends``: names, or "all": those that can run here, and why the others can't.
+    Where the source is a PyTorch module, the backends that run modules are among them, for it.
     ``baseline`` is an earlier build's folder, or a file that an earlier ``penstock verify --json`` wrote.
 
     Raises ``InputError``, ``UsageError``, or ``MissingError`` where a backend that was named can't run here.
@@ -45,12 +47,14 @@ def crossed(
     held = None if baseline is None else earlier(Path(baseline))
     paths = _models(models)
     gold = _golden(models, against, paths, data, weights, seed)
-    chosen, missing = _backends(backends)
+    source = _torch_source(models, against, weights, backends)
+    chosen, missing, modules = _backends(backends, modules=source is not None)
     cells: list[Cell] = []
     made: list[Runnable] = []
     for name, path in paths.items():
         precision = graph.precision(graph.load(path, weights=False))
-        absent = [Deployment(named(name, one), name, "", precision, one, device=_device(one)) for one in missing]
+        gone = [one for one in missing if one not in modules]
+        absent = [Deployment(named(name, one), name, "", precision, one, device=_device(one)) for one in gone]
         cells += [consistency.absent(one, missing[one.backend]) for one in absent]
         made += [
             replace(found, deployment=replace(found.deployment, threads=threads))
@@ -60,9 +64,12 @@ def crossed(
         ]
         running.need_fit(path, gold, against or str(models[0]))
         trial.survive(path, gold.feeds, str(path))
+    if source is not None:
+        made = [Runnable(_of_source(one, threads), source, True) for one in modules if one not in missing] + made
+        cells += [consistency.absent(_of_source(one, threads), missing[one]) for one in modules if one in missing]
     cells += consistency.cross(made, gold, settings or VerifySettings(), progress, named=ALL not in backends)
     order = {one: place for place, one in enumerate(dict.fromkeys(registry.names("backends")))}
-    rank = {name: place for place, name in enumerate(paths)}
+    rank = {name: place for place, name in enumerate([SOURCE, *paths])}
     last = len(order)  # of a backend that isn't installed any more
     cells.sort(key=lambda cell: (rank[cell.variant], order.get(cell.backend.partition("+")[0], last), cell.backend))
     found = Matrix(gold.computed_by, gold.samples, tuple(cells))
@@ -112,12 +119,47 @@ def _golden(
     return running.golden_for(next(iter(paths.values())), against, data or DataSettings(), weights, seed)
 
 
-def _backends(asked: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Return the backends that can run model files here, and of "all" why others can't."""
+def _torch_source(given: Sequence[str | Path], against: str, weights: str, backends: Sequence[str]) -> Loadable | None:
+    """Return the module that the models are held against, of a build the one that it was made from, if it is one.
+
+    A build's folder may be somebody else's, and its lock file names code: that is run where a backend for modules is
+    named alone. One that has changed since gives other numbers than the golden set has, and its cell says so.
+    """
+    folder = Path(given[0])
+    base = Path()
+    asked = [backend_options.split(name)[0] for name in backends]
+    named = any(
+        name in registry.names("backends") and "torch" in cast(Backend, running.of_name(name)).FORMATS for name in asked
+    )
+    if not against and named and (lock := folder / "penstock.lock.toml").is_file():
+        told, base = reproduction.settings_of(lock), reproduction.read_lock(lock).base
+        against, weights = str(told.get("source", "")), str(told.get("weights", ""))
+    if not against or (Path(against) / "golden.json").is_file():
+        return None
+    head, _, name = against.rpartition(":")
+    if head.endswith(".py"):
+        against = f"{base / head}:{name}"
+    weights = str(base / weights) if weights else ""
+    try:
+        is_module = export.frontend(Source(against, weights))[0] == "torch"
+    except PenstockError:  # it isn't there any more; the golden set is
+        return None
+    return Loadable(None, against, weights) if is_module else None
+
+
+def _of_source(backend: str, threads: int) -> Deployment:
+    plain, given = backend_options.asked(backend)
+    role = cast(Backend, running.of_name(backend)).ROLE
+    name = named(SOURCE, backend)
+    return Deployment(name, SOURCE, "", "fp32", plain, threads=threads, role=role, options=given)
+
+
+def _backends(asked: Sequence[str], *, modules: bool) -> tuple[list[str], dict[str, str], list[str]]:
+    """Return the backends that can run model files here, of "all" why others can't, and those that run ``modules``."""
     names = list(dict.fromkeys(asked))
     if ALL in names:  # those that were named with options stand beside the plain ones
         names = list(dict.fromkeys([*registry.names("backends"), *(name for name in names if name != ALL)]))
-    chosen, missing = [], {}
+    chosen, missing, of_modules = [], {}, []
     for name in names:
         try:
             backend = cast(Backend, running.of_name(name))
@@ -128,17 +170,20 @@ def _backends(asked: Sequence[str]) -> tuple[list[str], dict[str, str]]:
             missing[name] = error.what
             continue
         if "onnx" not in backend.FORMATS:
-            if ALL in asked:
+            if modules and "torch" in backend.FORMATS:
+                of_modules.append(name)
+            elif ALL in asked:
                 continue
-            do = "name onnxruntime, openvino or reference"
-            raise UsageError("wrong-backend", f"the backend {name!r} runs no .onnx files", do=do)
+            else:
+                do = "name onnxruntime, openvino or reference, or a module as the source: --against file.py:Class"
+                raise UsageError("wrong-backend", f"the backend {name!r} runs no .onnx files", do=do)
         if problem and ALL not in asked:
             raise MissingError("backend-missing", f"the backend {name!r} can't run here", do=problem)
         if problem:
             missing[name] = problem
-        else:
+        elif name not in of_modules:
             chosen.append(name)
-    return chosen, missing
+    return chosen, missing, of_modules
 
 
 def earlier(path: Path) -> dict[str, Cell]:

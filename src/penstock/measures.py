@@ -18,8 +18,9 @@ from penstock.record import Record
 from penstock.rehearsal import rehearse
 from penstock.stages.bench import BenchResult, BenchSettings, Subject, bench
 from penstock.stages.evaluate import EvaluateSettings, Evaluation, evaluate, paired
-from penstock.stages.verify import VerifySettings, verify
+from penstock.stages.verify import VerifySettings
 from penstock.verdict import Outcome, Verdict
+from penstock.verifying import verified
 
 if TYPE_CHECKING:
     import numpy as np
@@ -132,7 +133,7 @@ def verify_all(
             append(Verdict("load", deployment.name, Outcome(False, error.what)))
             continue
         try:
-            found = verify(session, golden, deployment.computed_in, settings, seconds=seconds)
+            found = verified(runnable.model, deployment, session, golden, settings, seconds=seconds)
             actual = _actual(session, found.outcome)
         finally:
             session.close()

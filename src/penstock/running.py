@@ -77,7 +77,8 @@ def golden_set(against: str, weights: str, roles: RoleFeeds, signature: Signatur
         reference, who = Runnable(eager, Loadable(None, against, weights), True), "PyTorch"
     session = reference.open()
     try:
-        return golden.make(roles.golden, session, who, names)
+        scored = roles.evaluate is not None and bool(roles.classes)
+        return golden.make(roles.golden, session, who, names, tuple(names[:1]) if scored else ())
     finally:
         session.close()
 

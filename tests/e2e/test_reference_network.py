@@ -4,10 +4,15 @@ import json
 import os
 import subprocess
 from pathlib import Path
+from typing import cast
 
 import pytest
 
-from penstock import cli
+from penstock import cli, registry
+from penstock.backends import Backend
+
+HERE = ("torch", "reference", "onnxruntime", "openvino", "litert")
+ELSEWHERE = ("onnxruntime-web", "onnxruntime-webgpu", "iree", "tvm", "tflite-micro", "onnxruntime-openvino")
 
 
 @pytest.mark.slow
@@ -36,3 +41,19 @@ def test_cifar10_from_the_zoo_to_an_int8_deployment(
     assert result["ladder"]["steps"][0]["before"] == "source@torch"
     assert result["ladder"]["steps"][-1]["name"] == result["chosen"]
     assert all(not v["measured"]["reason"] for row in rows.values() for v in row["verdicts"] if v["gate"] == "verify")
+    _agrees_everywhere(out, capsys)
+
+
+def _agrees_everywhere(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Hold what was built against the module on every backend here; float32 within 1e-5 of the logits' range."""
+    beside = [name for name in ELSEWHERE if not cast(Backend, registry.load("backends", name)).available()]
+    if os.environ.get("PENSTOCK_REQUIRE_BROWSER") == "1":
+        assert "onnxruntime-web" in beside
+    asked = ["--backends", ",".join([*HERE, *beside]), "--fp32-relative", "1e-5", "--allow-fallback"]
+    assert cli.run(["verify", str(out), *asked, "--quiet", "--json"]) == 0
+    cells = json.loads(capsys.readouterr().out)["result"]["cells"]
+    assert {cell["state"] for cell in cells} == {"agrees"}, cells
+    ran = {(cell["precision"], cell["backend"].partition("+")[0]) for cell in cells if cell["samples"]}
+    assert {("fp32", name) for name in [*HERE, *beside]} <= ran
+    assert {("int8", name) for name in [*HERE, *beside] if name != "torch"} <= ran
+    assert all(not cell["flips"] for cell in cells if cell["precision"] == "fp32")

@@ -240,3 +240,53 @@ def test_what_a_named_backend_finds_missing_as_it_loads_stops_all(
     matrix = crossing.crossed([pair[0]], str(pair[0]))
     cell = matrix.cell("good", "litert")
     assert cell is not None and (cell.state, cell.reason) == ("can't run", "there is no such adapter")
+
+
+MODULE = """
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed({seed})
+        self.layer = torch.nn.Linear(6, 4)
+
+    def forward(self, x):
+        return self.layer(x).relu()
+
+    example_inputs = staticmethod(lambda: (torch.zeros(2, 6),))
+"""
+
+
+@pytest.mark.torch
+def test_a_module_is_a_variant_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a source that is named, and of a build: one that changed since differs, one that is gone can't be run."""
+    monkeypatch.chdir(tmp_path)
+    module, out = tmp_path / "net.py", tmp_path / "out"
+    module.write_text(MODULE.format(seed=0))
+    quick = ["--bench-seconds", "0.1", "--min-rounds", "3", "--warmup-calls", "2", "--no-footprint", "--no-quantize"]
+    asked = ["--input", "x:float32[batch,6]", "--backends", "onnxruntime", "-o", str(out), "--quiet"]
+    assert run(["build", "net.py:Net", *asked, *quick]) == 0, capsys.readouterr()
+    fp32 = next((out / "models" / "fp32").glob("*.onnx"))
+    both = ("torch", "onnxruntime")
+    for found in (
+        crossing.crossed([fp32], f"{module}:Net", backends=both),
+        crossing.crossed([out], backends=both),
+    ):
+        assert found.holds and {cell.name for cell in found.cells} >= {"source@torch"}
+        held = found.cell("source", "torch")
+        assert held is not None and held.samples and held.relative == 0.0
+        assert found.cells[0].variant == "source" and found.cell("source", "onnxruntime") is None
+    assert not any(cell.variant == "source" for cell in crossing.crossed([out], backends=("onnxruntime",)).cells)
+    module.write_text(MODULE.format(seed=1))
+    changed = crossing.crossed([out], backends=both).cell("source", "torch")
+    assert changed is not None and changed.state == "differs"
+    module.write_text("raise SystemExit('somebody else wrote this')")  # isn't run unasked: a folder may be anybody's
+    every = crossing.crossed([out], backends=("all",))
+    assert every.holds and not any(cell.variant == "source" for cell in every.cells)
+    module.unlink()
+    gone = crossing.crossed([out], backends=both)
+    held = gone.cell("source", "torch")
+    assert held is not None and held.state == "can't run" and "net.py" in held.reason and gone.holds

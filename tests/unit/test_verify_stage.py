@@ -1,5 +1,6 @@
 """The gate: equal models pass, a planted change doesn't, each precision has its own measure."""
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -168,6 +169,40 @@ def test_every_output_is_judged() -> None:
     refused = judge({"a": right, "b": wrong}, "fp32", SETTINGS)
     assert not refused.passed and "'b'" in refused.reason
     assert judge({"b": wrong}, "fp32", VerifySettings(fp32_relative=1.0)).passed
+
+
+SCORES = RNG.normal(size=(50, 5))
+FLIPPED = SCORES.copy()
+FLIPPED[:2] = np.roll(SCORES[:2], 1, axis=1)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize(
+    ("limits", "passes"),
+    [
+        ({}, True),
+        ({"kl": 10.0}, True),
+        ({"kl": 1e-9}, False),
+        ({"flips": 0.04}, True),
+        ({"flips": 0.0399}, False),
+        ({"flips": 0.0}, False),
+    ],
+)
+def test_class_scores_are_held_to_kl_and_flips(precision: str, limits: dict[str, float], passes: bool) -> None:
+    kind = "float" if precision == "fp32" else "int8"
+    free = VerifySettings(fp32_relative=9.0, int8_sqnr_db=-99.0)
+    settings = dataclasses.replace(free, **{f"{kind}_{name}": limit for name, limit in limits.items()})
+    found = {"y": compare(FLIPPED, SCORES, logits=True)}
+    assert found["y"].top1_agreement == 0.96
+    assert judge(found, precision, settings).passed is passes
+    other = dataclasses.replace(
+        free, **{f"{'int8' if kind == 'float' else 'float'}_{name}": 1e-9 for name in ("kl", "flips")}
+    )
+    assert judge(found, precision, other).passed, "those are the limits of the other precision"
+    assert judge({"y": compare(SCORES, SCORES, logits=True)}, precision, settings).passed
+    if limits:
+        refused = judge({"y": compare(FLIPPED, SCORES, logits=False)}, precision, settings)
+        assert not refused.passed and "--logits" in refused.reason
 
 
 def test_only_named_outputs_are_scores() -> None:

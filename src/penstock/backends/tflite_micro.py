@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 ROLE: Role = "candidate"
 FORMATS: tuple[Format, ...] = ("onnx",)
 BY_DEFAULT = False  # reference kernels: some forty times slower than LiteRT
+ROUNDS_ITS_OWN_WAY = True  # gated on steps of the output's grid
 ENVIRONMENT = "tflite-micro"
 ARENA, LEAST_ARENA = 10, 8 << 20  # bytes for each of the file's, and in any case
 ELSEWHERE = "run this model on another backend"

@@ -127,6 +127,8 @@ def _told(found: Verification, as_json: bool) -> int:
         console.print(table)
     made_up = " (inputs made from the signature)" if found.inputs.get("kind") == "seeded" else ""
     console.print(f"{found.samples} samples{made_up}")
+    if found.steps is not None:
+        console.print(f"{found.steps} steps of the output's grid from ONNX Runtime's integers at most")
     console.print("passed" if found.outcome.passed else f"refused: {found.outcome.reason}", markup=False)
     return 0 if found.outcome.passed else 1
 

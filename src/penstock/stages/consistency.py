@@ -14,7 +14,8 @@ from penstock.asked import asked_of, fallback
 from penstock.errors import MissingError, PenstockError
 from penstock.jsonable import Json, to_json
 from penstock.metrics import Difference
-from penstock.stages.verify import VerifySettings, verify
+from penstock.stages.verify import VerifySettings
+from penstock.verifying import verified
 
 if TYPE_CHECKING:
     from penstock.deployment import Deployment
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 State = Literal["agrees", "differs", "fell back", "can't run", "not here"]
 BREACHES = ("differs", "fell back")
+SOURCE = "source"  # the variant that a module is, on the backends that run modules
 NOISE = 1e-6  # relative: what a float runtime may move from one version to the next
 WORSE = 2.0  # times the difference that it had
 WORSE_DB = 1.0  # of signal to noise, of a quantized variant
@@ -54,6 +56,7 @@ class Cell:
     outputs: Mapping[str, Difference] = field(default_factory=dict)
     asked: Mapping[str, Json] = field(default_factory=dict)
     actual: Mapping[str, Json] = field(default_factory=dict)
+    steps: int | None = None  # from ONNX Runtime's integers, see penstock.verifying
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,7 @@ class Matrix:
     @property
     def unrun(self) -> tuple[str, ...]:
         """The variants that nothing was shown of: no backend could run them."""
-        ran = {cell.variant for cell in self.cells if cell.outputs}
+        ran = {SOURCE, *(cell.variant for cell in self.cells if cell.outputs)}  # the source needn't be here any more
         return tuple(dict.fromkeys(cell.variant for cell in self.cells if cell.variant not in ran))
 
     @property
@@ -122,10 +125,11 @@ def _cell(runnable: Runnable, golden: Golden, settings: VerifySettings, named: b
     except PenstockError as error:
         if named and isinstance(error, MissingError):
             raise
-        return Cell(*start, "can't run", _line(error), asked=asked_of(asked))
+        why = _line(error) + (f": {error.where}" if asked.variant == SOURCE and error.where else "")
+        return Cell(*start, "can't run", why, asked=asked_of(asked))
     try:
         seconds = settings.oracle_seconds if asked.role == "oracle" else None
-        found = verify(session, golden, asked.computed_in, settings, seconds=seconds)
+        found = verified(runnable.model, asked, session, golden, settings, seconds=seconds)
         if not found.samples:
             return Cell(*start, "can't run", found.outcome.reason, asked=asked_of(asked))
         told = to_json(dict(session.actual()))
@@ -137,7 +141,8 @@ def _cell(runnable: Runnable, golden: Golden, settings: VerifySettings, named: b
     fell = fallback(asked, told)
     state: State = "fell back" if fell and not settings.allow_fallback else "agrees"
     cell = of_outputs(asked, found.outputs, "differs" if found.outcome.reason else state)
-    return replace(cell, reason=found.outcome.reason or fell, samples=found.samples, actual=told)
+    return replace(cell, reason=found.outcome.reason or fell, samples=found.samples, actual=told,
+                   steps=found.steps)  # fmt: skip
 
 
 def of_outputs(deployment: Deployment, outputs: Mapping[str, Difference], state: State) -> Cell:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,16 @@ class VerifySettings:
         0.0, "largest share of unequal integers or booleans, float deployments", minimum=0.0
     )
     int8_mismatches: float = option(0.05, "largest share of unequal integers, quantized deployments", minimum=0.0)
+    float_kl: float = option(0.0, "largest KL divergence of class scores, float deployments (0: none)", minimum=0.0)
+    int8_kl: float = option(0.0, "largest KL divergence of class scores, quantized deployments (0: none)", minimum=0.0)
+    float_flips: float = option(1.0, "largest share of top answers that flip, float deployments", minimum=0.0)
+    int8_flips: float = option(1.0, "largest share of top answers that flip, quantized deployments", minimum=0.0)
+    micro_steps: int = option(
+        4, "tflite-micro: largest difference to ONNX Runtime's integers, in steps of the output's grid", minimum=0
+    )
+    micro_flips: float = option(
+        0.01, "tflite-micro: largest share of top answers that aren't those of ONNX Runtime's integers", minimum=0.0
+    )
     noise_factor: float = option(
         4.0,
         "made-up inputs: allow this many times the source's own rounding noise, up to 10 times the limit",
@@ -56,14 +66,17 @@ class Verification:
     inputs: Mapping[str, Json]  # what the golden inputs are: real data, or made up
     asked: Mapping[str, Json] = field(default_factory=dict)  # of the deployment, where that is known
     actual: Mapping[str, Json] = field(default_factory=dict)  # what its runtime says that it ran
+    steps: int | None = None  # of the outputs' grids from ONNX Runtime's integers, where a runtime rounds its own way
+    step_flips: float | None = None  # the share of top answers that aren't those of ONNX Runtime's integers
 
 
 def verify(
-    session: Session, golden: Golden, precision: Precision, settings: VerifySettings, *, seconds: float | None = None
-) -> Verification:
+    session: Session, golden: Golden, precision: Precision, settings: VerifySettings, *, seconds: float | None = None,
+    seen: Callable[[Sequence[np.ndarray]], None] | None = None,
+) -> Verification:  # fmt: skip
     """Run the golden inputs and compare. With ``seconds`` it stops before a run that would exceed them.
 
-    What the session raises on a run becomes a refusal.
+    ``seen`` is shown what each run gives. What the session raises on a run becomes a refusal.
     """
     from penstock.errors import PenstockError
 
@@ -76,6 +89,8 @@ def verify(
         if len(runs[-1]) != len(golden.output_names):
             what = f"it gives {len(runs[-1])} outputs, the model has {len(golden.output_names)}"
             return Verification(0, {}, Outcome(False, what), golden.description)
+        if seen is not None:
+            seen(runs[-1])
         done = len(runs)
         if seconds is not None and done < len(golden.real):
             spent = time.monotonic() - began
@@ -135,6 +150,12 @@ def judge(
     inputs move by one unit in the last place, and no float runtime can be expected to stay much closer than that.
     """
     quantized = precision in ("int8", "int4", "mixed")
+    kl, flips = (
+        (settings.int8_kl, settings.int8_flips) if quantized else (settings.float_kl, settings.float_flips)
+    )  # fmt: skip
+    if (kl or flips < 1) and all(found.top1_agreement is None for found in differences.values()):
+        what = "no output is known to hold class scores, and the limits of KL and flips are for those: name it with"
+        return Outcome(False, f"{what} --logits")
     for name, found in differences.items():
         where = f"output {name!r}"
         if found.worst_sample is not None:
@@ -154,10 +175,23 @@ def judge(
             if found.sqnr_db < settings.int8_sqnr_db:
                 told = f"SQNR {found.sqnr_db:.1f} dB, the limit is {settings.int8_sqnr_db:g} dB"
                 return Outcome(False, f"{told} ({where})")
+            if told := _answers(found, kl, flips):
+                return Outcome(False, f"{told} ({where})")
             continue
         halves = {"fp16": settings.fp16_relative, "bf16": settings.bf16_relative}  # whose bits differ by three
         limit = halves.get(precision, settings.fp32_relative)
         limit = max(limit, min(settings.noise_factor * (noise or {}).get(name, 0.0), 10.0 * limit))
         if not found.relative <= limit:
             return Outcome(False, f"relative difference {found.relative:.2g}, the limit is {limit:.2g} ({where})")
+        if told := _answers(found, kl, flips):
+            return Outcome(False, f"{told} ({where})")
     return Outcome(True)
+
+
+def _answers(found: Difference, kl: float, flips: float) -> str:
+    """Say what is beyond the limits of class scores (a ``kl`` of 0 is none), "" where nothing is."""
+    if kl and found.kl is not None and not found.kl <= kl:
+        return f"KL divergence {found.kl:.2g}, the limit is {kl:g}"
+    if found.top1_agreement is not None and 1 - found.top1_agreement > flips + 1e-12:
+        return f"{1 - found.top1_agreement:.2%} of the top answers flip, the limit is {flips:.2%}"
+    return ""
