@@ -2,10 +2,11 @@
 
 python benchmarks/backends.py [--seconds 4] [--backends NAMES] [--page FILE]
 
-Prints each deployment's ratio to ONNX Runtime's float32 from interleaved rounds of one run, with its 95 % interval, and
-its throughput at a batch of 32; whether it is right, on CIFAR-10's images (``penstock verify``); and what ``select``
-chooses of the in-process ones beside the fastest that was measured. Needs CIFAR-10 in build/cifar10; backends with an
-environment of their own run where ``penstock env add`` has made it.
+A build of the zoo's CIFAR-10 network, on PyTorch and its compiler too: each deployment's ratio to ONNX Runtime's
+float32 from interleaved rounds of one run, with its 95 % interval, its throughput at a batch of 32, how far it is from
+the module's logits, and what ``penstock select`` chooses for latency and for throughput, beside the fastest that was
+measured of those that passed. Needs CIFAR-10 in build/cifar10; backends with an environment of their own run where
+``penstock env add`` has made it.
 """
 
 from __future__ import annotations
@@ -20,18 +21,24 @@ import optimizer_tables
 import quantization_data as data
 import quantization_nets as nets
 
-from penstock import api, crossing, registry
+from penstock import api, registry, store
 from penstock.backends import Backend
-from penstock.stages.bench import BenchResult, BenchSettings
-from penstock.stages.quantize import QuantizeSettings
+from penstock.build_settings import BuildSettings
+from penstock.data import DataSettings
+from penstock.record import Record
+from penstock.stages.bench import BenchSettings
+from penstock.stages.select import SelectSettings
 from penstock.stages.verify import VerifySettings
+from penstock.summary import Row
 
 SOFTWARE = "onnxruntime-webgpu"  # without a GPU its browser computes on the CPU: minutes a round, and no speed to tell
 BATCH = 32
+SOURCE = "zoo:cifar10"
+MAX_DROP = 0.5
 
 
 def main() -> int:
-    """Verify, time, print; exit code 1 where a deployment that runs isn't right."""
+    """Build, print; exit code 1 where a deployment isn't right, or another is chosen than the fastest."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=4.0, help="time for each deployment's rounds")
     parser.add_argument(
@@ -39,61 +46,74 @@ def main() -> int:
     )
     parser.add_argument("--page", type=Path, help="write the table between the marks in this file")
     asked = parser.parse_args()
-    case = data.net_case("cifar10")
-    models = [case.model, made(case)]
     chosen = asked.backends.split(",") if asked.backends else [name for name in here() if name != SOFTWARE]
-    matrix = crossing.crossed(models, str(case.model), VerifySettings(logits=("output",)), backends=chosen,
-                              data=case.settings)  # fmt: skip
-    settings = BenchSettings(seconds=asked.seconds, throughput_batch=BATCH, footprint=False,
-                             baseline=f"{case.model.stem}@onnxruntime")  # fmt: skip
-    result = api.bench(models, settings, backends=chosen, data=case.settings)
-    rows = [["deployment", "p50 ms", "ratio to ONNX Runtime's float32", f"a second at {BATCH}", "largest difference",
-             "top answers that flip"]]  # fmt: skip
-    held = {cell.name: cell for cell in matrix.cells}
-    for timing in result.timings:
-        cell = held[timing.name]
-        many = timing.throughput.samples_per_s
-        rows.append([
-            timing.name, f"{timing.p50_ms:.3f}", timing.to_baseline.text() if timing.to_baseline else "–",
-            f"{many:,.0f}" if many else "–", crossing.shown(cell), "–" if cell.flips is None else f"{cell.flips:.2%}",
-        ])  # fmt: skip
-    told = [f"- {cell.name}: {cell.state}: {cell.reason}" for cell in matrix.cells if cell.reason]
-    told += [f"- {failure.name}: not timed: {failure.reason}" for failure in result.failures]
-    told += [f"- {note}" for note in (*result.noise, *result.cautions)]
-    notes = (
-        f"Batch 1, one thread, {result.rounds} interleaved rounds; the clock stands beside the runtime. "
-        f"Fastest at batch 1: {fastest(result)}; at {BATCH}: {fastest(result, many=True)}."
-    )
-    text = optimizer_tables.table(f"Backends ({optimizer_tables.today()})", rows) + f"\n\n{notes}\n\n" + "\n".join(told)
+    settings = BuildSettings(
+        SOURCE, backends=tuple(chosen),
+        data=DataSettings(data=str(data.net_case("cifar10").data)),
+        verify=VerifySettings(fp32_relative=1e-5),
+        bench=BenchSettings(seconds=asked.seconds, throughput_batch=BATCH, footprint=False,
+                            baseline="fp32@onnxruntime"),
+        select=SelectSettings(max_drop=MAX_DROP),
+    )  # fmt: skip
+    with store.scratch(nets.ROOT / "build") as work:
+        api.build(settings, work / "out", cache=work / "cache")  # measured anew, whatever was kept
+        best = {}
+        for objective in ("latency", "throughput"):
+            found, rows = api.select(work / "out", SelectSettings(objective=objective, max_drop=MAX_DROP))
+            best[objective] = found.chosen
+        held = {
+            entry.subject: entry.measured for entry in store.BuildFolder(work / "out").read_ledger()
+            if isinstance(entry, Record) and entry.stage == "verify"
+        }  # fmt: skip
+    table = [["deployment", "p50 ms", "ratio to ONNX Runtime's float32", f"a second at {BATCH}", "largest difference",
+              "top answers that flip", "refused"]]  # fmt: skip
+    for row in rows:
+        table.append([row.deployment.name, *cells(row, held.get(row.deployment.name, {}))])
+    refused = [row for row in rows if any(verdict.gate in ("load", "verify", "fallback") for verdict in row.refusals)]
+    told = [f"- {row.deployment.name}: {row.refusals[0].reason}" for row in rows if row.refusals]
+    fast = {"latency": fastest(rows), "throughput": fastest(rows, many=True)}
+    notes = [
+        f"Batch 1, one thread, interleaved rounds; the clock stands beside the runtime. `select` chooses "
+        f"{best['latency']} at batch 1 and {best['throughput']} at {BATCH}; the fastest measured of those that passed "
+        f"are {fast['latency']} and {fast['throughput']}."
+    ]
+    text = optimizer_tables.table(f"Backends ({optimizer_tables.today()})", table)
+    text += "\n\n" + "\n\n".join([*notes, "\n".join(told)]).rstrip()
     print(text)
     if asked.page:
         optimizer_tables.put_into(asked.page, "backends", text)
-    return 0 if matrix.holds else 1
+    return 1 if refused or best != fast else 0
 
 
 def here() -> list[str]:
-    """Return the backends that run model files and can run here, the oracle left out: it is not there to be timed."""
+    """Return the backends that can run here, the oracle left out: it is not there to be timed."""
     found = []
     for name in registry.names("backends"):
         backend = cast(Backend, registry.load("backends", name))
-        if "onnx" in backend.FORMATS and backend.ROLE == "candidate" and not backend.available():
+        if backend.ROLE != "oracle" and not backend.available():
             found.append(name)
     return found
 
 
-def made(case: data.Case) -> Path:
-    """Quantize the net once, for integers alone, which every runtime takes."""
-    path = nets.ROOT / "build/quantization/cifar10-int8.onnx"
-    if not path.exists():
-        api.quantize(case.model, path, QuantizeSettings(consumer="integer-only"), data=case.settings)
-    return path
+def cells(row: Row, measured: dict) -> list[str]:
+    """Return what the table says of a deployment."""
+    outputs = list((measured.get("outputs") or {}).values())
+    far = max((one["relative"] for one in outputs if one["relative"] is not None), default=None)
+    agree = [one["top1_agreement"] for one in outputs if one["top1_agreement"] is not None]
+    ratio = "–" if row.ratio is None else "{:.2f}× ({:.2f}–{:.2f})".format(*row.ratio)
+    return [
+        f"{row.p50_ms:.3f}" if row.p50_ms else "–", ratio, f"{row.throughput:,.0f}" if row.throughput else "–",
+        "–" if far is None else f"{far:.1e}", "–" if not agree else f"{1 - min(agree):.2%}",
+        ", ".join(dict.fromkeys(verdict.gate for verdict in row.refusals)),
+    ]  # fmt: skip
 
 
-def fastest(result: BenchResult, *, many: bool = False) -> str:
-    """Return the deployment with the least latency, or with the most samples a second."""
+def fastest(rows: list[Row], *, many: bool = False) -> str:
+    """Return the candidate with the least latency, or with the most samples a second, of those nothing refused."""
+    passed = [row for row in rows if row.deployment.role == "candidate" and not row.refusals]
     if many:
-        return max(result.timings, key=lambda one: one.throughput.samples_per_s or 0.0).name
-    return min(result.timings, key=lambda one: one.p50_ms if one.p50_ms else math.inf).name
+        return max(passed, key=lambda row: row.throughput or 0.0).deployment.name
+    return min(passed, key=lambda row: row.p50_ms or math.inf).deployment.name
 
 
 if __name__ == "__main__":

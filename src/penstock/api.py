@@ -266,7 +266,7 @@ def verify(
         actual = dict(session.actual()) if found.samples else {}
     finally:
         session.close()
-    fell = "" if settings.allow_fallback or not found.outcome.passed else fallback(asked, actual)
+    fell = "" if settings.allow_fallback or not found.outcome.passed else fallback(asked, actual, path)
     outcome = Outcome(False, f"it fell back: {fell}") if fell else found.outcome
     return replace(found, outcome=outcome, asked=asked_of(asked), actual=actual)
 
@@ -306,7 +306,9 @@ def evaluate(
         progress.end(f"{runnable.deployment.name}: {score.score:.4f}")
         gap = evaluate_stage.paired(score, found[0].evaluation) if found else None
         asked = runnable.deployment
-        found.append(Scored(asked.name, score, gap, asked_of(asked), actual, fallback(asked, actual)))
+        found.append(
+            Scored(asked.name, score, gap, asked_of(asked), actual, fallback(asked, actual, runnable.model.path))
+        )
     return found
 
 

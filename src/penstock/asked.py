@@ -16,6 +16,8 @@ from penstock.errors import PenstockError
 from penstock.jsonable import Json
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import onnx_ir as ir
 
 # how runtimes call a type that floats are computed in → how precisions are called
@@ -43,8 +45,11 @@ def provider_of(backend: str) -> str:
         return ""
 
 
-def fallback(asked: Deployment, actual: Mapping[str, Json]) -> str:
-    """Say what ran that wasn't asked for, by the runtime's own word: "" where nothing did, or it tells nothing."""
+def fallback(asked: Deployment, actual: Mapping[str, Json], model: Path | None = None) -> str:
+    """Say what ran that wasn't asked for, by the runtime's own word: "" where nothing did, or it tells nothing.
+
+    With the ``model`` an int8 deployment of which nothing ran on integers is told too.
+    """
     device = actual.get("device")
     if isinstance(device, str) and asked.device != ANY_DEVICE and device.casefold() != asked.device.casefold():
         return f"it ran on the device {device}, {asked.device} was asked for"
@@ -56,7 +61,33 @@ def fallback(asked: Deployment, actual: Mapping[str, Json]) -> str:
     wanted, ran = asked.precision_hint or "fp32", _TYPES.get(str(actual.get("precision")).casefold())
     if ran is not None and ran != _TYPES.get(wanted.casefold()) and asked.precision not in ("fp16", "bf16"):
         return f"it computes floats in {ran}, {_TYPES.get(wanted.casefold(), wanted)} was asked for"
+    if model is not None and (told := in_float(asked, actual, model)) and not _counted(actual)[0]:
+        return told
     return ""
+
+
+def in_float(asked: Deployment, actual: Mapping[str, Json], model: Path) -> str:
+    """Say how many layers an int8 deployment computes in float that its file has on integers; "" for none.
+
+    Layers are Conv, Gemm and MatMul, which take the time. A runtime that doesn't tell is none.
+    """
+    from penstock.quantization import written
+
+    whole, floats = _counted(actual)
+    if asked.precision != "int8" or not whole + floats:
+        return ""
+    there, left = written.on_integers(model)
+    if not there or floats <= left:
+        return ""
+    return f"it computes {floats} of its {whole + floats} layers in float, and the file has {there} of them on integers"
+
+
+def _counted(actual: Mapping[str, Json]) -> tuple[int, int]:
+    """Return how many layers a runtime says that it computed on integers, and in float."""
+    told = actual.get("weighted_in")
+    counts = {name: count for name, count in told.items() if isinstance(count, int)} if isinstance(told, dict) else {}
+    whole = counts.pop("int8", 0)
+    return whole, sum(counts.values())
 
 
 def _elsewhere(asked: Deployment, actual: Mapping[str, Json]) -> str:

@@ -142,7 +142,7 @@ def verify_all(
             measured.pop(key)
         append(Record("verify", deployment.name, golden.description, asked, measured))
         append(Verdict("verify", deployment.name, found.outcome))
-        if not settings.allow_fallback and (why := fallback(deployment, actual)):
+        if not settings.allow_fallback and (why := fallback(deployment, actual, runnable.model.path)):
             append(Verdict("fallback", deployment.name, Outcome(False, why)))
         elif found.outcome.passed:
             passed.append(runnable)

@@ -11,12 +11,14 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
 
-from penstock import api, asked, backend_options, crossing, registry
+from penstock import api, asked, backend_options, crossing, registry, running
 from penstock.backends import Loadable, NodeTime, _profile, onnxruntime
 from penstock.cli import run
+from penstock.data import DataSettings
 from penstock.deployment import Deployment
 from penstock.errors import UsageError
 from penstock.jsonable import Json
+from penstock.quantization import written
 from penstock.stages.bench import BenchSettings
 
 
@@ -257,3 +259,48 @@ def test_a_runtime_without_times_of_nodes_says_so(
     quick = ["--min-rounds", "2", "--bench-seconds", "0.01", "--no-footprint", "--quiet", "--backends", "reference"]
     assert run(["bench", str(path), *quick, "--nodes", "3"]) == 0
     assert "m@reference: its runtime gives no times of nodes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("counts", "fell", "noted"),
+    [
+        ({}, "", ""),  # a runtime that doesn't tell
+        ({"int8": 2}, "", ""),
+        ({"int8": 1, "fp32": 1}, "", "1 of its 2 layers in float"),
+        ({"fp32": 2}, "2 of its 2 layers in float", "2 of its 2 layers in float"),
+        ({"fp32": 1, "bf16": 1}, "2 of its 2 layers in float", "2 of its 2 layers in float"),
+    ],
+)
+def test_int8_that_runs_in_float_is_told(
+    counts: dict[str, Json], fell: str, noted: str, tiny: ModuleType, tmp_path: Path
+) -> None:
+    """All of it is another precision than was asked for; some of it is told where times are."""
+    source = tiny.save(tiny.conv(), tmp_path / "m.onnx")
+    model = tmp_path / "int8.onnx"
+    api.quantize(source, model)
+    assert written.on_integers(model) == (2, 0)
+    deployment, actual = of("onnxruntime", precision="int8"), {"weighted_in": counts}
+    found = asked.fallback(deployment, actual, model), asked.in_float(deployment, actual, model)
+    assert fell in found[0] and bool(fell) == bool(found[0])
+    assert noted in found[1] and bool(noted) == bool(found[1])
+    assert not asked.fallback(deployment, actual), "without the file nobody knows what it has on integers"
+    assert not asked.in_float(of("onnxruntime"), actual, model), "a float model is in float"
+    assert not asked.in_float(deployment, actual, source), "nothing of that file is on integers"
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_runtime_counts_the_layers_that_ran_on_integers(backend: str, shared: Path) -> None:
+    """OpenVINO computes a third party's residual blocks in float, ONNX Runtime on integers."""
+    if problem := registry.load("backends", backend).available():  # type: ignore[attr-defined]
+        pytest.skip(problem)
+    path = shared / "models" / "resnet-tiny-w8a8-qdq-extdata" / "model.onnx"
+    runnable = running.runnables_of(path, backend, 1, "m")[0]
+    session = runnable.open()
+    try:
+        session.run(running.role_feeds(path, DataSettings(), 0).golden.first(1))
+        counts = session.actual()["weighted_in"]
+    finally:
+        session.close()
+    assert isinstance(counts, dict) and sum(counts.values()) == 21 == sum(written.on_integers(path))  # type: ignore[arg-type]
+    told = asked.in_float(runnable.deployment, {"weighted_in": counts}, path)
+    assert bool(told) == (counts.get("fp32", 0) > 0)

@@ -93,6 +93,7 @@ class LiteRtSession:
         self._signature = _inputs.signature(path)
         self._open = _inputs.open_axes(self._signature)
         self._made: dict[object, _Opened] = {}
+        self._fitting: dict[tuple[object, ...], _Opened] = {}  # by what came in: what fitted once fits again
         self._facts: Mapping[str, Json] = {}
         self._counted: int | None = None  # its threads
         if not self._open:
@@ -125,12 +126,14 @@ class LiteRtSession:
         """Run one batch. The first of its size takes longer: the file is written for it."""
         import numpy as np
 
-        given = _inputs.given(self._signature, feeds)
-        opened = self._opened(given)
+        key = tuple((name, getattr(array, "dtype", None), getattr(array, "shape", ())) for name, array in feeds.items())
+        opened = self._fitting.get(key)
+        if opened is None:
+            opened = self._fitting[key] = self._opened(_inputs.given(self._signature, feeds))
         interpreter = opened.interpreter
         try:
-            for place, array in zip(opened.inputs, given.arrays.values(), strict=True):
-                interpreter.set_tensor(place, array)
+            for place, spec in zip(opened.inputs, self._signature.inputs, strict=True):
+                interpreter.set_tensor(place, feeds[spec.name])
             interpreter.invoke()
             return [np.asarray(interpreter.get_tensor(place)) for place in opened.outputs]
         except Exception as error:  # as at loading
@@ -150,3 +153,4 @@ class LiteRtSession:
     def close(self) -> None:
         """Drop the interpreters."""
         self._made.clear()
+        self._fitting.clear()

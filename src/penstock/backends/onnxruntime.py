@@ -33,6 +33,15 @@ OPTIONS = {
 _LEVELS = ("disabled", "basic", "extended", "all")
 _FLOATS = {"bfloat16": "bf16", "float16": "fp16", "float": "fp32", "double": "fp64"}  # as a profile names them
 
+# operators of the runtime that multiply, on integers and in float
+_WHOLE_LAYERS = frozenset({
+    "ConvInteger", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat", "QGemm", "QLinearConv",
+    "QLinearConvTranspose", "QLinearMatMul",
+})  # fmt: skip
+_FLOAT_LAYERS = frozenset({
+    "Conv", "ConvTranspose", "FusedConv", "FusedGemm", "FusedMatMul", "Gemm", "MatMul", "NhwcFusedConv",
+})  # fmt: skip
+
 
 def available() -> str:
     """Return "" when ONNX Runtime imports here."""
@@ -182,13 +191,20 @@ class OrtSession:
     def _computes_in(self) -> dict[str, Json]:
         """Tell of 16-bit variants how many kernels ran in which type, and how many Casts, from a profile of one run.
 
-        Where it has no kernel for a type, the runtime puts Casts around one in float32, and only stores 16 bits.
+        Where it has no kernel for a type, the runtime puts Casts around one in float32, and only stores 16 bits. Of
+        int8 it tells how many of the layers that multiply ran on integers.
         """
-        if self._deployment.precision not in HALVES or self._last is None:
+        if self._deployment.precision not in (*HALVES, "int8") or self._last is None:
             return {}
         last = self._last
-        kinds = [_kind(event) for event in _profile.events(self._profiled, lambda session: self._once(session, last), 1)
-                 if _profile.is_of_node(event)]  # fmt: skip
+        events = [event for event in _profile.events(self._profiled, lambda session: self._once(session, last), 1)
+                  if _profile.is_of_node(event)]  # fmt: skip
+        if self._deployment.precision == "int8":
+            operators = [str(event.get("args", {}).get("op_name", "")) for event in events]
+            found = {"fp32": sum(map(_FLOAT_LAYERS.__contains__, operators)),
+                     "int8": sum(map(_WHOLE_LAYERS.__contains__, operators))}  # fmt: skip
+            return {"weighted_in": {name: count for name, count in found.items() if count}}
+        kinds = [_kind(event) for event in events]
         counted: dict[str, Json] = {name: kinds.count(name) for name in sorted({*_FLOATS.values()} & {*kinds})}
         return {"computes_in": counted, "casts": kinds.count("Cast")}
 

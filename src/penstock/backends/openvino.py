@@ -39,6 +39,7 @@ _NAMES = {"bf16": "bf16", "f16": "fp16", "f32": "fp32", "f64": "fp64", "i8": "in
 _APART = {"bf16": "bfloat16", "f8e4m3": "float8_e4m3fn", "f8e5m2": "float8_e5m2", "f8e8m0": "float8_e8m0fnu",
           "f4e2m1": "float4_e2m1fn", "i4": "int4", "u4": "uint4", "u2": "uint2"}  # fmt: skip
 # layers of a compiled model that compute nothing
+_WEIGHTED = frozenset({"Convolution", "Deconvolution", "FullyConnected", "MatMul"})
 _IDLE = frozenset({"Const", "Input", "Output", "Parameter", "Reorder", "Result"})
 
 
@@ -280,6 +281,7 @@ class OpenVinoSession:
     def _computes_in(self) -> dict[str, Json]:
         """Tell how many layers of the compiled model compute in which type, and how many convert between types."""
         layers: Counter[str] = Counter()
+        weighted: Counter[str] = Counter()
         for layer in self._compiled.get_runtime_model().get_ops():
             told = layer.get_rt_info()
             kind, precision = (told[key].astype(str) if key in told else "" for key in _TOLD)
@@ -287,8 +289,10 @@ class OpenVinoSession:
                 layers["Convert"] += 1
             elif kind not in _IDLE:
                 layers[_NAMES.get(precision, "")] += 1
+                weighted[_NAMES.get(precision, "")] += kind in _WEIGHTED
         counted: dict[str, Json] = {name: layers[name] for name in sorted({*_NAMES.values()} & layers.keys())}
-        return {"computes_in": counted, "casts": layers["Convert"]}
+        of_weights: dict[str, Json] = {name: weighted[name] for name in sorted({*_NAMES.values()} & {*+weighted})}
+        return {"computes_in": counted, "weighted_in": of_weights, "casts": layers["Convert"]}
 
     def close(self) -> None:
         """Drop the request and the compiled model."""

@@ -42,6 +42,13 @@ def layers(path: Path, library: str) -> list[Json]:
     return found
 
 
+def on_integers(path: Path) -> tuple[int, int]:
+    """Return how many Conv, Gemm and MatMul of a file compute on integers, and how many in float."""
+    found = [one for one in layers(path, "") if isinstance(one, dict) and str(one["op"]).endswith(WEIGHTED)]
+    whole = sum(one["state"] == "integer" for one in found)
+    return whole, len(found) - whole
+
+
 def _layer(node: ir.Node, library: str, *, integers: bool) -> Json:
     told: dict[str, Json] = {"node": str(node.name), "op": node.op_type, "state": "integer", "reason": ""}
     if integers:

@@ -20,7 +20,7 @@ from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from penstock import machine, registry
-from penstock.asked import fallback
+from penstock.asked import fallback, in_float
 from penstock.backends import Backend, Loadable, NodeTime, Session, only_stored
 from penstock.deployment import Deployment
 from penstock.errors import MissingError, UsageError
@@ -312,7 +312,11 @@ def _cautions(
     precisions = {subject.deployment.name: subject.deployment.precision for subject in subjects}
     found += [f"{t.name}: {told}" for t in timings if (told := only_stored(precisions[t.name], t.actual))]
     asked = {subject.deployment.name: subject.deployment for subject in subjects}
-    found += [f"{t.name}: {told}" for t in timings if (told := fallback(asked[t.name], t.actual))]
+    files = {subject.deployment.name: subject.model.path for subject in subjects}
+    for timing in timings:
+        deployment, path = asked[timing.name], files[timing.name]
+        told = fallback(deployment, timing.actual) or (in_float(deployment, timing.actual, path) if path else "")
+        found += [f"{timing.name}: {told}"] if told else []
     found += [f"{t.name}: {untold[t.name]}" for t in timings if untold.get(t.name)]
     if len(threads := sorted({subject.deployment.threads for subject in subjects})) > 1:
         found.append(f"the deployments use different numbers of threads: {', '.join(map(str, threads))}")

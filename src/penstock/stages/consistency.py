@@ -138,7 +138,7 @@ def _cell(runnable: Runnable, golden: Golden, settings: VerifySettings, named: b
         return Cell(*start, "can't run", _line(error), asked=asked_of(asked))
     finally:
         session.close()
-    fell = fallback(asked, told)
+    fell = fallback(asked, told, runnable.model.path)
     state: State = "fell back" if fell and not settings.allow_fallback else "agrees"
     cell = of_outputs(asked, found.outputs, "differs" if found.outcome.reason else state)
     return replace(cell, reason=found.outcome.reason or fell, samples=found.samples, actual=told,
