@@ -20,6 +20,7 @@ from penstock.errors import UsageError
 from penstock.jsonable import Json
 from penstock.quantization import written
 from penstock.stages.bench import BenchSettings
+from penstock.stages.quantize import QuantizeSettings
 
 
 def of(backend: str = "onnxruntime-webgpu", **more: Any) -> Deployment:
@@ -286,6 +287,15 @@ def test_int8_that_runs_in_float_is_told(
     assert not asked.fallback(deployment, actual), "without the file nobody knows what it has on integers"
     assert not asked.in_float(of("onnxruntime"), actual, model), "a float model is in float"
     assert not asked.in_float(deployment, actual, source), "nothing of that file is on integers"
+
+
+def test_activations_of_16_bits_are_asked_of_no_integers(tiny: ModuleType, tmp_path: Path) -> None:
+    """ONNX Runtime has no kernels for them, and computes in float: that isn't another precision than was asked for."""
+    source = tiny.save(tiny.conv(), tmp_path / "m.onnx")
+    model = tmp_path / "wide.onnx"
+    api.quantize(source, model, QuantizeSettings(activations="uint16"))
+    assert written.on_integers(model) == (0, 2)
+    assert crossing.crossed([model], str(source), backends=("onnxruntime",)).holds
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])

@@ -5,6 +5,7 @@ What was clipped isn't in the file, which holds no statistics.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,10 +44,18 @@ def layers(path: Path, library: str) -> list[Json]:
 
 
 def on_integers(path: Path) -> tuple[int, int]:
-    """Return how many Conv, Gemm and MatMul of a file compute on integers, and how many in float."""
+    """Return how many Conv, Gemm and MatMul of a file compute on integers of 8 bits, and how many don't.
+
+    Those that read activations of 16 bits don't: runtimes have few kernels for these, and are asked for none.
+    """
     found = [one for one in layers(path, "") if isinstance(one, dict) and str(one["op"]).endswith(WEIGHTED)]
-    whole = sum(one["state"] == "integer" for one in found)
+    whole = sum(one["state"] == "integer" and not _reads_wide(one) for one in found)
     return whole, len(found) - whole
+
+
+def _reads_wide(layer: Mapping[str, Json]) -> bool:
+    reads = layer["reads"]
+    return isinstance(reads, list) and any(isinstance(one, dict) and "16" in str(one.get("dtype")) for one in reads)
 
 
 def _layer(node: ir.Node, library: str, *, integers: bool) -> Json:
