@@ -110,3 +110,10 @@ def _same_numbers(request: pytest.FixtureRequest) -> None:
     """Let each test draw the same numbers from its module's generator, whichever ran before it."""
     if isinstance(getattr(request.module, "RNG", None), np.random.Generator):
         request.module.RNG = np.random.default_rng(1)
+
+
+@pytest.fixture(params=["held", "stored"])
+def held_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a test of a data source twice: with its samples held in memory, and with none of them held."""
+    if request.param == "stored":
+        monkeypatch.setattr("penstock.datasets._stored.HELD_BYTES", 0)

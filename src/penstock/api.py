@@ -26,6 +26,7 @@ from penstock.asked import asked_of, fallback
 from penstock.build_settings import BuildSettings
 from penstock.data import DataSettings
 from penstock.errors import InputError, UsageError
+from penstock.feeds import check_fit
 from penstock.frontends import Exported, Source
 from penstock.golden import read as read_golden
 from penstock.ledger import finished
@@ -189,7 +190,7 @@ def quantize(
     data: DataSettings | None = None,
     seed: int = 0,
     asked: Collection[str] | None = None,
-    golden: str | Path = "",
+    golden: str | Path | None = None,
 ) -> Quantized:
     """Write an int8 model to the file ``output``; return what was done. Raises ``InputError``.
 
@@ -200,12 +201,15 @@ def quantize(
     calibration samples are held against instead of those that are dealt from the same data.
     """
     settings, data = settings or QuantizeSettings(), data or DataSettings()
-    outputs.keep_apart({"-o": output}, {"the model that is read": model, "the data that is read": data.data})
+    held = {} if golden is None else {
+        f"the golden set's {name}": Path(golden) / name for name in ("golden.json", "inputs.npz", "outputs.npz")
+    }  # fmt: skip
+    outputs.keep_apart({"-o": output}, {"the model that is read": model, "the data that is read": data.data, **held})
     asked = quantize_stage.changed(settings) if asked is None else asked
     quantize_stage.need_read(asked, [settings.method])
     quantize_stage.need_effect(asked, settings, data=bool(data.data))
-    if golden and not (data.data and quantize_stage.needs_samples(settings.method)):
-        where = f"with --method {settings.method}, which looks at no samples" if data.data else "without --data"
+    if golden is not None and not (data.data and quantize_stage.needs_samples(settings.method)):
+        where = f"with --method {settings.method}, which calibrates nothing" if data.data else "without --data"
         raise UsageError("bad-setting", f"--golden has no effect {where}", where="--golden", do="leave it out")
     roles = role_feeds(Path(model), data, seed)
 
@@ -214,7 +218,7 @@ def quantize(
     if settings.calibration == "auto" and quantize_stage.needs_samples(settings.method):
         roles = synthetic_feeds.of_model(Path(model), roles, data or DataSettings(), seed, kept)
     batches = calibration.of_feeds(roles.calibrate, settings.calibration_batch, golden=roles.golden, cache=kept)
-    batches = replace(batches, golden=_earlier(Path(golden), model)) if golden else batches
+    batches = replace(batches, golden=_earlier(Path(golden), model)) if golden is not None else batches
     with store.scratch() as work:
         made = work / Path(output).name
         facts = dict(quantize_stage.quantize(Path(model), batches, settings, made))
@@ -226,17 +230,26 @@ def quantize(
 
 def _earlier(folder: Path, model: str | Path) -> calibration.Batches:
     """Read what the golden set of an earlier build gave to a model of these inputs."""
+    from penstock.quantization import notices
+
     found = read_golden(folder)
     do = "give the golden folder of a build of this model on real data"
     if found.description.get("kind") != "data":
         what = "this golden set was made from the model's signature, which says nothing of the scale of real data"
         raise InputError("bad-golden", what, where=str(folder), do=do)
-    wanted = [spec.name for spec in graph.signature(graph.load(Path(model))).inputs]
-    given = [*found.feeds[0]] if found.feeds else []
+    signature = graph.signature(graph.load(Path(model)))
+    wanted, given = [spec.name for spec in signature.inputs], [*found.feeds[0]] if found.feeds else []
     if sorted(given) != sorted(wanted):
         what = f"this golden set has the inputs {', '.join(given)}, and the model {', '.join(wanted)}"
         raise InputError("bad-golden", what, where=str(folder), do=do)
-    return calibration.of_list(found.feeds)
+    held = replace(calibration.of_list(found.feeds), description={"kind": notices.EARLIER})
+    try:
+        for one in held:
+            check_fit(one, signature, "the golden set", whole=bool(found.description.get("whole")))
+        calibration.check(held)
+    except InputError as error:
+        raise InputError("bad-golden", f"of the golden set: {error.what}", where=str(folder), do=do) from error
+    return held
 
 
 def verify(
@@ -266,7 +279,7 @@ def verify(
         actual = dict(session.actual()) if found.samples else {}
     finally:
         session.close()
-    fell = "" if settings.allow_fallback or not found.outcome.passed else fallback(asked, actual, path)
+    fell = "" if settings.allow_fallback or not found.outcome.passed else fallback(asked, actual)
     outcome = Outcome(False, f"it fell back: {fell}") if fell else found.outcome
     return replace(found, outcome=outcome, asked=asked_of(asked), actual=actual)
 
@@ -306,9 +319,7 @@ def evaluate(
         progress.end(f"{runnable.deployment.name}: {score.score:.4f}")
         gap = evaluate_stage.paired(score, found[0].evaluation) if found else None
         asked = runnable.deployment
-        found.append(
-            Scored(asked.name, score, gap, asked_of(asked), actual, fallback(asked, actual, runnable.model.path))
-        )
+        found.append(Scored(asked.name, score, gap, asked_of(asked), actual, fallback(asked, actual)))
     return found
 
 
@@ -334,7 +345,7 @@ def bench(
     for model in models:
         trial.survive(Path(model), [roles.golden.first(1), *([batch] if batch else [])], str(model))
     subjects = [Subject(r.deployment, r.model, r.dynamic_batch and free) for r in made]
-    return bench_stage.bench(subjects, roles.golden.first(1), batch, settings, progress)
+    return bench_stage.bench(subjects, roles.golden.first(1), batch, settings, progress, named=True)
 
 
 def select(folder: str | Path, settings: SelectSettings | None = None) -> tuple[Selection, list[Row]]:

@@ -59,6 +59,11 @@ def _need_alike(one: ir.Model, other: ir.Model, where: str) -> None:
     if graph.signature(one).inputs != graph.signature(other).inputs:
         raise InputError("signatures-differ", "the two models have other inputs", where=where,
                          do="compare models of one source")  # fmt: skip
+    outputs = [{spec.name for spec in graph.signature(model).outputs} for model in (one, other)]
+    if outputs[0] != outputs[1]:
+        apart = sorted(outputs[0] ^ outputs[1])[0]
+        raise InputError("signatures-differ", f"only one of the two models has the output {apart!r}", where=where,
+                         do="compare models of one source")  # fmt: skip
     names = [{str(v.name) for node in model.graph for v in node.outputs} for model in (one, other)]
     if not names[0] & names[1]:
         raise InputError("signatures-differ", "no tensor of the two models goes by the same name", where=where,

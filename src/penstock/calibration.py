@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, cast
 
+from penstock.data import OneRun
 from penstock.errors import InputError
 
 if TYPE_CHECKING:
@@ -102,7 +103,9 @@ def called(sample: int, numbers: np.ndarray | None) -> str:
 
 
 def size(batch: Batch) -> int:
-    """Return the number of samples in a batch: the length of its inputs' first axis, 1 without any."""
+    """Return the number of samples in a batch: the length of its inputs' first axis, 1 without any, 1 of one run."""
+    if isinstance(batch, OneRun):
+        return 1
     return max((len(array) for array in batch.values() if array.ndim), default=1)
 
 
@@ -139,7 +142,7 @@ def check(batches: Iterable[Batch]) -> None:
                 lows, highs = rows.min(axis=1), rows.max(axis=1)
                 low, high = lows.min(), highs.max()
                 if not (np.isfinite(low) and np.isfinite(high)):
-                    raise _not_finite(name, array, start, numbers)
+                    raise _not_finite(name, rows, start, numbers)
                 least, most, count = held.get(name, (low, high, 0))
                 held[name] = (min(least, low), max(most, high), count + array.size)
                 if by_sample and array.dtype.kind == "f":
@@ -154,12 +157,12 @@ def check(batches: Iterable[Batch]) -> None:
 
 
 def _not_finite(name: str, array: np.ndarray, start: int, numbers: np.ndarray | None) -> InputError:
-    """Name the first sample of a batch that isn't finite; ``start`` is the number of the batch's first."""
+    """Name the first sample, a row of ``(n, …)``, that isn't finite; ``start`` is the number of the batch's first."""
     import numpy as np
 
-    rows = ~np.isfinite(array).reshape(len(array), -1) if array.ndim else np.array([[True]])
+    rows = ~np.isfinite(array)
     row = int(np.argmax(rows.any(axis=1)))
-    kind = "NaN" if np.isnan(array[row] if array.ndim else array).any() else "infinity"
+    kind = "NaN" if np.isnan(array[row]).any() else "infinity"
     what = f"{called(start + row, numbers)} has {kind} in its input {name!r} ({int(rows[row].sum())} values)"
     return InputError("not-finite", what, do="take the sample out of the data")
 

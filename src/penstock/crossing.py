@@ -48,6 +48,9 @@ def crossed(
     paths = _models(models)
     gold = _golden(models, against, paths, data, weights, seed)
     source = _torch_source(models, against, weights, backends)
+    if source is not None and "source" in paths:
+        do = "give the file another name"
+        raise UsageError("double-model", "a model is called as the module that it is held against: source", do=do)
     chosen, missing, modules = _backends(backends, modules=source is not None)
     cells: list[Cell] = []
     made: list[Runnable] = []
@@ -66,10 +69,13 @@ def crossed(
         trial.survive(path, gold.feeds, str(path))
     if source is not None:
         made = [Runnable(_of_source(one, threads), source, True) for one in modules if one not in missing] + made
-        cells += [consistency.absent(_of_source(one, threads), missing[one]) for one in modules if one in missing]
+        cells += [
+            consistency.absent(_of_source(one, threads), missing[one], of_module=True)
+            for one in modules if one in missing
+        ]  # fmt: skip
     cells += consistency.cross(made, gold, settings or VerifySettings(), progress, named=ALL not in backends)
     order = {one: place for place, one in enumerate(dict.fromkeys(registry.names("backends")))}
-    rank = {name: place for place, name in enumerate([SOURCE, *paths])}
+    rank = {name: place for place, name in enumerate(dict.fromkeys([SOURCE, *paths]))}
     last = len(order)  # of a backend that isn't installed any more
     cells.sort(key=lambda cell: (rank[cell.variant], order.get(cell.backend.partition("+")[0], last), cell.backend))
     found = Matrix(gold.computed_by, gold.samples, tuple(cells))
@@ -127,13 +133,11 @@ def _torch_source(given: Sequence[str | Path], against: str, weights: str, backe
     """
     folder = Path(given[0])
     base = Path()
-    asked = [backend_options.split(name)[0] for name in backends]
-    named = any(
-        name in registry.names("backends") and "torch" in cast(Backend, running.of_name(name)).FORMATS for name in asked
-    )
+    of_modules = [name for name in ("torch", "torch-compile") if name in registry.names("backends")]
+    named = any(backend_options.split(name)[0] in of_modules for name in backends)
     if not against and named and (lock := folder / "penstock.lock.toml").is_file():
         told, base = reproduction.settings_of(lock), reproduction.read_lock(lock).base
-        against, weights = str(told.get("source", "")), str(told.get("weights", ""))
+        against, weights = str(told.get("source", "")), weights or str(told.get("weights", ""))
     if not against or (Path(against) / "golden.json").is_file():
         return None
     head, _, name = against.rpartition(":")
@@ -150,7 +154,7 @@ def _torch_source(given: Sequence[str | Path], against: str, weights: str, backe
 def _of_source(backend: str, threads: int) -> Deployment:
     plain, given = backend_options.asked(backend)
     role = cast(Backend, running.of_name(backend)).ROLE
-    name = named(SOURCE, backend)
+    name = named("source", backend)
     return Deployment(name, SOURCE, "", "fp32", plain, threads=threads, role=role, options=given)
 
 

@@ -154,6 +154,10 @@ class Whole:
     feeds: Mapping[str, Any]
 
 
+class OneRun(dict[str, Any]):
+    """The feeds of a :class:`Whole`: one sample, whatever the lengths of its arrays."""
+
+
 @dataclass(frozen=True, slots=True)
 class Dataset:
     """A named data set. ``train`` gives the roles calibrate, golden and select; ``evaluate`` is the official test set.

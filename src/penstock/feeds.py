@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from penstock import inputs, roles
+from penstock.data import OneRun
 from penstock.errors import InputError
 from penstock.jsonable import to_json
 from penstock.signature import Signature
@@ -51,7 +52,7 @@ class Feeds:
 
     def first(self, size: int) -> dict[str, np.ndarray]:
         """Return one batch of exactly ``size`` samples (a fixed batch: of that size), repeated as needed."""
-        if self.whole:
+        if self.whole:  # there is no other size
             return self.rows(0, 1)
         size = self.fixed_batch or size
         return inputs.resize_batch(self.rows(0, min(size, self.count)), size)
@@ -128,9 +129,10 @@ def from_data(dataset: Dataset, signature: Signature, settings: DataSettings, se
             if not dataset.whole:
                 numbers = {key: array for key, array in split.arrays.items() if called[key] in single}
                 made |= {called[key]: array[start : start + 1][0] for key, array in numbers.items() if array.ndim == 1}
-            return {spec.name: made[spec.name] for spec in signature.inputs}
+            found = {spec.name: made[spec.name] for spec in signature.inputs}
+            return OneRun(found) if dataset.whole else found
 
-        _check_fit(rows(0, 1), signature, dataset)
+        check_fit(rows(0, 1), signature, dataset.name, whole=dataset.whole)
         described: dict[str, Json] = {
             "kind": "data", "role": role, "name": dataset.name, "digest": dataset.digest, "samples": len(split),
             "of": len(train if role != "evaluate" or dataset.evaluate is None else dataset.evaluate),
@@ -199,14 +201,15 @@ def names(split: Split, signature: Signature, dataset: str) -> dict[str, str]:
     raise InputError("data-does-not-fit", what, do="give one array per input, under the input's name")
 
 
-def _check_fit(sample: Mapping[str, np.ndarray], signature: Signature, dataset: Dataset) -> None:
-    counted = 0 if dataset.whole else 1  # axes that count samples
+def check_fit(sample: Mapping[str, np.ndarray], signature: Signature, dataset: str, *, whole: bool = False) -> None:
+    """Raise ``InputError`` where samples are of another type or shape than a model reads; ``dataset`` gives them."""
+    counted = 0 if whole else 1  # axes that count samples
     do = "declare the preprocessing ([data] scale, mean, std, layout, image_size), or give data in the model's form"
     for spec in signature.inputs:
         array = sample[spec.name]
         shown = f"{array.dtype}{list(array.shape[counted:])}"
         if str(array.dtype) != spec.dtype:
-            what = f"{dataset.name} gives {shown} per sample; the model's input {spec.text()} wants {spec.dtype}"
+            what = f"{dataset} gives {shown} per sample; the model's input {spec.text()} wants {spec.dtype}"
             raise InputError("data-does-not-fit", what, do=do)
         if spec.shape is None:
             continue
@@ -216,7 +219,7 @@ def _check_fit(sample: Mapping[str, np.ndarray], signature: Signature, dataset: 
         )
         if not fits:
             shape = list(array.shape[counted:])
-            what = f"{dataset.name} gives samples of shape {shape}; the model's input is {spec.text()}"
+            what = f"{dataset} gives samples of shape {shape}; the model's input is {spec.text()}"
             raise InputError("data-does-not-fit", what, do=do)
 
 

@@ -11,7 +11,7 @@ from penstock import graph, registry
 from penstock.asked import asked_of, fallback
 from penstock.backends import Backend, Loadable, Session
 from penstock.deployment import Deployment
-from penstock.errors import InputError, PenstockError
+from penstock.errors import InputError, MissingError, PenstockError
 from penstock.jsonable import Json, to_json
 from penstock.ledger import Append
 from penstock.record import Record
@@ -116,9 +116,13 @@ def measured_json(value: object) -> dict[str, Json]:
 
 
 def verify_all(
-    runnables: Sequence[Runnable], golden: Golden, settings: VerifySettings, append: Append, progress: Progress
-) -> list[Runnable]:
-    """Hold every deployment against the golden set; return those that passed."""
+    runnables: Sequence[Runnable], golden: Golden, settings: VerifySettings, append: Append, progress: Progress,
+    named: bool = False,
+) -> list[Runnable]:  # fmt: skip
+    """Hold every deployment against the golden set; return those that passed.
+
+    Raises ``MissingError`` where the backends were ``named`` and what one needs turns out to be missing.
+    """
     passed = []
     for done, runnable in enumerate(runnables):
         deployment = runnable.deployment
@@ -130,6 +134,8 @@ def verify_all(
                 rehearse(runnable.model, deployment, golden.feeds)
             session = runnable.open()
         except PenstockError as error:
+            if named and isinstance(error, MissingError):
+                raise
             append(Verdict("load", deployment.name, Outcome(False, error.what)))
             continue
         try:
@@ -142,7 +148,7 @@ def verify_all(
             measured.pop(key)
         append(Record("verify", deployment.name, golden.description, asked, measured))
         append(Verdict("verify", deployment.name, found.outcome))
-        if not settings.allow_fallback and (why := fallback(deployment, actual, runnable.model.path)):
+        if not settings.allow_fallback and (why := fallback(deployment, actual)):
             append(Verdict("fallback", deployment.name, Outcome(False, why)))
         elif found.outcome.passed:
             passed.append(runnable)

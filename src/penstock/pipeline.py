@@ -362,7 +362,9 @@ class Build:
         entries = self._measure(
             "verify",
             [settings, gold.description, self._digests(runnables), gold.computed_by],
-            lambda append: measures.verify_all(runnables, gold, settings, append, self.progress),
+            lambda append: measures.verify_all(
+                runnables, gold, settings, append, self.progress, named=bool(self.settings.backends)
+            ),
         )
         refused = {e.deployment for e in entries if isinstance(e, Verdict) and not e.passed}
         if fell := [e for e in entries if isinstance(e, Verdict) and e.gate == "fallback"]:

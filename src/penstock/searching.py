@@ -274,7 +274,7 @@ class _Search:
         try:
             name = runnable.deployment.name
             found = evaluate_stage.evaluate(session, self._select, self.evaluating, SILENT, name)
-            if told := fallback(runnable.deployment, session.actual(), runnable.model.path):
+            if told := fallback(runnable.deployment, session.actual()):
                 raise InputError("fell-back", f"what ran isn't what was asked for: {told}")
             return found
         finally:

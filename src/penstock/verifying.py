@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, cast
 
 from penstock import graph, registry
 from penstock.backends import Backend, Loadable
-from penstock.stages.verify import Verification, VerifySettings, verify
+from penstock.errors import PenstockError
+from penstock.stages.verify import Verification, VerifySettings, real, verify
 from penstock.verdict import Outcome
 
 if TYPE_CHECKING:
@@ -41,7 +42,11 @@ def verified(
     counted = deployment.precision == "int8" and getattr(backend, "ROUNDS_ITS_OWN_WAY", False)
     if not counted or not found.samples or model.path is None:
         return found
-    steps, flips = _apart(model.path, deployment, golden, kept)
+    try:
+        steps, flips = _apart(model.path, deployment, golden, kept)
+    except PenstockError as error:
+        what = f"it can't be held against {REFERENCE}'s integers: {error.what}"
+        return replace(found, outcome=found.outcome if found.outcome.reason else Outcome(False, what))
     reason = found.outcome.reason
     if not reason and steps is not None and steps > settings.micro_steps:
         reason = f"it is {steps} steps of the output's grid from {REFERENCE}'s integers, the limit is "
@@ -67,8 +72,9 @@ def _apart(
     steps: list[int] = []
     flips, answers = 0, 0
     try:
-        for feeds, ours in zip(golden.feeds, kept, strict=False):
-            for name, mine, theirs in zip(golden.output_names, ours, reference.run(feeds), strict=True):
+        for run, (feeds, ours) in enumerate(zip(golden.feeds, kept, strict=False)):
+            for name, *both in zip(golden.output_names, ours, reference.run(feeds), strict=True):
+                mine, theirs = (real(one, golden, run) for one in both)
                 if name in grids and mine.size:
                     apart = np.abs(mine.astype(np.float64) - theirs.astype(np.float64)) / grids[name]
                     steps.append(int(np.rint(apart.max())))

@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import onnxruntime
 import pytest
 
 from penstock import registry
+from penstock.backends._provider import ProviderSession
 from penstock.cli import run
 
 LIBRARIES = {
@@ -71,3 +73,36 @@ def test_what_is_asked_for_and_missing_is_exit_code_3(
     told = capsys.readouterr()
     assert line in told.err.replace("\n         ", " ") and not told.out
     assert "Traceback" not in told.err
+
+
+@pytest.mark.parametrize("lacks", ["the build", "the library"])
+@pytest.mark.parametrize("command", ["verify", "matrix", "bench", "build"])
+def test_a_provider_that_can_not_be_loaded_is_exit_code_3(
+    command: str, lacks: str, tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """ONNX Runtime would go on without it; its environment is there, and a library in it isn't."""
+    model, name = str(tiny.save(tiny.mlp(), tmp_path / "m.onnx")), "onnxruntime-openvino"
+
+    def load(*given: object) -> object:
+        path, real = str(given[0].path), onnxruntime.InferenceSession  # type: ignore[attr-defined]
+        with monkeypatch.context() as patch:
+            if lacks == "the library":  # the build names it, and goes on without
+                patch.setattr(onnxruntime, "get_available_providers", lambda: ["ItsProvider"])
+                patch.setattr(onnxruntime, "InferenceSession", lambda path, options, **_: real(path, options))
+            return ProviderSession("It", path, 1, [("ItsProvider", {})], "instead", (), name)
+
+    backend = registry.load("backends", name)
+    monkeypatch.setattr(backend, "load", load)
+    monkeypatch.setattr(backend, "available", lambda: "")
+    monkeypatch.setattr(backend, "facts", dict)
+    words = {
+        "verify": ["verify", model, "--against", model, "--backend", name],
+        "matrix": ["verify", model, "--against", model, "--backends", f"onnxruntime,{name}"],
+        "bench": ["bench", model, "--backends", f"onnxruntime,{name}"],
+        "build": ["build", model, "--backends", f"onnxruntime,{name}", "-o", str(tmp_path / "out"), "--no-quantize"],
+    }
+    assert run([*words[command], "--quiet"]) == 3
+    told = capsys.readouterr().err
+    assert ("couldn't be loaded by ONNX Runtime" in told) == (lacks == "the library")
+    assert "ItsProvider" in told and f"penstock env add {name}" in told

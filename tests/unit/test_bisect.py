@@ -272,3 +272,31 @@ def test_a_cut_that_the_other_side_has_in_part_is_none(tiny: ModuleType, tmp_pat
     b = tiny.save(other, tmp_path / "b.onnx")
     found = bisecting.bisect(a, b)
     assert found is not None and set(found.among) == {"m2", "a3"} and found.confirmed
+
+
+def test_outputs_that_one_side_lacks_are_no_agreement(tiny: ModuleType, tmp_path: Path) -> None:
+    model = chain("mt")
+    other = onnx.ModelProto()
+    other.CopyFrom(model)
+    other.graph.node.append(helper.make_node("Neg", ["t1"], ["z"], "z"))
+    other.graph.output.append(helper.make_tensor_value_info("z", 1, ["n", 8]))
+    a, b = tiny.save(model, tmp_path / "a.onnx"), tiny.save(other, tmp_path / "b.onnx")
+    for one, two in ((a, b), (b, a)):
+        with pytest.raises(InputError, match="has the output 'z'"):
+            bisecting.bisect(one, two)
+
+
+def test_a_cut_through_a_sequence_is_none(tiny: ModuleType, tmp_path: Path) -> None:
+    """The next place is taken: behind the sequence there are tensors again."""
+    model = chain("mtmt")
+    split = helper.make_node("SplitToSequence", ["t3"], ["parts"], "split", axis=1, keepdims=1)
+    model.graph.node.extend([split, helper.make_node("ConcatFromSequence", ["parts"], ["y"], "join", axis=1)])
+    model.graph.output[0].name = "y"
+    a, b = tiny.save(model, tmp_path / "a.onnx"), tiny.save(spoilt(model, "w2"), tmp_path / "b.onnx")
+    found = bisecting.bisect(a, b)
+    assert found is not None and found.node == "m2" and found.confirmed
+    del model.graph.node[-1]
+    model.graph.output[0].CopyFrom(helper.make_tensor_sequence_value_info("parts", 1, None))
+    path = tiny.save(model, tmp_path / "c.onnx")
+    with pytest.raises(InputError, match="no tensor but a sequence"):
+        bisecting.bisect(path, backend="onnxruntime", against="reference")

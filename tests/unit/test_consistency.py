@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from penstock import crossing, registry
+from penstock import api, crossing, registry
 from penstock.backends import litert
 from penstock.cli import run
 from penstock.deployment import Deployment
@@ -290,3 +290,31 @@ def test_a_module_is_a_variant_of_its_own(
     gone = crossing.crossed([out], backends=both)
     held = gone.cell("source", "torch")
     assert held is not None and held.state == "can't run" and "net.py" in held.reason and gone.holds
+
+
+def test_what_is_not_here_is_told_beside_a_module(
+    tmp_path: Path, tiny: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And a file that is called as the module is refused: their cells would have one name."""
+    pytest.importorskip("torch")
+    monkeypatch.setenv("PENSTOCK_ENVIRONMENTS", str(tmp_path / "none"))
+    monkeypatch.setattr("penstock.backends.torch_compile.available", lambda: "no compiler")
+    (tmp_path / "net.py").write_text(MODULE.format(seed=0))
+    against = f"{tmp_path / 'net.py'}:Net"
+    api.export(against, tmp_path / "net.onnx")
+    assert run(["verify", str(tmp_path / "net.onnx"), "--against", against, "--backends", "all", "--quiet"]) == 0
+    told = capsys.readouterr().out
+    assert told.count("iree: not here: ") == 1 and "penstock env add iree" in told and told.count("not here") >= 6
+    (tmp_path / "net.onnx").rename(tmp_path / "source.onnx")
+    with pytest.raises(UsageError, match="called as the module"):
+        crossing.crossed([tmp_path / "source.onnx"], against, backends=("onnxruntime",))
+    plain = crossing.crossed([tmp_path / "source.onnx"], str(tmp_path / "source.onnx"), backends=("onnxruntime",))
+    assert plain.holds and not plain.cells[0].of_module
+
+
+def test_a_matrix_of_a_module_alone_that_is_gone_does_not_hold() -> None:
+    gone = Cell("source@torch", "source", "torch", "fp32", "can't run", "there is no such file", of_module=True)
+    other = cell("fp32@x", "fp32")
+    assert consistency.Matrix("o", 4, (gone,)).unrun == ("source",)
+    assert consistency.Matrix("o", 4, (gone, other)).unrun == ()
+    assert consistency.Matrix("o", 4, (replace(gone, of_module=False), other)).unrun == ("source",)

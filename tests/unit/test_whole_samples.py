@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
 
+import numpy as np
 import pytest
 
 from penstock import api
@@ -30,6 +32,59 @@ def continuation():
         past = {f"past_{i}": random.standard_normal((2, 1, 4, 8, 8)).astype(np.float32) for i in range(5)}
         yield Whole({name: array.astype(np.int32) for name, array in words.items()} | past)
 """
+
+SEQUENCES = """
+import numpy as np
+from penstock.data import Whole
+
+def rows():
+    random = np.random.RandomState(1)
+    for i in range(70):
+        yield Whole({"x": (random.standard_normal((100, 6)) * (1 + i)).astype(np.float32)})
+
+def labelled():
+    for i in range(40):
+        yield Whole({"x": np.ones((100, 6), np.float32)}), [i % 3]
+
+def broken():
+    for i in range(40):
+        yield Whole({"x": np.full((100, 6), np.inf if i == 13 else i, np.float32)})
+"""
+
+
+def test_all_rows_of_all_runs_are_seen(tiny: ModuleType, tmp_path: Path) -> None:
+    """A run of a hundred rows is one sample, and no rows of others stand for it."""
+    (tmp_path / "seq.py").write_text(SEQUENCES)
+    model = tiny.save(tiny.mlp(), tmp_path / "m.onnx")
+    data = DataSettings(data=f"{tmp_path / 'seq.py'}:rows")
+    settings = QuantizeSettings(ranges="minmax", guard=False, equalize=False)
+    done = api.quantize(model, tmp_path / "q.onnx", settings, data=data)
+    assert done.facts["calibration_samples"] == 62 and done.facts["calibration_batch"] == 1
+    feeds = api.role_feeds(Path(model), data, 0).calibrate
+    seen = np.concatenate([one["x"] for _, one in feeds.batches(32)])
+    assert seen.shape == (6200, 6)
+    layers = done.facts["layers"]
+    first = next(layer["reads"][0] for layer in layers if layer["reads"])  # type: ignore[index,union-attr,call-overload]
+    assert first["seen_low"] == pytest.approx(seen.min()) and first["seen_high"] == pytest.approx(seen.max())  # type: ignore[index,call-overload]
+    found = api.verify(tmp_path / "q.onnx", str(model), data=data)
+    assert all(one.sqnr_db is not None and one.sqnr_db > 25 for one in found.outputs.values()), found.outputs
+
+
+def test_a_run_that_is_not_finite_is_named(tiny: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "seq.py").write_text(SEQUENCES)
+    with pytest.raises(InputError, match="batch 13"):
+        api.quantize(
+            tiny.save(tiny.mlp(), tmp_path / "m.onnx"), tmp_path / "q.onnx",
+            data=DataSettings(data=f"{tmp_path / 'seq.py'}:broken"),
+        )  # fmt: skip
+
+
+def test_top_1_of_a_run_of_many_rows_is_no_score(tiny: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "seq.py").write_text(SEQUENCES)
+    with pytest.raises(InputError, match="one row of class scores"):
+        api.evaluate(
+            [tiny.save(tiny.mlp(), tmp_path / "m.onnx")], data=DataSettings(data=f"{tmp_path / 'seq.py'}:labelled")
+        )
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from penstock import asked
 from penstock.backends import NodeTime, _ort_values, _profile
-from penstock.errors import InputError
+from penstock.errors import InputError, MissingError
 from penstock.jsonable import Json
 
 if TYPE_CHECKING:
@@ -25,11 +25,13 @@ class ProviderSession:
     """A session whose nodes the first provider took, all or some; the rest is the others', at last ONNX Runtime's."""
 
     def __init__(
-        self, title: str, path: str, threads: int, providers: Providers, instead: str, sizes: Collection[str]
-    ) -> None:
+        self, title: str, path: str, threads: int, providers: Providers, instead: str, sizes: Collection[str],
+        environment: str,
+    ) -> None:  # fmt: skip
         """Open it. ``sizes`` are the names of nodes that compute sizes, which are the CPU's wherever they run.
 
-        Raises ``InputError`` where the first provider takes no node; ``instead`` is what to do then.
+        Raises ``InputError`` where the first provider takes no node; ``instead`` is what to do then. Raises
+        ``MissingError`` where it can't be loaded, which its ``environment`` is made anew for.
         """
         import onnxruntime
 
@@ -47,6 +49,10 @@ class ProviderSession:
             return onnxruntime.InferenceSession(path, options, providers=given, enable_fallback=0)
 
         self._opened: Callable[[Path], Any] = opened
+        first = providers[0][0]
+        again = f"penstock env remove {environment}, then: penstock env add {environment}"
+        if first not in onnxruntime.get_available_providers():
+            raise MissingError("backend-missing", f"this build of ONNX Runtime has no {first}", do=again)
         try:
             self._session: Any = opened()
         except Exception as error:  # the runtime raises many types, all about this model
@@ -54,13 +60,13 @@ class ProviderSession:
         self._once = _ort_values.runner(self._session)
         parts = self._session.get_provider_graph_assignment_info()
         nodes = ((str(part.ep_name), str(node.name), str(node.op_type)) for part in parts for node in part.get_nodes())
-        self._placed = asked.placed(nodes, providers[0][0], sizes)
+        self._placed = asked.placed(nodes, first, sizes)
         counts = cast("dict[str, int]", self._placed["nodes_by_provider"])
-        if not counts.get(providers[0][0]):
-            there = self._session.get_providers()
-            why = "took none of the model's nodes" if providers[0][0] in there else "couldn't be loaded by ONNX Runtime"
-            what = f"{providers[0][0]} {why}: {' and '.join(counts) or CPU} would run the model without it"
-            raise InputError("runtime-refuses", what, do=instead)
+        if not counts.get(first):
+            on = f"{' and '.join(counts) or CPU} would run the model without it"
+            if first not in self._session.get_providers():
+                raise MissingError("backend-missing", f"{first} couldn't be loaded by ONNX Runtime: {on}", do=again)
+            raise InputError("runtime-refuses", f"{first} took none of the model's nodes: {on}", do=instead)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Run one batch."""

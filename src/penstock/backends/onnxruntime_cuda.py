@@ -83,7 +83,8 @@ class CudaSession(ProviderSession):
 
     def __init__(self, path: str, threads: int, given: Mapping[str, str], sizes: Collection[str]) -> None:
         instead = "run this model on the backend onnxruntime"
-        super().__init__(TITLE, path, threads, [(PROVIDER, given)], instead, sizes)
+        super().__init__(TITLE, path, threads, [(PROVIDER, given)], instead, sizes,
+                         _nvidia.ENVIRONMENT)  # fmt: skip
         self._given = given
 
     def actual(self) -> dict[str, Json]:

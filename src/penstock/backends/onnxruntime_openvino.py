@@ -64,7 +64,8 @@ class OpenVinoSession(ProviderSession):
     def __init__(self, path: str, threads: int, sizes: Collection[str]) -> None:
         given = {"device_type": "CPU", "num_of_threads": str(threads), "precision": "FP32"}
         instead = "run this model on the backend openvino, or on onnxruntime"
-        super().__init__("ONNX Runtime with OpenVINO", path, threads, [(PROVIDER, given)], instead, sizes)
+        super().__init__("ONNX Runtime with OpenVINO", path, threads, [(PROVIDER, given)], instead, sizes,
+                         ENVIRONMENT)  # fmt: skip
 
     def actual(self) -> dict[str, Json]:
         """Tell which provider has how many nodes."""

@@ -149,7 +149,8 @@ class TensorRtSession(ProviderSession):
     def __init__(self, path: str, threads: int, given: Mapping[str, str], sizes: Collection[str]) -> None:
         cuda = {"device_id": given["device_id"], "use_tf32": "0"}
         providers = [(PROVIDER, given), (CUDA, cuda)]
-        super().__init__(TITLE, path, threads, providers, "run this model on the backend onnxruntime-cuda", sizes)
+        super().__init__(TITLE, path, threads, providers, "run this model on the backend onnxruntime-cuda", sizes,
+                         _nvidia.ENVIRONMENT)  # fmt: skip
         self._given = given
 
     def actual(self) -> dict[str, Json]:

@@ -28,7 +28,7 @@ Examples:
 @click.option("-o", "--output", type=FileToWrite(), required=True, help="The .onnx file to write.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the data roles and made-up inputs.")
 @click.option(
-    "--golden", type=click.Path(), default="", metavar="FOLDER",
+    "--golden", type=click.Path(), metavar="FOLDER",
     help="An earlier build's golden folder, which the samples' scale is held against.",
 )  # fmt: skip
 @click.option("--explain", is_flag=True, help="Tell of each layer what was done, its range, and why any is in float.")
@@ -36,8 +36,8 @@ Examples:
 @config
 @common
 def command(
-    model: str, output: str, seed: int, golden: str, explain: bool, config: str | None, as_json: bool, quiet: bool,
-    verbose: bool, **values: Any,
+    model: str, output: str, seed: int, golden: str | None, explain: bool, config: str | None, as_json: bool,
+    quiet: bool, verbose: bool, **values: Any,
 ) -> int:  # fmt: skip
     """Make a quantized MODEL: int8 by default, its ranges from the calibration samples."""
     from penstock import api

@@ -164,8 +164,10 @@ def _show(matrix: Matrix) -> None:
         )  # fmt: skip
     if figures.row_count:
         console.print(figures)
+    absent: set[str] = set()
     for cell in matrix.cells:
-        if cell.reason and (cell.state != "not here" or cell.variant == matrix.cells[0].variant):
+        if cell.reason and (cell.state != "not here" or cell.backend not in absent):  # a backend that isn't here, once
+            absent |= {cell.backend} if cell.state == "not here" else set()
             name = cell.backend if cell.state == "not here" else cell.name
             console.print(_console.printable(f"{name}: {cell.state}: {cell.reason}"), markup=False)
     for name, how_many in matrix.shortened.items():

@@ -21,6 +21,7 @@ from penstock.datasets import _checks, _stored
 from penstock.errors import InputError, StoreError
 from penstock.progress import SILENT, Progress
 
+MOST_AXES = 64  # of an array of numpy
 LABELS = ("y", "labels")
 WRITE = "write it with numpy.savez(path, x=images, y=labels)"
 
@@ -99,6 +100,8 @@ def _large(path: Path, file: zipfile.ZipFile, member: zipfile.ZipInfo) -> _store
         shape, column_major, dtype = read(data)
         if column_major or not shape or not dtype.isnative or dtype.kind not in "buif":
             return None
+        if min(shape) < 0 or len(shape) > MOST_AXES:
+            raise ValueError(f"{member.filename} says that its shape is {shape[:MOST_AXES]}")
         head = data.tell()
         if member.file_size - head != math.prod(shape) * dtype.itemsize:
             raise ValueError(f"{member.filename} has {member.file_size - head} bytes for an array of shape {shape}")
@@ -149,7 +152,8 @@ def _split(part: dict[str, Samples], where: str) -> Split | None:
     given = [name for name in LABELS if name in part]
     if len(given) > 1:
         raise InputError("data-ambiguous", "both 'y' and 'labels' are there", where=where, do="keep one of them")
-    labels = part[given[0]][:] if given else None
+    found = part[given[0]] if given else None
+    labels = found[:] if isinstance(found, _stored.Stored) else found
     inputs = {name: array for name, array in part.items() if name not in LABELS}
     if len(inputs) == 1:
         inputs = {"": next(iter(inputs.values()))}

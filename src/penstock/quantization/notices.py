@@ -26,6 +26,7 @@ APART = 16.0  # times as large: the other group of samples, with nothing between
 SMALLER, LARGER = 0.1, 0.02  # of the samples are in each group at least; fewer large ones stand out (:mod:`.outliers`)
 LEAST_OF_TWO = 8  # samples
 LARGE, SMALL = 8.0, 1 / 32  # times what a normalization remembers
+EARLIER = "earlier"  # the kind of a golden set that the user names
 OTHER_SCALE = 8.0  # times smaller or larger than the golden set's: not the same preprocessing
 
 
@@ -155,7 +156,8 @@ def unlike_training(path: Path, batches: Batches) -> list[str]:
 def hold_scale(path: Path, batches: Batches) -> None:
     """Hold what the first layers make of the calibration samples against what they make of the golden set.
 
-    Raises ``InputError`` where the two differ so much that they weren't preprocessed alike.
+    Of a model whose inputs go elsewhere first, the inputs themselves. Raises ``InputError`` where the two differ so
+    much that they weren't preprocessed alike.
     """
     from penstock.quantization import probe
 
@@ -163,7 +165,8 @@ def hold_scale(path: Path, batches: Batches) -> None:
     if golden is None:
         return
     model = graph.load(path)
-    tensors = first_layers(model)
+    floats = [str(value.name) for value in model.graph.inputs if graph.dtype_name(value).startswith("float")]
+    tensors = first_layers(model) or floats
     if not tensors or not any(array.any() for batch in golden.some(SOME) for array in batch.values()):
         return  # silence, or black images: of no scale
     sums: dict[str, list[list[float]]] = {name: [[], []] for name in tensors}
@@ -174,7 +177,10 @@ def hold_scale(path: Path, batches: Batches) -> None:
 
         try:
             probe.observe(model, tensors, some, visit)
-        except PenstockError:  # what can't be run is told by the method itself
+        except PenstockError as error:  # what can't be run on the user's samples is told by the method itself
+            if number == 1 and golden.description.get("kind") == EARLIER:
+                what = f"the model can't be run on the earlier golden set: {error.what}"
+                raise InputError("bad-golden", what, do="give the golden folder of a build of this model") from error
             return
     for name, (ours, theirs) in sums.items():
         mine, golds = float(np.mean(ours)), float(np.mean(theirs))
@@ -183,8 +189,8 @@ def hold_scale(path: Path, batches: Batches) -> None:
         ratio = mine / golds
         if ratio >= OTHER_SCALE or ratio <= 1 / OTHER_SCALE:
             what = (
-                f"the calibration samples are of another scale than the golden set: the first layer's {name!r} is "
-                f"{mine:.4g} in the mean on them and {golds:.4g} on the golden set"
+                f"the calibration samples are of another scale than the golden set: the mean of {name!r} is "
+                f"{mine:.4g} on them and {golds:.4g} on the golden set"
             )
             do = "preprocess both alike ([data] scale, mean, std): pixels from 0 to 255 are no pixels from 0 to 1"
             raise InputError("other-scale", what, do=do)
@@ -199,6 +205,7 @@ def first_layers(model: ir.Model) -> list[str]:
             continue
         if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
             found.append(str(node.outputs[0].name))
-        elif node.op_type in ("Add", "Cast", "Div", "Mul", "Pad", "Reshape", "Resize", "Sub", "Transpose", "Unsqueeze"):
+        elif node.op_type in ("Add", "Cast", "Div", "Mul", "Pad", "Flatten", "Reshape", "Resize", "Squeeze",
+                              "Sub", "Transpose", "Unsqueeze"):  # fmt: skip
             reached.update(node.outputs)
     return found[:4]

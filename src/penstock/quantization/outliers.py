@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from penstock.calibration import Batch, Batches, size
+from penstock.data import OneRun
 
 if TYPE_CHECKING:
     from penstock.jsonable import Json
@@ -52,7 +53,7 @@ def find(batches: Batches) -> list[Outlier]:
         real = _real(batches, start, size(batch))
         for name, array in batch.items():
             if array.dtype.kind == "f" and array.ndim and array.size:
-                rows = array[:real].reshape(len(array[:real]), -1)
+                rows = array.reshape(1, -1) if isinstance(batch, OneRun) else array[:real].reshape(real, -1)
                 reached.setdefault(name, []).append(np.maximum(rows.max(axis=1), -rows.min(axis=1)))
         start += size(batch)
     found = []
@@ -107,4 +108,5 @@ def _real(batches: Batches, start: int, count: int) -> int:
 
 
 def _taken(batch: Batch, index: Array, count: int) -> Batch:
-    return {name: array[index] if array.ndim and len(array) == count else array for name, array in batch.items()}
+    found = {name: array[index] if array.ndim and len(array) == count else array for name, array in batch.items()}
+    return OneRun(found) if isinstance(batch, OneRun) else found

@@ -13,6 +13,7 @@ import numpy as np
 from penstock import graph
 from penstock.quantization.account import tensor
 from penstock.quantization.grid import SPANS, Grid
+from penstock.rewriting.walk import bodies_in
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 PAIRS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
 WHOLE = ("QLinear", "QGemm", "QAttention")  # how operators on integers begin
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+NARROW = ("int8", "uint8", "int4", "uint4")
 FLOATS = ("float16", "float32", "float64", "bfloat16")
 
 
@@ -46,8 +48,12 @@ def layers(path: Path, library: str) -> list[Json]:
 def on_integers(path: Path) -> tuple[int, int]:
     """Return how many Conv, Gemm and MatMul of a file compute on integers of 8 bits, and how many don't.
 
-    Those that read activations of 16 bits don't: runtimes have few kernels for these, and are asked for none.
+    Those that read activations of 16 bits don't: runtimes have few kernels for these, and are asked for none. Of a
+    model with bodies nothing is said, (0, 0): a runtime's profile counts their nodes once a trip.
     """
+    loaded = graph.load(path, weights=False)
+    if loaded.functions or any(True for node in loaded.graph for _ in bodies_in(node)):
+        return 0, 0
     found = [one for one in layers(path, "") if isinstance(one, dict) and str(one["op"]).endswith(WEIGHTED)]
     whole = sum(one["state"] == "integer" and not _reads_wide(one) for one in found)
     return whole, len(found) - whole
@@ -90,15 +96,17 @@ def _clipped_behind(value: ir.Value) -> bool:
 
 
 def _weights(node: ir.Node) -> dict[str, Json]:
-    """Tell of the first constant of 8 bits or fewer that a node reads, and how many scales it has."""
-    for value in node.inputs:
+    """Tell of the first constant of integers of 8 bits or fewer that a node reads, and how many scales it has."""
+    whole = node.op_type.startswith(WHOLE)
+    for place, value in enumerate(node.inputs):
         maker = value.producer() if value is not None else None
-        source = maker.inputs[0] if maker is not None and maker.op_type == "DequantizeLinear" else value
+        pair = maker if maker is not None and maker.op_type == "DequantizeLinear" else None
+        source = pair.inputs[0] if pair is not None else value if whole else None
         held = source.const_value if source is not None else None
-        if source is None or held is None or held.dtype.bitwidth > 8 or held.size < 2:
+        if source is None or held is None or held.dtype.name.lower() not in NARROW or held.size < 2:
             continue
-        scale = maker.inputs[1] if maker is not None else node.inputs[node.inputs.index(source) + 1]
-        scales = scale.const_value.size if scale is not None and scale.const_value is not None else 1
+        beside = pair.inputs[1] if pair is not None else next(iter(node.inputs[place + 1 :]), None)
+        scales = beside.const_value.size if beside is not None and beside.const_value is not None else 1
         shape: list[Json] = [int(dim) for dim in held.shape.numpy()]
         dtype = graph.dtype_name(source)
         return {"weights": {"dtype": dtype, "shape": shape, "scales": int(scales), "sqnr_db": None}}

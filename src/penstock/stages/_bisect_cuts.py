@@ -155,6 +155,13 @@ def run(side: Side, nodes: Sequence[ir.Node], feeds: Arrays, shown: Collection[s
             raise InputError(
                 "cannot-cut", what, where=side.label, do="choose another backend to compare with"
             ) from error
+        import numpy as np
+
+        if odd := [
+            spec.name for spec, one in zip(signature.outputs, found, strict=True) if not isinstance(one, np.ndarray)
+        ]:
+            what = f"{odd[0]!r} is no tensor but a sequence, a map or nothing, which isn't compared"
+            raise InputError("cannot-cut", what, where=side.label, do="compare models without them at their ends")
         return dict(zip([spec.name for spec in signature.outputs], found, strict=True))
 
 

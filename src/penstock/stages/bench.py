@@ -122,11 +122,13 @@ def bench(
     progress: Progress = SILENT,
     *,
     clock: Clock = time.perf_counter_ns,
+    named: bool = False,
 ) -> BenchResult:
     """Measure the deployments on ``feeds`` (a batch of one) and ``batch_feeds`` (the throughput batch, or none).
 
     A deployment runs with its own threads and I/O binding; see :func:`configured`. Raises ``UsageError`` when two
-    subjects share a name or the baseline is none of them; what fails in a deployment is a ``Failure``.
+    subjects share a name or the baseline is none of them; what fails in a deployment is a ``Failure``, but for what is
+    missing where the backends were ``named``: that is raised as a ``MissingError``.
     """
     names = [subject.deployment.name for subject in subjects]
     baseline = _baseline(subjects, names, settings.baseline)
@@ -140,7 +142,8 @@ def bench(
         try:
             for done, subject in enumerate(subjects):
                 progress.step(done, len(subjects), f"loading {subject.deployment.name}")
-                _try(partial(_load, subject, feeds, clock, ready), subject.deployment.name, failures)
+                load = partial(_load, subject, feeds, clock, ready)
+                _try(load, subject.deployment.name, failures, missing=not named)
             for done, (name, item) in enumerate(list(ready.items())):
                 progress.step(done, len(ready), f"warming up {name}")
                 if not _try(partial(_warm, item, feeds, settings, cpus, clock), name, failures):
@@ -193,10 +196,12 @@ def _baseline(subjects: Sequence[Subject], names: list[str], asked: str) -> str:
     return asked or next(iter([*given, *names]), "")
 
 
-def _try(work: Callable[[], None], name: str, failures: dict[str, str]) -> bool:
+def _try(work: Callable[[], None], name: str, failures: dict[str, str], *, missing: bool = True) -> bool:
     try:
         work()
     except Exception as error:  # whatever a runtime raises is its own answer: a value, and the others go on
+        if isinstance(error, MissingError) and not missing:
+            raise
         failures[name] = reason(error)
         return False
     return True

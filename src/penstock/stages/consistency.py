@@ -57,6 +57,7 @@ class Cell:
     asked: Mapping[str, Json] = field(default_factory=dict)
     actual: Mapping[str, Json] = field(default_factory=dict)
     steps: int | None = None  # from ONNX Runtime's integers, see penstock.verifying
+    of_module: bool = False  # the source itself, no file
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,9 @@ class Matrix:
     @property
     def unrun(self) -> tuple[str, ...]:
         """The variants that nothing was shown of: no backend could run them."""
-        ran = {SOURCE, *(cell.variant for cell in self.cells if cell.outputs)}  # the source needn't be here any more
+        ran = {cell.variant for cell in self.cells if cell.outputs}
+        if not all(cell.of_module for cell in self.cells):  # a build's module needn't be here any more
+            ran |= {cell.variant for cell in self.cells if cell.of_module}
         return tuple(dict.fromkeys(cell.variant for cell in self.cells if cell.variant not in ran))
 
     @property
@@ -108,9 +111,12 @@ def cross(
     return found
 
 
-def absent(deployment: Deployment, why: str) -> Cell:
+def absent(deployment: Deployment, why: str, *, of_module: bool = False) -> Cell:
     """Return the cell of a backend that isn't there."""
-    return Cell(deployment.name, deployment.variant, _backend(deployment), deployment.precision, "not here", why)
+    return Cell(
+        deployment.name, deployment.variant, _backend(deployment), deployment.precision, "not here", why,
+        of_module=of_module,
+    )  # fmt: skip
 
 
 def _backend(deployment: Deployment) -> str:
@@ -120,29 +126,30 @@ def _backend(deployment: Deployment) -> str:
 def _cell(runnable: Runnable, golden: Golden, settings: VerifySettings, named: bool) -> Cell:
     asked = runnable.deployment
     start = asked.name, asked.variant, _backend(asked), asked.precision
+    module = runnable.model.path is None
     try:
         session = runnable.open()
     except PenstockError as error:
         if named and isinstance(error, MissingError):
             raise
-        why = _line(error) + (f": {error.where}" if asked.variant == SOURCE and error.where else "")
-        return Cell(*start, "can't run", why, asked=asked_of(asked))
+        why = _line(error) + (f": {error.where}" if module and error.where else "")
+        return Cell(*start, "can't run", why, asked=asked_of(asked), of_module=module)
     try:
         seconds = settings.oracle_seconds if asked.role == "oracle" else None
         found = verified(runnable.model, asked, session, golden, settings, seconds=seconds)
         if not found.samples:
-            return Cell(*start, "can't run", found.outcome.reason, asked=asked_of(asked))
+            return Cell(*start, "can't run", found.outcome.reason, asked=asked_of(asked), of_module=module)
         told = to_json(dict(session.actual()))
         assert isinstance(told, dict)
     except PenstockError as error:
-        return Cell(*start, "can't run", _line(error), asked=asked_of(asked))
+        return Cell(*start, "can't run", _line(error), asked=asked_of(asked), of_module=module)
     finally:
         session.close()
-    fell = fallback(asked, told, runnable.model.path)
+    fell = fallback(asked, told)
     state: State = "fell back" if fell and not settings.allow_fallback else "agrees"
     cell = of_outputs(asked, found.outputs, "differs" if found.outcome.reason else state)
     return replace(cell, reason=found.outcome.reason or fell, samples=found.samples, actual=told,
-                   steps=found.steps)  # fmt: skip
+                   steps=found.steps, of_module=module)  # fmt: skip
 
 
 def of_outputs(deployment: Deployment, outputs: Mapping[str, Difference], state: State) -> Cell:

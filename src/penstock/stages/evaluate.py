@@ -82,8 +82,12 @@ def evaluate(session: Session, feeds: Feeds, settings: EvaluateSettings, progres
     scores = np.zeros(feeds.count)
     done = 0
     for real, batch in feeds.batches(settings.batch):
-        outputs = [output[:real] if output.ndim else output for output in session.run(batch)]
+        made = session.run(batch)
+        outputs = made if feeds.whole else [output[:real] if output.ndim else output for output in made]
         labels = feeds.labels[done : done + real]
+        if feeds.whole and not settings.metric and len(outputs[0]) != 1:
+            what = f"top-1 wants one row of class scores a sample, and the first output is {list(outputs[0].shape)}"
+            raise InputError("bad-metric", what, where="top-1", do="name a measure with --metric module:function")
         with user_code.explained("the metric failed", settings.metric):
             given = np.asarray(metric(outputs, labels), dtype=float)
         if given.shape != (real,):

@@ -153,10 +153,15 @@ def quantize(
     ``batches`` are calibration feeds, best :class:`penstock.calibration.Batches`, which can be gone through again.
     Raises ``InputError`` for a model that can't be quantized.
     """
+    from penstock.quantization import notices
+
     name = settings.method
     method = cast("Quantizer", registry.load("quantizers", name))
     batches = batches if isinstance(batches, calibration.Batches) else calibration.of_list(batches)
     if apart.foreign("quantizers", name):
+        if getattr(method, "NEEDS_SAMPLES", True):
+            calibration.check(batches)
+            notices.hold_scale(model, batches)
         facts = dict(apart.quantize(name, model, batches.whole(), settings, into))
         return _noted(calibration.accounted(facts, batches), model, batches, settings, into)
     facts = quantize_with(method, model, batches, settings, into)

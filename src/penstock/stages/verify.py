@@ -98,8 +98,8 @@ def verify(
                 break
     differences = {}
     for position, name in enumerate(golden.output_names):
-        got = [_real(run[position], golden, i) for i, run in enumerate(runs)]
-        want = [_real(golden.outputs[i][position], golden, i) for i in range(len(runs))]
+        got = [real(run[position], golden, i) for i, run in enumerate(runs)]
+        want = [real(golden.outputs[i][position], golden, i) for i in range(len(runs))]
         found = _compare_runs(got, want, logits=name in (settings.logits or golden.logits))
         if golden.description.get("whole") and found.worst_sample is not None and want[0].ndim:
             found = replace(found, worst_sample=found.worst_sample // max(len(want[0]), 1))
@@ -112,7 +112,7 @@ def verify(
     )
 
 
-def _real(output: np.ndarray, golden: Golden, run: int) -> np.ndarray:
+def real(output: np.ndarray, golden: Golden, run: int) -> np.ndarray:
     """Leave out the rows that only fill up a fixed batch; an output without a batch axis stays whole."""
     if golden.description.get("whole"):
         return output
@@ -153,9 +153,6 @@ def judge(
     kl, flips = (
         (settings.int8_kl, settings.int8_flips) if quantized else (settings.float_kl, settings.float_flips)
     )  # fmt: skip
-    if (kl or flips < 1) and all(found.top1_agreement is None for found in differences.values()):
-        what = "no output is known to hold class scores, and the limits of KL and flips are for those: name it with"
-        return Outcome(False, f"{what} --logits")
     for name, found in differences.items():
         where = f"output {name!r}"
         if found.worst_sample is not None:
@@ -185,6 +182,9 @@ def judge(
             return Outcome(False, f"relative difference {found.relative:.2g}, the limit is {limit:.2g} ({where})")
         if told := _answers(found, kl, flips):
             return Outcome(False, f"{told} ({where})")
+    if (kl or flips < 1) and all(found.top1_agreement is None for found in differences.values()):
+        what = "no output is known to hold class scores, and the limits of KL and flips are for those: name it with"
+        return Outcome(False, f"{what} --logits")
     return Outcome(True)
 
 

@@ -14,6 +14,8 @@ from penstock.datasets import callable as source
 from penstock.datasets import find
 from penstock.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("held_bytes")
+
 
 def written(tmp_path: Path, body: str) -> str:
     path = tmp_path / "mydata.py"

@@ -17,6 +17,8 @@ from penstock.data import DataSettings
 from penstock.datasets import cifar10, find
 from penstock.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("held_bytes")
+
 SHARED = Path(os.environ.get("PENSTOCK_SHARED") or Path(__file__).parents[3].parent / "shared")
 FILES = (*cifar10.TRAIN_FILES, *cifar10.TEST_FILES)
 RECORDS = 4

@@ -14,6 +14,8 @@ from penstock.data import DataSettings
 from penstock.datasets import find, folder
 from penstock.errors import InputError, MissingError
 
+pytestmark = pytest.mark.usefixtures("held_bytes")
+
 pillow = pytest.importorskip("PIL.Image")
 
 

@@ -11,6 +11,8 @@ from penstock.data import DataSettings, Preprocessing
 from penstock.datasets import find
 from penstock.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("held_bytes")
+
 X = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3), np.uint8)
 Y = np.array([0, 1, 2, 0, 1, 2])
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import tracemalloc
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -112,3 +114,20 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("penstock.store.nameless", lambda: OwnFile("/dev/full", "r+b"))
     with pytest.raises(StoreError, match="the disk is full"):
         find(saved(tmp_path / "x.npz", ROWS, np.savez_compressed), DataSettings())
+
+
+@pytest.mark.parametrize("shape", [(-40, -3, 5), (40, -3, -5), (1,) * 70 + (40, 3, 5)])
+def test_a_header_that_claims_what_can_not_be(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    head = io.BytesIO()
+    np.lib.format.write_array_header_1_0(head, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as file:
+        file.writestr("x.npy", head.getvalue() + ROWS.tobytes())
+    with pytest.raises(InputError) as caught:
+        find(str(tmp_path / "x.npz"), DataSettings())
+    assert caught.value.id in ("unreadable-data", "data-empty") and "internal" not in caught.value.what
+
+
+def test_a_label_without_axes(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", x=ROWS, y=np.array(3))
+    with pytest.raises(InputError, match="one class index for each sample"):
+        find(str(tmp_path / "x.npz"), DataSettings())
