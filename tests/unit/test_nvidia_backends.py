@@ -15,7 +15,7 @@ from penstock import asked as asked_module
 from penstock import cli, environment, registry, store
 from penstock.backends import Loadable, _nvidia
 from penstock.deployment import Deployment
-from penstock.errors import InputError, MissingError
+from penstock.errors import InputError, MissingError, PenstockError
 
 LISTENER = """
 import ctypes, json, os
@@ -52,6 +52,9 @@ class _Half:
         return 4
     def data_ptr(self):
         return ctypes.addressof(self.held)
+def get_available_providers():
+    return [] if (HERE / "how").read_text() == "unbuilt" else [
+        "CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider"]
 class SessionOptions:
     def add_session_config_entry(self, name, value):
         pass
@@ -146,11 +149,21 @@ def test_cuda_computes_in_float32_unless_asked(listening: Told, model: Loadable)
 
 
 @pytest.mark.parametrize("name", ["onnxruntime-cuda", "onnxruntime-tensorrt"])
-@pytest.mark.parametrize(("how", "said"), [("unloaded", "couldn't be loaded"), ("untaken", "took none")])
-def test_nothing_falls_back_in_silence(name: str, how: str, said: str, listening: Told, model: Loadable) -> None:
-    with pytest.raises(InputError, match=said) as error:
+@pytest.mark.parametrize(
+    ("how", "said", "kind"),
+    [
+        ("unbuilt", "has no ", MissingError),
+        ("unloaded", "couldn't be loaded", MissingError),
+        ("untaken", "took none", InputError),
+    ],
+)
+def test_nothing_falls_back_in_silence(
+    name: str, how: str, said: str, kind: type[PenstockError], listening: Told, model: Loadable
+) -> None:
+    with pytest.raises(kind, match=said) as error:
         of(name, how).load(model, asked(name))
-    assert error.value.id == "runtime-refuses"
+    assert error.value.id == ("runtime-refuses" if kind is InputError else "backend-missing")
+    assert kind is InputError or f"penstock env add {_nvidia.ENVIRONMENT}" in error.value.do
 
 
 @pytest.mark.parametrize("name", ["onnxruntime-cuda", "onnxruntime-tensorrt"])

@@ -100,8 +100,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._reply(status=404)
             return
         data = self.rfile.read(int(length))
-        self._reply()
+        # before the reply, behind which the page sends the next one: on another connection that could overtake this
         self.server.events.put(("answer" if name == "result" else "stray", data))
+        self._reply()
 
     def _asked(self) -> str | None:
         """Return the name that is asked for, ``None`` for who doesn't know the token."""
