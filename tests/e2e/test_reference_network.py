@@ -49,6 +49,7 @@ def _agrees_everywhere(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     beside = [name for name in ELSEWHERE if not cast(Backend, registry.load("backends", name)).available()]
     if os.environ.get("PENSTOCK_REQUIRE_BROWSER") == "1":
         assert "onnxruntime-web" in beside
+        beside.remove("onnxruntime-webgpu")  # in software it takes a minute; `make test-backends` has it
     asked = ["--backends", ",".join([*HERE, *beside]), "--fp32-relative", "1e-5", "--allow-fallback"]
     assert cli.run(["verify", str(out), *asked, "--quiet", "--json"]) == 0
     cells = json.loads(capsys.readouterr().out)["result"]["cells"]

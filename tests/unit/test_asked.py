@@ -316,7 +316,7 @@ def test_activations_of_16_bits_are_asked_of_no_integers(tiny: ModuleType, tmp_p
 def test_a_runtime_counts_the_layers_that_ran_on_integers(backend: str, shared: Path) -> None:
     """OpenVINO computes a third party's residual blocks in float, ONNX Runtime on integers."""
     if problem := registry.load("backends", backend).available():  # type: ignore[attr-defined]
-        pytest.skip(problem)
+        pytest.skip(f"{backend}: {problem}")
     path = shared / "models" / "resnet-tiny-w8a8-qdq-extdata" / "model.onnx"
     runnable = running.runnables_of(path, backend, 1, "m")[0]
     session = runnable.open()

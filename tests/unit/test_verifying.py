@@ -91,7 +91,7 @@ def test_an_output_in_float_has_no_steps(tiny: ModuleType, tmp_path: Path) -> No
 
 def test_the_real_runtime(int8: Path) -> None:
     if problem := environment.problem("tflite-micro"):
-        pytest.skip(problem)
+        pytest.skip(f"tflite-micro: {problem}")
     runnable = running.runnables_of(int8, "tflite-micro", 1, "int8")[0]
     session = runnable.open()
     try:
