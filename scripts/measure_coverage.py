@@ -86,6 +86,8 @@ def page() -> str:
     text = HEAD + "\n".join(lines) + "\n\n"
     text += "".join(f"- **{kind}**: {meaning}.\n" for kind, meaning in KINDS.items())
     text += "- **passed, of sessions**: without those that were refused.\n\n"
+    for name, share in measuring.RELATIVE.items():
+        text += f"Floats of `{name}` are held to {share:g} of the largest value, as by `penstock verify`.\n\n"
     others = measuring.LEFT_OUT | {name: why for name, why in measuring.UNMEASURED.items() if name not in found}
     text += "Not measured:\n\n" + "".join(f"- `{name}`: {reason}.\n" for name, reason in others.items()) + "\n"
     text += "## Why not\n\n"
@@ -113,16 +115,11 @@ def reasons(name: str, coverage: Coverage) -> str:
         return ""
     lines = [f"### {name}\n\n"]
     ordered = sorted(tests.items(), key=lambda item: (-len(item[1]), item[0]))
-    for (kind, reason), names in ordered[:MOST_REASONS]:
-        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        lines.append(f"- {kind}: {reason.replace('|', '/').replace('<', '‹').replace('>', '›')} ({shown})\n")
-    if len(ordered) > MOST_REASONS:
-        left = sum(len(names) for _, names in ordered[MOST_REASONS:])
-        lines.append(f"- and {left} more tests, for {len(ordered) - MOST_REASONS} other reasons\n")
+    for (kind, reason), names in ordered:
+        shown = reason.replace("|", "/").replace("<", "‹").replace(">", "›")
+        lines.append(f"- {kind}: {shown} ({', '.join(names)})\n")
     return "".join(lines) + "\n"
 
-
-MOST_REASONS = 12
 
 if __name__ == "__main__":
     sys.exit(main())

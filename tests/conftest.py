@@ -88,7 +88,8 @@ def own_caches(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
         "PENSTOCK_ENVIRONMENTS", os.environ.get("PENSTOCK_TEST_ENVIRONMENTS", str(home / "environments"))
     )
     for name in [name for name in os.environ if name.startswith("PENSTOCK_")]:
-        if name not in ("PENSTOCK_CACHE", "PENSTOCK_ENVIRONMENTS", "PENSTOCK_SHARED", "PENSTOCK_REQUIRE_SHARED"):
+        of_tests = name.startswith(("PENSTOCK_TEST_", "PENSTOCK_REQUIRE_"))
+        if not of_tests and name not in ("PENSTOCK_CACHE", "PENSTOCK_ENVIRONMENTS", "PENSTOCK_SHARED"):
             monkeypatch.delenv(name)
     return home
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from penstock import backend_options, golden, graph, registry, reproduction, running, store, trial
+from penstock import aside, backend_options, golden, graph, registry, reproduction, running, store, trial
 from penstock.backends import Backend, Loadable, device_of, runs
 from penstock.data import DataSettings
 from penstock.deployment import Deployment, named
@@ -44,14 +44,22 @@ def crossed(
 
     Raises ``InputError``, ``UsageError``, or ``MissingError`` where a backend that was named can't run here.
     """
+    with aside.one_process():
+        return _crossed(models, against, settings, backends, data, weights, seed, threads, baseline, progress)
+
+
+def _crossed(
+    models: Sequence[str | Path], against: str, settings: VerifySettings | None, backends: Sequence[str],
+    data: DataSettings | None, weights: str, seed: int, threads: int, baseline: str | Path | None, progress: Progress,
+) -> Matrix:  # fmt: skip
     held = None if baseline is None else earlier(Path(baseline))
     paths = _models(models)
-    gold = _golden(models, against, paths, data, weights, seed)
     source = _torch_source(models, against, weights, backends)
     if source is not None and "source" in paths:
         do = "give the file another name"
         raise UsageError("double-model", "a model is called as the module that it is held against: source", do=do)
     chosen, missing, modules = _backends(backends, modules=source is not None)
+    gold = _golden(models, against, paths, data, weights, seed)
     cells: list[Cell] = []
     made: list[Runnable] = []
     for name, path in paths.items():

@@ -8,7 +8,7 @@ nothing wrong waits for the next session of its kind instead.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Protocol
 
 
@@ -20,23 +20,24 @@ class Kept(Protocol):
 
 
 _SHELF: dict[Hashable, list[Kept]] | None = None
+_FOR: Callable[[Hashable], bool] | None = None  # what alone is kept
 
 
 @contextlib.contextmanager
-def keeping() -> Iterator[None]:
-    """Keep what sessions are done with, for each other; all of it is ended at the end."""
-    global _SHELF
-    outer, _SHELF = _SHELF, {}
+def keeping(alone: Callable[[Hashable], bool] | None = None) -> Iterator[None]:
+    """Keep what sessions are done with, for each other; all of it is ended at the end. ``alone``: only of such keys."""
+    global _SHELF, _FOR
+    outer, _SHELF, _FOR = (_SHELF, _FOR), {}, alone
     try:
         yield
     finally:
         empty()
-        _SHELF = outer
+        _SHELF, _FOR = outer
 
 
-def wanted() -> bool:
-    """Whether things are kept now."""
-    return _SHELF is not None
+def wanted(key: Hashable | None = None) -> bool:
+    """Whether things of this key are kept now; without one, whether anything is."""
+    return _SHELF is not None and (key is None or _FOR is None or _FOR(key))
 
 
 def empty() -> None:
@@ -54,7 +55,7 @@ def take(key: Hashable) -> Kept | None:
 
 def give(key: Hashable, thing: Kept) -> bool:
     """Keep something for the next who wants it; false where nothing is kept, and it is the caller's to end it."""
-    if _SHELF is None:
+    if _SHELF is None or not wanted(key):
         return False
     _SHELF.setdefault(key, []).append(thing)
     return True

@@ -7,7 +7,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from penstock import backend_options, custom_domains, datasets, feeds, golden, graph, inputs, registry, store, trial
+from penstock import (
+    aside,
+    backend_options,
+    custom_domains,
+    datasets,
+    feeds,
+    golden,
+    graph,
+    inputs,
+    registry,
+    store,
+    trial,
+)
 from penstock.backends import Backend, Loadable, Session, device_of, runs, ways
 from penstock.data import DataSettings
 from penstock.deployment import Deployment, named
@@ -71,11 +83,11 @@ def golden_set(against: str, weights: str, roles: RoleFeeds, signature: Signatur
             raise InputError("signatures-differ", what, where=against, do="compare models of one source")
         names = [spec.name for spec in other.outputs]
         plain = Deployment("source", "source", "", "fp32", "onnxruntime", options={"optimization": "disabled"})
-        reference, who = Runnable(plain, loadable(Path(against)), True), "ONNX Runtime with its optimizations off"
+        session = Runnable(plain, loadable(Path(against)), True).open()
+        who = "ONNX Runtime with its optimizations off"
     else:
         eager = Deployment("source", "source", "", "fp32", name)
-        reference, who = Runnable(eager, Loadable(None, against, weights), True), "PyTorch"
-    session = reference.open()
+        session, who = aside.opened(Runnable(eager, Loadable(None, against, weights), True)), "PyTorch"
     try:
         scored = roles.evaluate is not None and bool(roles.classes)
         return golden.make(roles.golden, session, who, names, tuple(names[:1]) if scored else ())

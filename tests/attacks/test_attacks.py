@@ -17,7 +17,7 @@ from hostile import ATTACKS, Attack
 COMMANDS = (["check"], ["inspect"], ["inspect", "--json"], ["optimize", "-o", "slim.onnx"])
 MOST_TEXT = 200_000  # characters, all tables included
 FAULTS = 50  # bit flips and cuts of each of the two real models
-LONG = 0.8  # seconds: text and JSON come of the same work; of what takes longer only the one or the other is made
+LONG = 0.3  # seconds: text and JSON come of the same work; of what takes longer only the one or the other is made
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,18 @@ from penstock.ledger import Done
 from penstock.record import Record
 from penstock.variant import Variant
 
-FAST = ["--bench-seconds", "0.05", "--no-footprint", "--min-rounds", "3", "--warmup-calls", "3", "--quiet"]
+FAST = [
+    "--bench-seconds",
+    "0.05",
+    "--oracle-seconds",
+    "0.3",
+    "--no-footprint",
+    "--min-rounds",
+    "3",
+    "--warmup-calls",
+    "3",
+    "--quiet",
+]
 NET = """
 import torch
 

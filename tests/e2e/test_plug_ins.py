@@ -26,7 +26,19 @@ ENTRIES = {
 }
 BACKENDS = {name: registry.load("backends", name) for name in registry.names("backends")}
 UNASKED = [name for name, backend in BACKENDS.items() if not getattr(backend, "BY_DEFAULT", True)]
-FAST = ["--bench-seconds", "0.05", "--no-footprint", "--min-rounds", "3", "--warmup-calls", "3", "-q", "--json"]
+FAST = [
+    "--bench-seconds",
+    "0.05",
+    "--oracle-seconds",
+    "0.3",
+    "--no-footprint",
+    "--min-rounds",
+    "3",
+    "--warmup-calls",
+    "3",
+    "-q",
+    "--json",
+]
 
 
 def install(home: Path, name: str, entries: dict[str, str], files: dict[str, str]) -> None:

@@ -8,7 +8,19 @@ import pytest
 from penstock.cli import run
 
 pytestmark = pytest.mark.shared
-FAST = ["--bench-seconds", "0.05", "--no-footprint", "--min-rounds", "3", "--warmup-calls", "3", "--quiet", "--json"]
+FAST = [
+    "--bench-seconds",
+    "0.05",
+    "--oracle-seconds",
+    "0.3",
+    "--no-footprint",
+    "--min-rounds",
+    "3",
+    "--warmup-calls",
+    "3",
+    "--quiet",
+    "--json",
+]
 FEW = ["--golden-samples", "8", "--calibrate-samples", "16"]  # inputs are made up: more of them tell nothing more
 OPERATOR = {
     "silero-vad-if": "If",

@@ -15,6 +15,7 @@ from penstock.backends import litert
 from penstock.cli import run
 from penstock.deployment import Deployment
 from penstock.errors import InputError, MissingError, UsageError
+from penstock.measures import Runnable
 from penstock.metrics import Difference
 from penstock.stages import consistency
 from penstock.stages.consistency import Cell
@@ -22,6 +23,12 @@ from penstock.stages.verify import VerifySettings
 
 FAST = ["--bench-seconds", "0.05", "--no-footprint", "--min-rounds", "3", "--warmup-calls", "3", "-q"]
 BOTH = ("onnxruntime", "litert")
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sessions of this process, which a test can change: the next one to be opened aside knows nothing of that."""
+    monkeypatch.setattr("penstock.aside.opened", Runnable.open)
 
 
 @pytest.fixture
@@ -74,7 +81,9 @@ def test_what_a_backend_can_not_run_is_a_cell_with_the_reason(tiny: ModuleType, 
     assert "CumSum" in crossing.markdown(matrix)
 
 
-def test_a_variant_that_nothing_could_run_is_a_breach(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_variant_that_nothing_could_run_is_a_breach(
+    pair: tuple[Path, Path], here: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(self: object, feeds: object) -> list[np.ndarray]:
         raise InputError("run-failed", "the device\nis gone")
 
@@ -98,7 +107,7 @@ def test_a_model_of_another_source_is_refused(pair: tuple[Path, Path], tiny: Mod
      ({"device": "CPU", "threads": 4}, "with 4 threads, 1"), ({"device": "CPU", "threads": 1}, ""), ({}, "")],
 )  # fmt: skip
 def test_what_ran_instead_of_what_was_asked_for_is_a_breach(
-    actual: dict, told: str, pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+    actual: dict, told: str, pair: tuple[Path, Path], here: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(litert.LiteRtSession, "actual", lambda self: actual)
     given = {"backends": ("litert",)}
@@ -226,7 +235,7 @@ def test_what_ran_fewer_samples_says_so(pair: tuple[Path, Path]) -> None:
 
 
 def test_what_a_named_backend_finds_missing_as_it_loads_stops_all(
-    pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    pair: tuple[Path, Path], here: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """An adapter of a browser, say, that was asked for: with "all" it is one cell of the matrix."""
 

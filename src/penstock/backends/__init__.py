@@ -77,7 +77,10 @@ class Session(Protocol):
 
 
 class Backend(Protocol):
-    """One runtime."""
+    """One runtime.
+
+    Whose sessions are in another process, in an environment of its own, says so with its name as ``ENVIRONMENT``.
+    """
 
     ROLE: Role
     FORMATS: tuple[Format, ...]

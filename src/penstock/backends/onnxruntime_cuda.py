@@ -20,6 +20,7 @@ ROLE: Role = "candidate"
 FORMATS: tuple[Format, ...] = ("onnx",)
 DEVICE = "gpu"
 BY_DEFAULT = False  # it is for who deploys on such a machine
+ENVIRONMENT = _nvidia.ENVIRONMENT
 TITLE = "ONNX Runtime with CUDA"
 PROVIDER = "CUDAExecutionProvider"
 OPTIONS = {"tf32": ("off", "on"), "convolutions": ("exhaustive", "heuristic", "default")}  # the first is the default

@@ -26,6 +26,7 @@ ROLE: Role = "candidate"
 FORMATS: tuple[Format, ...] = ("onnx",)
 DEVICE = "gpu"
 BY_DEFAULT = False  # it builds engines for minutes
+ENVIRONMENT = _nvidia.ENVIRONMENT
 TITLE = "ONNX Runtime with TensorRT"
 PROVIDER = "TensorrtExecutionProvider"
 # the first value is the default; of a 16-bit or an integer variant TensorRT is let compute in what it holds anyway

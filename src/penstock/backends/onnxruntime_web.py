@@ -15,6 +15,7 @@ from penstock.variant import Format
 ROLE: Role = "candidate"
 FORMATS: tuple[Format, ...] = ("onnx",)
 BY_DEFAULT = False  # it starts a browser, and says nothing of this machine's own runtimes
+ENVIRONMENT = session.ENVIRONMENT
 PROVIDER = "CPUExecutionProvider"
 RUNTIME = session.Runtime(
     "ONNX Runtime Web", "wasm", "ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"

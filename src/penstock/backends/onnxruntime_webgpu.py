@@ -22,6 +22,7 @@ ROLE: Role = "candidate"
 FORMATS: tuple[Format, ...] = ("onnx",)
 DEVICE = ANY_DEVICE
 BY_DEFAULT = False  # it starts a browser, and without a GPU it is some hundred times slower than the others
+ENVIRONMENT = session.ENVIRONMENT
 RUNTIME = session.Runtime(
     "ONNX Runtime Web (WebGPU)", "webgpu", "ort.webgpu.bundle.min.mjs", "ort-wasm-simd-threaded.asyncify.wasm"
 )

@@ -125,7 +125,7 @@ class WebPage:
     def close(self) -> None:
         """End the browser, or keep it for the next model (:mod:`penstock.kept`)."""
         try:
-            if self._sound and kept.wanted():
+            if self._sound and kept.wanted(self._key):
                 self.page.ask("release", self._seconds, {})
         except (Refused, InputError):
             self._sound = False

@@ -18,6 +18,7 @@ from penstock.conformance.suite import Result
 from penstock.errors import MissingError, PenstockError, UsageError
 from penstock.far import FarSession
 from penstock.jsonable import Json
+from penstock.stages.verify import VerifySettings
 from penstock.worker import WorkerCrash, WorkerTimeout
 
 if TYPE_CHECKING:
@@ -27,13 +28,14 @@ if TYPE_CHECKING:
 LEFT_OUT = {
     "torch": "it runs modules of its framework, not .onnx files",
     "torch-compile": "it runs modules of its framework, not .onnx files",
-    "openvino-bf16": "its operators are those of openvino; the tests' bounds are for float32",
 }
 OPTIONS: dict[str, dict[str, str]] = {"onnxruntime-webgpu": {"adapter": "software"}}  # is looked for last, otherwise
 # why nothing was measured of others, as long as nothing was
 UNMEASURED = {
     "onnxruntime-tensorrt": "TensorRT's library isn't in the registry that everything else comes from",
 }
+# the tests' bounds are for float32: of the largest value, what verify lets a runtime be off that computes in less
+RELATIVE = {"openvino-bf16": VerifySettings().bf16_relative}
 SECONDS = 120.0  # of one test; the first one of a process makes the suite before
 TRIES = 2
 THERE = "penstock.conformance.measuring:open_there"
@@ -106,7 +108,8 @@ def open_there(argument: Json) -> Tested:
     name = str(asked["backend"])
     case = suite.cases()[int(cast(int, asked["case"]))]
     with store.scratch() as work:
-        return Tested(suite.run(case, registry.load("backends", name), name, work, OPTIONS.get(name)))
+        backend, relative = registry.load("backends", name), RELATIVE.get(name, 0.0)
+        return Tested(suite.run(case, backend, name, work, OPTIONS.get(name), relative=relative))
 
 
 class Tested:

@@ -97,8 +97,15 @@ def operator(model: onnx.ModelProto, name: str) -> str:
     return f"{node.domain}.{node.op_type}" if node.domain not in ("", "ai.onnx") else str(node.op_type)
 
 
-def run(case: Case, backend: Any, name: str, folder: Path, options: Mapping[str, str] | None = None) -> Result:
-    """Run a test on a backend in this process, on one thread. Never raises but for an interruption."""
+def run(
+    case: Case, backend: Any, name: str, folder: Path, options: Mapping[str, str] | None = None, *,
+    relative: float = 0.0,
+) -> Result:  # fmt: skip
+    """Run a test on a backend in this process, on one thread. Never raises but for an interruption.
+
+    ``relative`` widens the bounds of floats, to so much of the largest expected value: for a runtime that is to compute
+    in fewer bits than the tests are made for.
+    """
     from penstock.backends import Loadable, device_of
     from penstock.deployment import Deployment
 
@@ -111,7 +118,7 @@ def run(case: Case, backend: Any, name: str, folder: Path, options: Mapping[str,
     except Exception as error:
         return _ended(error, "refused", folder)
     try:
-        return _judged(case, session)
+        return _judged(case, session, relative)
     except Exception as error:
         return _ended(error, "failed", folder)
     finally:
@@ -135,16 +142,30 @@ def _short(text: str) -> str:
     return " ".join(text.split())[:LONGEST]
 
 
-def _judged(case: Case, session: Session) -> Result:
+def _judged(case: Case, session: Session, relative: float) -> Result:
     names = [value.name for value in case.model.graph.input]
     for inputs, expected in case.data:
         got = session.run(dict(zip(names, map(plain, inputs), strict=False)))
         if len(got) != len(expected):
             return Result("wrong", f"it gives {len(got)} outputs, not {len(expected)}")
         for place, (mine, theirs) in enumerate(zip(got, expected, strict=True)):
-            if reason := differs(mine, plain(theirs), case.rtol, case.atol, drawn=case.draws):
+            wanted = plain(theirs)
+            atol = max(case.atol, relative * _largest(wanted)) if relative else case.atol
+            if reason := differs(mine, wanted, case.rtol, atol, drawn=case.draws):
                 return Result("wrong", _short(f"output {place}: {reason}"))
     return Result("passed")
+
+
+def _largest(value: Any) -> float:
+    """Return the largest finite magnitude of a tensor of floats, or of a sequence of them; 0 for all else."""
+    import numpy as np
+
+    if isinstance(value, list):
+        return max(map(_largest, value), default=0.0)
+    if value is None or np.asarray(value).dtype.kind in "OUSiubc":
+        return 0.0
+    held = np.abs(np.asarray(value).astype(np.float64))
+    return float(held[np.isfinite(held)].max(initial=0.0))
 
 
 def plain(value: Any) -> Any:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
+from penstock import aside
 from penstock.asked import asked_of, fallback
 from penstock.errors import MissingError, PenstockError
 from penstock.jsonable import Json, to_json
@@ -98,7 +99,7 @@ class Matrix:
 def cross(
     runnables: Sequence[Runnable], golden: Golden, settings: VerifySettings, progress: Progress, named: bool = False
 ) -> list[Cell]:
-    """Run the golden set on each; what can't be loaded or run becomes a cell that says so.
+    """Run the golden set on each, aside; what can't be loaded or run, or dies of it, becomes a cell that says so.
 
     Raises ``MissingError`` where the backends were ``named`` and what one needs turns out to be missing.
     """
@@ -128,7 +129,7 @@ def _cell(runnable: Runnable, golden: Golden, settings: VerifySettings, named: b
     start = asked.name, asked.variant, _backend(asked), asked.precision
     module = runnable.model.path is None
     try:
-        session = runnable.open()
+        session = aside.opened(runnable)
     except PenstockError as error:
         if named and isinstance(error, MissingError):
             raise

@@ -76,8 +76,18 @@ def max_pool(place: Place) -> None:
 
 
 def average_pool(place: Place) -> None:
-    """AveragePool → AVERAGE_POOL_2D, which leaves what is padded out of the average."""
-    place.need(set(place.node.attributes.get_ints("dilations", (1, 1))) == {1}, "it is dilated")
+    """AveragePool → AVERAGE_POOL_2D, which leaves what is padded out of the average.
+
+    One over a whole picture is a mean: MEAN has another grid for what it makes, and rounds once, where the pool rounds
+    to the grid of what it reads, and a QUANTIZE once more.
+    """
+    attributes, sizes = place.node.attributes, place.sizes(0)
+    place.need(set(attributes.get_ints("dilations", (1, 1))) == {1}, "it is dilated")
+    kernel = tuple(attributes.get_ints("kernel_shape", ()))
+    whole = len(sizes) == 4 and kernel == sizes[2:] and place.made[2:] == (1, 1)
+    if whole and not any(attributes.get_ints("pads", ())):
+        global_average(place)
+        return
     _pool(place, "AVERAGE_POOL_2D", counted=bool(place.node.attributes.get_int("count_include_pad", 0)))
 
 

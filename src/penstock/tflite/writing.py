@@ -56,8 +56,9 @@ def written(
     try:
         lowering.run(RULES)
     except RefusedError as error:
-        raise InputError("cannot-write-tflite", f"the model can't be said in TFLite: {error}", where=str(path),
-                         do="float ends take any model: leave --ends out") from error  # fmt: skip
+        do = "float ends take any model: leave --ends out" if ends == "int8" else "run the .onnx on another backend"
+        what = f"the model can't be said in TFLite: {error}"
+        raise InputError("cannot-write-tflite", what, where=str(path), do=do) from error
     if lowering.refused:
         told = "; ".join(f"{op} {name!r}: {why}" for name, op, why in lowering.refused[:MOST_TOLD])
         more = f" (and {len(lowering.refused) - MOST_TOLD} more)" if len(lowering.refused) > MOST_TOLD else ""
@@ -86,9 +87,9 @@ def fixed(model: ir.Model, batch: int, sizes: Mapping[str, int], path: Path) -> 
             raise InputError("cannot-write-tflite", what, where=str(path), do="export the model with shapes")
         dims = list(value.shape)
         for axis, dim in enumerate(dims):
-            if isinstance(dim, int):
+            if isinstance(dim, int) and dim >= 0:
                 continue
-            name = str(dim.value or "")
+            name = "" if isinstance(dim, int) else str(dim.value or "")  # some exporters write -1 for an open one
             if axis and name not in sizes:
                 what = f"axis {axis} of the input {value.name!r} has no fixed size, and TFLite's sizes are fixed"
                 do = f"give it: --sizes {name}=N" if name else "export the model with that size"

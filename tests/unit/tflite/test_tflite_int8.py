@@ -71,6 +71,7 @@ def in_onnxruntime(path: Path, feeds: list[np.ndarray]) -> np.ndarray:
     ("Sub", [(0.02, 3), (0.05, -7)], (0.06, 5), 1), ("Concat", [(0.02, 3), (0.05, -7)], (0.05, -7), 1),
     ("Concat", [(0.02, 3), (0.05, -7)], (0.06, 1), 1), ("MaxPool", [(0.03, 4)], (0.03, 4), 0),
     ("AveragePool", [(0.03, 4)], (0.03, 4), 1), ("AveragePool", [(0.03, 4)], (0.02, 9), 2),
+    ("AveragePool over all", [(0.03, 4)], (0.01, 2), 1),
     ("GlobalAveragePool", [(0.03, 4)], (0.01, 2), 1), ("Relu", [(0.03, 4)], (0.015, -128), 1),
     ("Sigmoid", [(0.03, 4)], (1 / 256, -128), 1), ("Sigmoid", [(0.03, 4)], (1 / 200, -128), 1),
     ("Tanh", [(0.03, 4)], (1 / 128, 0), 1), ("HardSwish", [(0.03, 4)], (0.02, -100), 1),
@@ -83,7 +84,8 @@ def test_one_operator(
     """``steps`` of the result's grid are allowed where both round in their own way; nothing is left in float."""
     shift = 128 if kind is np.uint8 else 0
     ins = {name: (scale, zero + shift) for name, (scale, zero) in zip("ab", grids, strict=False)}
-    given: dict[str, Any] = {
+    over_all, op = op.endswith(" over all"), op.partition(" ")[0]
+    given: dict[str, Any] = {"kernel_shape": [8, 8]} if over_all else {
         "Concat": {"axis": 1}, "MaxPool": {"kernel_shape": [2, 2]}, "AveragePool": {"kernel_shape": [2, 2]},
         "Transpose": {"perm": [0, 2, 3, 1]}, "Softmax": {"axis": -1},
     }.get(op, {})  # fmt: skip
