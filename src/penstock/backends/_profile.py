@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from penstock import store
 from penstock.backends import NodeTime
+from penstock.jsonable import Json
 
 if TYPE_CHECKING:
     import numpy as np
 
 _ENDS = "_kernel_time"  # what names of events of nodes end in
 _RUN = "model_run"  # the event that ends a run
+_WHOLE_LAYERS = frozenset({
+    "ConvInteger", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat", "QGemm", "QLinearConv",
+    "QLinearConvTranspose", "QLinearMatMul",
+})  # fmt: skip
+_FLOAT_LAYERS = frozenset({
+    "Conv", "ConvTranspose", "FusedConv", "FusedGemm", "FusedMatMul", "Gemm", "MatMul", "NhwcFusedConv",
+})  # fmt: skip
 
 
 def times(opened: Callable[[Path], Any], run: Callable[[Any], list[np.ndarray]], runs: int) -> list[NodeTime]:
@@ -36,6 +44,14 @@ def events(opened: Callable[[Path], Any], run: Callable[[Any], list[np.ndarray]]
 def is_of_node(event: Mapping[str, Any]) -> bool:
     """Whether an event is the run of a node's kernel."""
     return str(event.get("name", "")).endswith(_ENDS)
+
+
+def weighted_in(told: Sequence[Mapping[str, Any]]) -> dict[str, Json]:
+    """Return how many of the layers that multiply ran in which type, of the events of one run."""
+    operators = [str(event.get("args", {}).get("op_name", "")) for event in told if is_of_node(event)]
+    found = {"fp32": sum(map(_FLOAT_LAYERS.__contains__, operators)),
+             "int8": sum(map(_WHOLE_LAYERS.__contains__, operators))}  # fmt: skip
+    return {name: count for name, count in found.items() if count}
 
 
 def of_events(told: list[dict[str, Any]], runs: int) -> list[NodeTime]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
+import statistics
 import subprocess
-from collections.abc import Mapping
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from penstock import environment, graph, machine, precheck, store
-from penstock.backends import Loadable, _inputs
+from penstock.backends import Loadable, NodeTime, _inputs
 from penstock.backends._distant import DistantSession
 from penstock.backends._importing import standard
 from penstock.deployment import Deployment, Role
@@ -33,6 +37,9 @@ FLAGS = (
     "--iree-llvmcpu-target-cpu=host", "--iree-opt-level=O3",
 )  # fmt: skip
 MODULE = "model.vmfb"
+# how the compiler calls what it makes: main_graph$async_dispatch_1_conv_Dx32x32x32x3x3x3_i8xi8xi32
+_DISPATCH = re.compile(r"(dispatch_\d+_([a-z_]+?)(?:_[D\dx]+)?(?:_((?:[a-z]+\d+)(?:x[a-z]+\d+)*))?)$")
+_FLOATS = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "f64": "float64"}
 _OPERATOR = re.compile(r'name = "onnx\.([^"]+)"')
 
 
@@ -57,7 +64,10 @@ def load(model: Loadable, deployment: Deployment) -> DistantSession:
         raise MissingError("backend-missing", f"iree has no device {deployment.device!r} here", do="use device cpu")
     found = environment.needed(ENVIRONMENT, f"the deployment {deployment.name}")
     assert model.path is not None
-    argument: Json = {"module": str(compiled(model.path, found)), "threads": deployment.threads}
+    from penstock.quantization import written
+
+    layers = sum(written.on_integers(model.path)) if deployment.precision == "int8" else 0
+    argument: Json = {"module": str(compiled(model.path, found)), "threads": deployment.threads, "layers": layers}
     seconds = precheck.settings().session_seconds
     far = FarSession("IREE", found.python, "penstock.backends.iree:open_there", argument, open_seconds=seconds,
                      run_seconds=seconds, environ={"OPENBLAS_NUM_THREADS": "1"})  # fmt: skip
@@ -118,40 +128,111 @@ def _reason(said: str) -> str:
 def open_there(argument: Json) -> IreeModule:
     """Open the compiled module: the far side."""
     asked = cast("dict[str, Json]", argument)
-    return IreeModule(str(asked["module"]), int(cast(int, asked["threads"])))
+    return IreeModule(str(asked["module"]), int(cast(int, asked["threads"])), int(cast(int, asked["layers"])))
 
 
 class IreeModule:
     """A compiled module with its function; one number of threads for each process, which is why it has its own."""
 
-    def __init__(self, module: str, threads: int) -> None:
+    def __init__(self, module: str, threads: int, layers: int) -> None:
         import iree.runtime as runtime
 
+        self._module, self._threads, self._layers = module, threads, layers
+        self._last: Mapping[str, np.ndarray] | None = None
         self._driver = "local-sync" if threads == 1 else "local-task"
         if threads > 1:
             runtime.flags.parse_flags(f"--task_topology_group_count={threads}")
         self._config = runtime.Config(device=runtime.get_device(f"{self._driver}://", cache=False))
         held = runtime.VmModule.mmap(self._config.vm_instance, module)
         name = next(one for one in held.function_names if f"{one}$async" in held.function_names)
-        self._function = runtime.load_vm_module(held, self._config)[name]
+        self._name, self._function = name, runtime.load_vm_module(held, self._config)[name]
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Run one batch."""
         import numpy as np
 
+        self._last = feeds
         found = self._function(*feeds.values())
         return [np.array(one) for one in (found if isinstance(found, tuple) else (found,))]
 
     def actual(self) -> Mapping[str, Json]:
-        """Tell the driver, the threads, and the most memory that it held."""
+        """Tell the driver, the threads, the most memory that it held, and the types that its kernels are named by."""
         names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
         workers = sum(name.startswith("iree-worker-") for name in names)
         held = self._config.device.allocator.statistics
-        return {
+        told: dict[str, Json] = {
             "device": "cpu", "driver": self._driver, "threads": workers if self._driver == "local-task" else 1,
             "precision": "as compiled", "peak_bytes": int(held.get("device_bytes_peak", 0)),
         }  # fmt: skip
+        return told | (self._types() if self._last is not None else {})
+
+    def _types(self) -> dict[str, Json]:
+        """Return the type of floats, and how many of the model's layers run on integers.
+
+        A pool is called a conv by the compiler: what isn't on integers is what is left of the model's own layers.
+        """
+        kinds = [found[3] or "" for key, _ in self._profiled(cast("Mapping[str, np.ndarray]", self._last), 1)
+                 if (found := _DISPATCH.search(key))]  # fmt: skip
+        floats = {name for kind in kinds for name in kind.split("x") if name in _FLOATS}
+        told: dict[str, Json] = {}
+        if floats:
+            told["precision"] = _FLOATS[min(floats, key=lambda name: int(name.lstrip("bf")))]
+        if kinds and self._layers:
+            whole = min(sum(kind.startswith("i8xi8x") for kind in kinds), self._layers)
+            counted = {"int8": whole, "fp32": self._layers - whole}
+            told["weighted_in"] = {**{name: count for name, count in counted.items() if count}}
+        return told
+
+    def nodes(self, feeds: Mapping[str, np.ndarray], runs: int) -> list[NodeTime]:
+        """Time what the compiler made of the nodes, by its own profile, in a process of the tool that takes it."""
+        events = self._profiled(feeds, runs + 1)
+        each = len(events) // (runs + 1)
+        spent: dict[str, list[float]] = {}
+        for run in range(1, runs + 1):
+            mine: dict[str, float] = {}
+            for key, ms in events[run * each : (run + 1) * each]:
+                mine[key] = mine.get(key, 0.0) + ms
+            for key, ms in mine.items():
+                spent.setdefault(key, []).append(ms)
+        found = []
+        for key, times in spent.items():
+            named = _DISPATCH.search(key)
+            name, operator = (named[1], named[2]) if named else (key, "")
+            found.append(NodeTime(name, operator, "llvm-cpu", statistics.median(times)))
+        return found
+
+    def _profiled(self, feeds: Mapping[str, np.ndarray], runs: int) -> list[tuple[str, float]]:
+        """Run the module so often in another process; return each kernel's name and milliseconds, in order.
+
+        Nothing where a type of the inputs isn't one that numpy's files have.
+        """
+        import numpy as np
+
+        tools = Path(sys.executable).parent
+        with tempfile.TemporaryDirectory() as folder:
+            bundle, given = Path(folder) / "profile", []
+            for at, array in enumerate(feeds.values()):
+                path = Path(folder) / f"{at}.npy"
+                np.save(path, array)
+                given.append(f"--input=@{path}")
+            _said([
+                str(tools / "iree-benchmark-module"), f"--module={self._module}", f"--function={self._name}", *given,
+                f"--device={self._driver}", f"--task_topology_group_count={self._threads}",
+                "--device_profiling_mode=host-execution,executable-metadata", f"--device_profiling_output={bundle}",
+                f"--benchmark_min_time={runs}x",
+            ])  # fmt: skip
+            lines = _said([str(tools / "iree-profile"), "dispatch", "--format=jsonl", "--dispatch_events", str(bundle)])
+        events = [cast("dict[str, Any]", json.loads(line)) for line in lines if '"host_dispatch_event"' in line]
+        return [(str(event["key"]), event["duration_ns"] / 1e6) for event in events]
 
     def close(self) -> None:
         """Drop the function."""
-        self._function = None
+        self._function = self._last = None
+
+
+def _said(command: Sequence[str]) -> list[str]:
+    """Return the lines that a tool of the environment prints; none where it fails or isn't there."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, errors="replace", check=True).stdout.splitlines()
+    except (OSError, subprocess.CalledProcessError):
+        return []

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from penstock.backends import Loadable, _inputs
+from penstock.backends._unsaid import unsaid
 from penstock.deployment import Deployment, Role
 from penstock.errors import InputError, MissingError, missing_extra
 from penstock.graph import first_line
 from penstock.jsonable import Json
+from penstock.tflite import WEIGHTED
 from penstock.timing import pinning
 from penstock.variant import Format
 
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
 ROLE: Role = "candidate"
 FORMATS: tuple[Format, ...] = ("onnx",)
 BY_DEFAULT = False  # what ships then isn't the model but a file of one batch size: for who asks for that
+_FLOATS = {"float16", "float32", "float64"}
 SHIPS = ".tflite"  # what it runs isn't the model's own file, but written of it
 
 
@@ -63,20 +63,6 @@ def _interpreter() -> Any:
     return Interpreter
 
 
-@contextlib.contextmanager
-def _unsaid() -> Iterator[None]:
-    """Keep what its native code prints of itself away from the terminal."""
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
-
-
 class _Opened(NamedTuple):
     """An interpreter, and the places of its inputs and outputs, which it is slow to tell."""
 
@@ -108,7 +94,7 @@ class LiteRtSession:
         done = written(self._path, batch=given.batch, sizes=given.sizes)
         self._facts = done.facts
         try:
-            with _unsaid():
+            with unsaid():
                 kind, before = _interpreter(), pinning.threads()
                 made = kind(model_content=done.data, num_threads=self._threads)
                 made.allocate_tensors()
@@ -140,8 +126,8 @@ class LiteRtSession:
             raise InputError("run-failed", f"LiteRT can't run the model: {first_line(error)}") from error
 
     def actual(self) -> Mapping[str, Json]:
-        """Tell the threads, and how many operators compute on integers and in float."""
-        told: dict[str, Json] = {"device": "cpu", "precision": "as written"}
+        """Tell the threads, the types of the interpreter's operators, and how many parts of the model XNNPACK has."""
+        told: dict[str, Json] = {"device": "cpu", "precision": "as written", **self._types()}
         # its pool is made where XNNPACK takes a node: of a model that has none for it, one thread is all there can be
         if self._counted is not None and (self._counted > 1 or self._threads == 1):
             told["threads"] = self._counted
@@ -149,6 +135,30 @@ class LiteRtSession:
             if name in self._facts:
                 told[name] = self._facts[name]
         return told
+
+    def _types(self) -> dict[str, Json]:
+        """Return the narrowest type of floats, and in which types the operators that multiply compute.
+
+        Of the last interpreter that was made, by its own list of operators and tensors. It doesn't tell their times.
+        """
+        if not self._made:
+            return {}
+        interpreter = [*self._made.values()][-1].interpreter
+        operators = interpreter._get_ops_details()  # its public face hides both
+
+        def kinds(operator: Mapping[str, Any]) -> list[str]:
+            places = [int(place) for place in operator["inputs"] if place >= 0]
+            return [interpreter._get_tensor_details(place, 0)["dtype"].__name__ for place in places]
+
+        mine = [one for one in operators if one["op_name"] != "DELEGATE"]
+        seen = {kind for one in mine for kind in kinds(one)} & _FLOATS
+        layers = [kinds(one)[1] for one in mine if one["op_name"] in WEIGHTED]
+        counted = {"int8": sum(kind in ("int8", "uint8") for kind in layers)}
+        counted["fp32"] = len(layers) - counted["int8"]
+        return {
+            **({"precision": min(seen)} if seen else {}), "delegated_parts": len(operators) - len(mine),
+            "weighted_in": {**{name: count for name, count in counted.items() if count}},
+        }  # fmt: skip
 
     def close(self) -> None:
         """Drop the interpreters."""

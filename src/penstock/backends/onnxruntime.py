@@ -34,13 +34,6 @@ _LEVELS = ("disabled", "basic", "extended", "all")
 _FLOATS = {"bfloat16": "bf16", "float16": "fp16", "float": "fp32", "double": "fp64"}  # as a profile names them
 
 # operators of the runtime that multiply, on integers and in float
-_WHOLE_LAYERS = frozenset({
-    "ConvInteger", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat", "QGemm", "QLinearConv",
-    "QLinearConvTranspose", "QLinearMatMul",
-})  # fmt: skip
-_FLOAT_LAYERS = frozenset({
-    "Conv", "ConvTranspose", "FusedConv", "FusedGemm", "FusedMatMul", "Gemm", "MatMul", "NhwcFusedConv",
-})  # fmt: skip
 
 
 def available() -> str:
@@ -181,6 +174,7 @@ class OrtSession:
         told: dict[str, Json] = {} if level is None else {ACCURACY: int(level)}
         told |= {
             "device": "cpu",
+            "precision": "as written",
             **asked.placed(nodes, PROVIDER, ()),
             **({} if self._threads is None else {"threads": self._threads}),
             "io_binding": self._deployment.io_binding,
@@ -200,10 +194,7 @@ class OrtSession:
         events = [event for event in _profile.events(self._profiled, lambda session: self._once(session, last), 1)
                   if _profile.is_of_node(event)]  # fmt: skip
         if self._deployment.precision == "int8":
-            operators = [str(event.get("args", {}).get("op_name", "")) for event in events]
-            found = {"fp32": sum(map(_FLOAT_LAYERS.__contains__, operators)),
-                     "int8": sum(map(_WHOLE_LAYERS.__contains__, operators))}  # fmt: skip
-            return {"weighted_in": {name: count for name, count in found.items() if count}}
+            return {"weighted_in": _profile.weighted_in(events)}
         kinds = [_kind(event) for event in events]
         counted: dict[str, Json] = {name: kinds.count(name) for name in sorted({*_FLOATS.values()} & {*kinds})}
         return {"computes_in": counted, "casts": kinds.count("Cast")}

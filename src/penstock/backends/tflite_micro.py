@@ -67,6 +67,7 @@ class MicroSession(DistantSession):
         super().__init__(signature, far)
         self._path, self._open = path, _inputs.open_axes(signature)
         self._known: set[str] = set()
+        self._types: dict[str, Json] = {}
         try:
             if not self._open:
                 self._ready(_inputs.Given({}, signature.fixed_batch or 1, {}))
@@ -84,7 +85,12 @@ class MicroSession(DistantSession):
             done = written(self._path, batch=given.batch, sizes=given.sizes)
             self._far.run({"key": np.array([key], dtype=object), "file": np.frombuffer(done.data, np.uint8)})
             self._known.add(key)
+            self._types = {"weighted_in": done.facts["weighted_in"]}
         return key
+
+    def actual(self) -> Mapping[str, Json]:
+        """Tell what its far side tells, and the types of the file: there is one kernel for each, and no other way."""
+        return {**super().actual(), **self._types}
 
     def _given(self, feeds: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         import numpy as np

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from penstock.backends import Loadable
+from penstock.backends import Loadable, NodeTime
+from penstock.backends._unsaid import unsaid
 from penstock.deployment import Deployment, Role
 from penstock.errors import InputError
 from penstock.graph import first_line
@@ -63,11 +65,27 @@ class TorchSession:
             raise InputError("run-failed", f"the module can't run on this input: {first_line(error)}") from error
         return [tensor.numpy() for tensor in flat(outputs)]
 
-    def actual(self) -> Mapping[str, Json]:
-        """Return the threads in use."""
+    def nodes(self, feeds: Mapping[str, np.ndarray], runs: int) -> list[NodeTime]:
+        """Time the operators by PyTorch's profiler: a module has no nodes, so each operator's calls are summed."""
         import torch
 
-        return {"device": "cpu", "threads": torch.get_num_threads(), "precision": "as written"}
+        spent: dict[str, list[float]] = {}
+        self.run(feeds)
+        for _ in range(runs):
+            with unsaid(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+                self.run(feeds)
+            for one in profile.key_averages():
+                if one.self_cpu_time_total:
+                    spent.setdefault(str(one.key), []).append(one.self_cpu_time_total / 1e3)
+        return [NodeTime(name, name, "PyTorch", statistics.median(times)) for name, times in spent.items()]
+
+    def actual(self) -> Mapping[str, Json]:
+        """Return the threads in use, and the types of the module's parameters: it computes as they are."""
+        import torch
+
+        kinds = {str(one.dtype).removeprefix("torch.") for one in self.module.parameters()}
+        return {"device": "cpu", "threads": torch.get_num_threads(), "precision": "as written",
+                "parameters": [*sorted(kinds)]}  # fmt: skip
 
     def close(self) -> None:
         """Drop the module."""

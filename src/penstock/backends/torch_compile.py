@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from penstock.backends import Loadable, torch
+from penstock.backends import Loadable, NodeTime, torch
 from penstock.deployment import Deployment, Role
 from penstock.errors import InputError
 from penstock.graph import first_line
@@ -62,6 +62,11 @@ class CompiledSession:
             what = f"torch.compile can't compile the module: {first_line(error.__cause__)}"
             do = "use the backend torch, which runs it as it is"
             raise InputError("runtime-refuses", what, do=do) from error
+
+    def nodes(self, feeds: Mapping[str, np.ndarray], runs: int) -> list[NodeTime]:
+        """Time what the module was compiled to, and what wasn't, as :class:`penstock.backends.torch.TorchSession`."""
+        self.run(feeds)  # it may compile
+        return self._session.nodes(feeds, runs)
 
     def actual(self) -> Mapping[str, Json]:
         """Return the threads, and in how many graphs it was compiled: between two of them Python runs."""

@@ -6,11 +6,13 @@ import contextlib
 import io
 import os
 import re
+import statistics
+import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from penstock import environment, graph, precheck, store
-from penstock.backends import Loadable, _inputs
+from penstock.backends import Loadable, NodeTime, _inputs
 from penstock.backends._distant import DistantSession
 from penstock.backends._importing import standard
 from penstock.deployment import Deployment, Role
@@ -27,6 +29,9 @@ ROLE: Role = "candidate"
 FORMATS: tuple[Format, ...] = ("onnx",)
 BY_DEFAULT = False  # untuned, it is dozens of times slower than the others
 ENVIRONMENT = "tvm"
+_LAYER = re.compile(
+    r"^(?:fused_)?(?:.*_)?(conv\dd|conv\dd_transpose|matmul|dense)\d*(?:_|$)"
+)  # how functions are named
 _CONVERTING = re.compile(r"Error converting operator (\w+)")
 
 
@@ -65,6 +70,14 @@ def open_there(argument: Json) -> TvmModule:
     return TvmModule(str(asked["model"]), int(cast(int, asked["threads"])))
 
 
+class _Called(NamedTuple):
+    """A compiled function that was called: its name, the types of its tensors, and how long it took."""
+
+    name: str
+    types: tuple[str, ...]
+    ms: float
+
+
 class TvmModule:
     """A compiled module in TVM's virtual machine."""
 
@@ -74,6 +87,7 @@ class TvmModule:
         from tvm import relax
         from tvm.relax.frontend.onnx import from_onnx
 
+        self._last: Mapping[str, np.ndarray] | None = None
         said = io.StringIO()
         try:
             with contextlib.redirect_stdout(said):  # the only place where it names the operator
@@ -97,22 +111,80 @@ class TvmModule:
         """Run one batch."""
         import tvm
 
+        self._last = feeds
         found = self._machine["main"](*[tvm.runtime.tensor(array) for array in feeds.values()])
         held = [found] if isinstance(found, tvm.runtime.Tensor) else list(found)
         return [one.numpy() for one in held]
 
     def actual(self) -> Mapping[str, Json]:
-        """Tell the target and the threads of the pool; what it computes in, it doesn't tell."""
+        """Tell the target, the threads of the pool, and the types of the tensors that its functions are called with."""
         import tvm
 
-        return {
+        told: dict[str, Json] = {
             "device": "cpu", "target": str(self._target), "precision": "as compiled",
             "threads": int(tvm.get_global_func("runtime.NumThreads")()), "pid": os.getpid(),
         }  # fmt: skip
+        return told | (self._types() if self._last is not None else {})
+
+    def _types(self) -> dict[str, Json]:
+        """Return the narrowest type of floats, and in which types the functions of layers compute."""
+        called = self._called(cast("Mapping[str, np.ndarray]", self._last))
+        kinds = {kind for one in called for kind in one.types}
+        told: dict[str, Json] = {}
+        if floats := [name for name in ("float16", "bfloat16", "float32", "float64") if name in kinds]:
+            told["precision"] = floats[0]
+        layers = [one.types[0] for one in called if _LAYER.search(one.name) and one.types]
+        counted = {"int8": sum(kind in ("int8", "uint8") for kind in layers)}
+        counted["fp32"] = len(layers) - counted["int8"]
+        return told | {"weighted_in": {**{name: count for name, count in counted.items() if count}}}
+
+    def nodes(self, feeds: Mapping[str, np.ndarray], runs: int) -> list[NodeTime]:
+        """Time what the compiler made of the nodes, a function each, by the machine's own hook around each call."""
+        self._called(feeds)
+        spent: dict[str, list[float]] = {}
+        for _ in range(runs):
+            mine: dict[str, float] = {}
+            for one in self._called(feeds):
+                mine[one.name] = mine.get(one.name, 0.0) + one.ms
+            for name, ms in mine.items():
+                spent.setdefault(name, []).append(ms)
+        return [
+            NodeTime(name, found[1] if (found := _LAYER.search(name)) else "", "llvm", statistics.median(times))
+            for name, times in spent.items()
+        ]
+
+    def _called(self, feeds: Mapping[str, np.ndarray]) -> list[_Called]:
+        """Run one batch and note each function that the model was compiled to; the machine's own are left out."""
+        import tvm
+
+        found: list[_Called] = []
+        begun: list[int] = []
+
+        def seen(function: object, name: str, before: bool, result: object, *given: Any) -> int:
+            if before:
+                begun.append(time.perf_counter_ns())
+            else:
+                ms = (time.perf_counter_ns() - begun.pop()) / 1e6
+                types = tuple(str(one.dtype) for one in given if isinstance(one, tvm.runtime.Tensor))
+                found.append(_Called(str(name), types, ms))
+            return 0
+
+        arrays = [tvm.runtime.tensor(array) for array in feeds.values()]
+        self._machine.set_instrument(seen)
+        try:
+            self._machine["main"](*arrays)
+        finally:
+            self._machine.set_instrument(_unseen)
+        return [one for one in found if not one.name.startswith(("vm.", "shape_func", "runtime."))]
 
     def close(self) -> None:
         """Drop the module."""
-        self._machine = None
+        self._machine = self._last = None
+
+
+def _unseen(*_: object) -> int:
+    """Look at nothing: what takes the hook's place again."""
+    return 0
 
 
 def _refused(why: str) -> InputError:

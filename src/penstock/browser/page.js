@@ -2,7 +2,7 @@
 // Frames are those of penstock/frames.py.
 
 const ALIGN = 8;
-const MOST_LINES = 20000;
+const MOST_LINES = 50000;
 const CONSTRUCTORS = {
   float32: Float32Array, float64: Float64Array, uint8: Uint8Array, int8: Int8Array, uint16: Uint16Array,
   int16: Int16Array, int32: Int32Array, uint32: Uint32Array, int64: BigInt64Array, uint64: BigUint64Array,
@@ -96,6 +96,18 @@ const commands = {
   // a session that tells all when it is made would also tell of each run
   async placement(asked) {
     await (await create(asked, 0)).release();
+    return null;
+  },
+
+  async profile({ external, options, names, calls }, tensors) {
+    const held = await create({ external, options: { ...options, enableProfiling: true } }, 3);
+    try {
+      const feeds = fed(names, tensors);
+      for (let call = 0; call < calls; call++) await held.run(feeds);
+    } finally {
+      held.endProfiling();
+      await held.release();
+    }
     return null;
   },
 

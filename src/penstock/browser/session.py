@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from penstock import asked, environment, graph, kept, npm, precheck
-from penstock.backends import Loadable, NodeTime
+from penstock.backends import Loadable, NodeTime, _profile
 from penstock.browser import chromium
 from penstock.browser.page import DO, Page, Refused, one_line
 from penstock.deployment import Deployment
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 ENVIRONMENT = "onnxruntime-web"
+_CPU = "CPUExecutionProvider"
 LONGEST = 400  # characters of a message
 _PLACED = re.compile(r"placed on \[(\w+)\]\. Number of nodes: (\d+)")
 _NODE = re.compile(r"VerifyEachNodeIsAssignedToAnEp\]\s+(\S+) \((.*)\)")
@@ -31,7 +34,8 @@ _PROLOGUE = re.compile(
 )
 _PLAIN = "ERROR_CODE:"  # of a message that the runtime meant to give
 _SOURCE = re.compile(r"^/\S+:\d+ [^(]*\([^()]*\)(?: const)? ")  # a place in its own source, and the function there
-_NO_MEMORY = ("bad_alloc", "out of memory", "Array buffer allocation failed", "Aborted(OOM)", "memory access out of")
+_NO_MEMORY = ("bad_alloc", "out of memory", "Array buffer allocation failed", "Aborted(OOM)", "memory access out of",
+              "Integer overflow")  # fmt: skip  # the last one is of a size in bytes, which has 32 bits there
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +117,10 @@ class WebPage:
         except Refused as error:
             self.refused(error)
             what = f"{self._runtime.title} can't load the model: {cause(str(error))}"
-            raise InputError("runtime-refuses", what, where=str(self._path),
-                             do="look for the operator or the opset that it names; `penstock inspect` lists both",
-                             ) from error  # fmt: skip
+            do = "look for the operator or the opset that it names; `penstock inspect` lists both"
+            if _is_of_memory(str(error)):
+                do = DO
+            raise InputError("runtime-refuses", what, where=str(self._path), do=do) from error
         return answer.told, answer.log
 
     def refused(self, error: Refused) -> None:
@@ -146,24 +151,29 @@ class WebPage:
         except BaseException:
             self.close()
             raise
-        return WebSession(self, self._runtime.title, wanted, {**told, "threads": deployment.threads}, logged)
+        told = {"precision": "as written", **told, "threads": deployment.threads}
+        return WebSession(self, self._runtime.title, wanted, told, logged, deployment.precision == "int8")
 
 
 class WebSession:
     """A loaded model in a page."""
 
     def __init__(
-        self, held: WebPage, title: str, wanted: Mapping[str, Json], told: Mapping[str, Json], provider: str
+        self, held: WebPage, title: str, wanted: Mapping[str, Json], told: Mapping[str, Json], provider: str,
+        counts: bool,
     ) -> None:  # fmt: skip
+        """Hold it; ``counts`` says that it is of integers, whose layers are counted."""
         self._held, self._page, self._title, self._wanted, self._told = held, held.page, title, wanted, told
-        self._provider = provider
-        self._placed: Mapping[str, Json] | None = None
+        self._provider, self._counts = provider, counts
+        self._placed: dict[str, Json] | None = None
+        self._last: Mapping[str, np.ndarray] | None = None
         self._closed = False
         self._seconds = precheck.settings().session_seconds
         self._process_id = held.page.browser.renderer()
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Run one batch."""
+        self._last = feeds
         return self._ask("run", self._seconds, feeds)[1]
 
     def timed(self, feeds: Mapping[str, np.ndarray], calls: int) -> list[int]:
@@ -172,8 +182,23 @@ class WebSession:
         return [round(one * 1e6) for one in cast("list[float]", spent)]
 
     def nodes(self, feeds: Mapping[str, np.ndarray], runs: int) -> list[NodeTime]:
-        """Return none: the runtime's profile goes to the console of a page alone."""
-        return []
+        """Time the nodes of a second session, which writes its profile to the page's console.
+
+        None on a GPU: the times there are those that it takes to hand the nodes over.
+        """
+        if self._provider != _CPU:
+            return []
+        return _profile.of_events(self._events(feeds, runs + 1), runs)
+
+    def _events(self, feeds: Mapping[str, np.ndarray], runs: int) -> list[dict[str, Any]]:
+        seconds = PATIENCE * self._seconds + self._seconds * runs
+        told: dict[str, Json] = {**self._wanted, "names": [*feeds], "calls": runs}
+        found = []
+        for line in self._page.ask("profile", seconds, told, [*feeds.values()]).log:
+            with contextlib.suppress(ValueError):  # what else is printed
+                event = json.loads(line.strip().rstrip(","))
+                found += [event] if isinstance(event, dict) else []
+        return found
 
     def _ask(
         self, do: str, seconds: float, feeds: Mapping[str, np.ndarray], **more: Json
@@ -195,14 +220,17 @@ class WebSession:
     def actual(self) -> Mapping[str, Json]:
         """Tell what runs, and where a session of the same model, made anew for that, puts its nodes.
 
-        A model of which the browser's memory holds no second one goes without.
+        A model of which the browser's memory holds no second one goes without. Of int8 it tells how many of the layers
+        that multiply ran on integers, from a profile of one run.
         """
         if self._placed is None:
             try:
                 log = self._page.ask("placement", PATIENCE * self._seconds, self._wanted).log
                 self._placed = placement(log, self._provider, self._held.sizes)
+                if self._counts and self._last is not None:
+                    self._placed |= {"weighted_in": _profile.weighted_in(self._events(self._last, 1))}
             except Refused:
-                self._placed = {}
+                self._placed = self._placed or {}
         return {**self._told, **self._placed}
 
     def close(self) -> None:
@@ -235,9 +263,13 @@ def placement(log: Sequence[str], provider: str, sizes: Collection[str]) -> dict
     return {**asked.placed(nodes, provider, sizes), "nodes_by_provider": counts}
 
 
+def _is_of_memory(message: str) -> bool:
+    return any(sign in message for sign in _NO_MEMORY)
+
+
 def cause(message: str) -> str:
     """Return the runtime's message in one line, without what its wrapper says around it."""
     text = _SOURCE.sub("", one_line(_PROLOGUE.sub("", message), limit=1000))[:LONGEST]
-    if any(sign in text for sign in _NO_MEMORY):
+    if _is_of_memory(text):
         return f"the browser's memory doesn't hold it, which ends at 4 GB ({text})"
     return text

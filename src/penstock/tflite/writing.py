@@ -12,7 +12,7 @@ from penstock import graph
 from penstock.errors import InputError
 from penstock.jsonable import Json
 from penstock.quantization.unfuse import unfuse
-from penstock.tflite import layers, moving, pointwise, resizing, windows
+from penstock.tflite import WEIGHTED, layers, moving, pointwise, resizing, windows
 from penstock.tflite.flatfile import to_bytes
 from penstock.tflite.held import RefusedError
 from penstock.tflite.lowering import Lowering
@@ -68,10 +68,14 @@ def written(
     net = lowering.net
     data = to_bytes(net.tensors, net.operators, lowering.inputs, lowering.outputs, "penstock")
     counted: dict[str, Json] = dict(sorted(Counter(one.form for one in net.operators).items()))
+    weighted = [one.outputs[0].grid is not None for one in net.operators if one.form in WEIGHTED]
+    of_layers: dict[str, Json] = {"int8": sum(weighted), "fp32": len(weighted) - sum(weighted)}
     computing = [one.outputs[0].grid is None for one in net.operators if one.form not in MOVING]
     return Written(data, {
         "format": "tflite", "operators": counted, "operators_in_float": sum(computing),
-        "operators_on_integers": len(computing) - sum(computing), "batch": batch, "layout": layout, "ends": ends,
+        "operators_on_integers": len(computing) - sum(computing),
+        "weighted_in": {name: count for name, count in of_layers.items() if count},
+        "batch": batch, "layout": layout, "ends": ends,
         "inputs": {name: [*tensor.shape] for name, tensor in lowering.inputs},
         "outputs": {name: [*tensor.shape] for name, tensor in lowering.outputs}, "size_bytes": len(data),
     })  # fmt: skip

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import tiny_models
 from penstock import environment, kept, precheck, registry
@@ -267,6 +267,61 @@ def test_a_run_that_does_not_end_is_stopped(tmp_path: Path) -> None:
             session.run({"x": np.ones(3, np.float32), "go": np.array(True)})
     assert not page_of(session).browser._home.exists()
     session.close()
+
+
+def wide(millions: int) -> ModelProto:
+    """A model that holds two tensors of so many million numbers at a time."""
+    size = numpy_helper.from_array(np.array([millions, 1_000_000]), "size")
+    model = model_of(
+        [helper.make_node("Add", ["x", "x"], ["twice"]), helper.make_node("Expand", ["x", "size"], ["a"]),
+         helper.make_node("Expand", ["twice", "size"], ["b"]), helper.make_node("Add", ["a", "b"], ["c"]),
+         helper.make_node("ReduceMax", ["c"], ["y"], keepdims=1)],
+        {"x": (TensorProto.FLOAT, [1, 1])}, {"y": (TensorProto.FLOAT, [1, 1])},
+    )  # fmt: skip
+    model.graph.initializer.append(size)
+    return model
+
+
+@pytest.mark.parametrize("millions", [600, 1200], ids=["in all", "in one tensor"])
+def test_what_its_memory_does_not_hold_is_told_as_that(millions: int, tmp_path: Path) -> None:
+    """More than 4 GB: what is asked for is named, and the next model is run."""
+    feeds = {"x": np.ones((1, 1), np.float32)}
+    small = opened(tiny_models.save(wide(1), tmp_path / "small.onnx"))
+    assert small.run(feeds)[0] == 3
+    small.close()
+    with kept.keeping():
+        session = opened(tiny_models.save(wide(millions), tmp_path / "wide.onnx"))
+        with pytest.raises(InputError, match="the browser's memory doesn't hold it, which ends at 4 GB"):
+            session.run(feeds)
+        session.close()
+        again = opened(tmp_path / "small.onnx")
+        assert again.run(feeds)[0] == 3
+        again.close()
+
+
+@pytest.mark.slow
+def test_weights_that_its_memory_does_not_hold(tmp_path: Path) -> None:
+    """4.5 GB of them, in a file beside the model."""
+    if not os.environ.get("PENSTOCK_TEST_LARGE"):
+        pytest.skip(f"{WEB}: PENSTOCK_TEST_LARGE=1 lets this test write 4.5 GB")
+    count, each = 5, 225_000_000
+    model = model_of([], {"x": (TensorProto.FLOAT, ["n", 4])}, {f"y{count}": (TensorProto.FLOAT, ["n", 4])})
+    with (tmp_path / "weights.bin").open("wb") as file:
+        for _ in range(count * 10):
+            file.write(b"\1" * (4 * each // 10))
+    for at in range(count):
+        place = {"location": "weights.bin", "offset": str(4 * at * each), "length": str(4 * each)}
+        weight = TensorProto(name=f"w{at}", data_type=TensorProto.FLOAT, dims=[each], data_location=1)
+        for key, value in place.items():
+            weight.external_data.add(key=key, value=value)
+        model.graph.initializer.append(weight)
+        model.graph.node.append(helper.make_node("ReduceSum", [f"w{at}"], [f"s{at}"], keepdims=0))
+        before = f"y{at}" if at else "x"
+        model.graph.node.append(helper.make_node("Add", [before, f"s{at}"], [f"y{at + 1}"]))
+    path = tiny_models.save(model, tmp_path / "m.onnx")
+    with pytest.raises(InputError, match="the browser's memory doesn't hold it") as caught:
+        opened(path)
+    assert caught.value.do == "run this model on another backend"
 
 
 def test_an_interruption_ends_the_browser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
