@@ -10,10 +10,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from penstock import registry
+from penstock import calibration, registry
 from penstock.backends import Loadable
 from penstock.deployment import Deployment
 from penstock.errors import InputError
+from penstock.stages.quantize import QuantizeSettings, quantize
 
 ONNX_ONLY = "it runs modules of its framework, not .onnx files; its own tests are below and in test_torch_frontend"
 SKIPS: dict[str, dict[str, str]] = {
@@ -214,6 +215,47 @@ def test_it_tells_what_really_runs(name: str, tiny: ModuleType, tmp_path: Path) 
     assert actual["device"].lower() == "cpu"
     if name not in ("reference", "onnxruntime-openvino"):  # which have no threads of their own to count
         assert actual["threads"] == 1
+
+
+SILENT = {  # of what a node takes
+    "reference": "onnx's evaluator has no clock", "tflite-micro": "its Python package has no profiler",
+    "litert": "the interpreter's Python face has no profiler",
+    "onnxruntime-webgpu": "its profile has what it takes to hand a node to the GPU",
+}  # fmt: skip
+
+
+def test_the_times_of_its_nodes_are_the_runtimes_own(name: str, tiny: ModuleType, tmp_path: Path) -> None:
+    skip(name, "conv")
+    session = load(name, tiny.save(tiny.conv(), tmp_path / "m.onnx"))
+    feeds = feeds_of("conv", 4)
+    session.run(feeds)
+    found = session.nodes(feeds, 3) if hasattr(session, "nodes") else []
+    session.close()
+    assert bool(found) != (name in SILENT), found
+    if found:
+        assert all(one.name and one.ms >= 0 for one in found) and 0 < sum(one.ms for one in found) < 1000
+        assert len({one.name for one in found}) == len(found)
+
+
+# how the two layers of the tiny net are computed, a Conv and a Gemm
+ON_INTEGERS = {
+    "onnxruntime": {"int8": 2}, "onnxruntime-web": {"int8": 2}, "onnxruntime-webgpu": {"fp32": 2}, "litert": {"int8": 2},
+    "openvino": {"int8": 2}, "tflite-micro": {"int8": 2}, "tvm": {"fp32": 2}, "iree": {"int8": 2},
+}  # fmt: skip
+
+
+def test_it_tells_in_which_type_the_layers_of_int8_are_computed(name: str, tiny: ModuleType, tmp_path: Path) -> None:
+    if name not in ON_INTEGERS:
+        pytest.skip(f"{name}: it doesn't tell")
+    made, x = tmp_path / "int8.onnx", RNG.normal(size=(64, 3, 8, 8)).astype(np.float32)
+    source = tiny.save(tiny.conv(), tmp_path / "m.onnx")
+    quantize(source, calibration.of_list([{"x": x}]), QuantizeSettings(consumer="integer-only"), made)
+    backend: Any = registry.load("backends", name)
+    session = backend.load(Loadable(made), Deployment(f"m@{name}", "m", "", "int8", name))
+    session.run({"x": x[:2]})
+    told = session.actual()
+    session.close()
+    assert told["weighted_in"] == ON_INTEGERS[name], told
 
 
 def test_closing_twice_is_harmless(name: str, tiny: ModuleType, tmp_path: Path) -> None:
