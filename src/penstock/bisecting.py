@@ -10,6 +10,7 @@ from penstock.backends import Backend
 from penstock.data import DataSettings
 from penstock.errors import InputError, UsageError
 from penstock.progress import SILENT, Progress
+from penstock.stages import _bisect_integers
 from penstock.stages import bisect as stage
 from penstock.stages._bisect_cuts import Side
 from penstock.stages.bisect import Found
@@ -37,20 +38,25 @@ def bisect(
     feeds = running.role_feeds(path, data or DataSettings(), seed).golden.first(SAMPLES)
     for one in dict.fromkeys((path, second)):
         trial.survive(one, [feeds], str(one))
+    # of two of which one alone has operators on integers, the tensors of that one have no counterparts as they are
+    whole = [_bisect_integers.on_integers(graph.load(one, weights=False)) for one in (path, second)]
     sides = [
-        _side(path, backend, f"{path.name} on {backend}"), _side(second, against, f"{second.name} on {against}")
-    ]  # fmt: skip
+        _side(one, on, f"{one.name} on {on}", opened=integers and not all(whole))
+        for one, on, integers in zip((path, second), (backend, against), whole, strict=True)
+    ]
     if other is not None:
         _need_alike(sides[0].model, sides[1].model, str(second))
     return stage.bisect(sides[0], sides[1], feeds, progress, bound=bound, into=into)
 
 
-def _side(path: Path, backend: str, label: str) -> Side:
+def _side(path: Path, backend: str, label: str, *, opened: bool) -> Side:
     runnable = running.runnables_of(path, backend, 1, label)[0]
     model = graph.load(path)
     graph.inline(model)
     # a weight that is an input too, as files before IR version 4 have them, is a weight: nobody gives it
     model.graph.inputs[:] = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
+    if opened:
+        _bisect_integers.open_up(model)
     return Side(label, model, cast(Backend, running.of_name(backend)), runnable.deployment)
 
 

@@ -239,8 +239,9 @@ def test_the_times_of_its_nodes_are_the_runtimes_own(name: str, tiny: ModuleType
 
 # how the two layers of the tiny net are computed, a Conv and a Gemm
 ON_INTEGERS = {
-    "onnxruntime": {"int8": 2}, "onnxruntime-web": {"int8": 2}, "onnxruntime-webgpu": {"fp32": 2}, "litert": {"int8": 2},
-    "openvino": {"int8": 2}, "tflite-micro": {"int8": 2}, "tvm": {"fp32": 2}, "iree": {"int8": 2},
+    "onnxruntime": {"int8": 2}, "onnxruntime-web": {"int8": 2}, "onnxruntime-webgpu": {"fp32": 2},
+    "litert": {"int8": 2}, "openvino": {"int8": 2}, "tflite-micro": {"int8": 2},
+    "tvm": {"fp32": 2}, "iree": {"int8": 2},
 }  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Bisect: a planted fault is found at its node, wherever it hides, and what was found can be run again."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,9 +13,10 @@ import pytest
 from onnx import helper, numpy_helper
 
 from penstock import api, bisecting, registry
+from penstock import graph as penstock_graph
 from penstock.cli import run
 from penstock.errors import InputError, UsageError
-from penstock.stages import _bisect_cuts
+from penstock.stages import _bisect_cuts, _bisect_integers
 from penstock.stages.quantize import QuantizeSettings
 
 RNG = np.random.default_rng(0)
@@ -252,6 +254,69 @@ def test_a_float_model_and_its_int8_twin(layer: int, backend: str, tiny: ModuleT
     found = bisecting.bisect(bad, source, bound=0.2)  # the other way round the nodes are those of the integers
     assert found is not None and found.confirmed
     assert any(name.startswith(f"conv{layer + 1}") for name in (found.node, *found.among))
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_a_float_model_and_its_twin_of_operators_on_integers(layer: int, tiny: ModuleType, tmp_path: Path) -> None:
+    """And the twin of pairs; what is written is the operator on integers, between a pair on each side."""
+    source, pairs, _ = quantized(tiny, tmp_path)
+    plain = QuantizeSettings(ranges="minmax", rounding="nearest", correct_bias="none", guard=False, equalize=False)
+    twin = tmp_path / "twin.onnx"
+    api.quantize(source, twin, replace(plain, format="qoperator"))
+    model = onnx.load(twin)
+    assert [node.op_type for node in model.graph.node].count("QLinearConv") == 3
+    assert bisecting.bisect(source, twin, bound=0.2) is None, "rounding alone"
+    assert bisecting.bisect(pairs, twin) is None and bisecting.bisect(twin, pairs) is None, "the same integers"
+    held = [one for one in model.graph.initializer if one.data_type == 3 and len(one.dims) == 4][layer]
+    held.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(held), held.name))
+    bad = tiny.save(model, tmp_path / "bad.onnx")
+    for one, other in ((source, bad), (bad, source), (pairs, bad), (bad, pairs)):
+        found = bisecting.bisect(one, other, bound=0.2, into=tmp_path / "found")
+        assert found is not None and found.confirmed
+        assert any(name.startswith(f"conv{layer + 1}") for name in (found.node, *found.among)), found
+        side = "other" if other is bad else "one"
+        kinds = [node.op_type for node in onnx.load(tmp_path / "found" / f"{side}.onnx").graph.node]
+        assert kinds.count("QLinearConv") == 1, (one.name, other.name, found.among, kinds)
+
+
+def test_integers_that_are_moved_keep_their_grid(tiny: ModuleType, tmp_path: Path) -> None:
+    """A pool, a reshape and a transpose of integers are places to cut at; a grid that isn't known is none."""
+    source, made = tiny.save(tiny.conv(), tmp_path / "m.onnx"), tmp_path / "q.onnx"
+    api.quantize(source, made, QuantizeSettings(format="qoperator"))
+    model, before = penstock_graph.load(made), onnx.load(made)
+    x = np.random.default_rng(0).normal(size=(2, 3, 8, 8)).astype(np.float32)
+    _bisect_integers.open_up(model)
+    penstock_graph.save(model, tmp_path / "opened.onnx")
+    want, got = (
+        onnxruntime.InferenceSession(str(path)).run(None, {"x": x})[0] for path in (made, tmp_path / "opened.onnx")
+    )
+    np.testing.assert_array_equal(got, want)
+    kinds = [node.op_type for node in model.graph]
+    assert len(kinds) > len(before.graph.node) and kinds.count("QuantizeLinear") == kinds.count("DequantizeLinear") + 1
+    named = {str(value.name) for node in model.graph for value in node.outputs}
+    shared = named & {name for node in onnx.load(source).graph.node for name in node.output}
+    assert len(shared) >= 2, "they go by the float model's names"
+
+
+def test_a_layer_that_is_named_before_its_relu(tiny: ModuleType, tmp_path: Path) -> None:
+    """Some quantizers name the integers after the layer, and have the Relu behind it in the grid."""
+    source, pairs, _ = quantized(tiny, tmp_path)
+    model = onnx.load(pairs)
+    for node in model.graph.node:
+        for names in (node.input, node.output):
+            for at, name in enumerate(names):
+                names[at] = {"r1": "c1", "r2": "c2", "c1": "r1", "c2": "r2"}.get(name, name)
+    twin = tiny.save(model, tmp_path / "twin.onnx")
+    held = {name for node in model.graph.node for name in node.output}
+    assert "c1" in held and "r1" not in held, "the pair stands behind what the float model has before its Relu"
+    assert bisecting.bisect(source, twin, bound=0.2) is None and bisecting.bisect(twin, source, bound=0.2) is None
+    weights = [one for one in model.graph.initializer if one.data_type == 3 and len(one.dims) == 4][1]
+    weights.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(weights), weights.name))
+    bad = tiny.save(model, tmp_path / "bad.onnx")
+    for one, other in ((source, bad), (bad, source)):
+        found = bisecting.bisect(one, other, bound=0.2)
+        assert found is not None and found.confirmed
+        assert any(name.startswith(("conv2", "relu2")) for name in (found.node, *found.among)), found
 
 
 def test_a_cut_that_the_other_side_has_in_part_is_none(tiny: ModuleType, tmp_path: Path) -> None:

@@ -200,6 +200,33 @@ def _counterparts(one: ir.Model, other: ir.Model) -> dict[str, str]:
     for name, pairs in ours.items():
         if name in there and name not in theirs:
             found |= dict.fromkeys(pairs, name)
+    return _behind_clips(found, _clipped(one), _clipped(other))
+
+
+def _behind_clips(found: dict[str, str], ours: Mapping[str, str], theirs: Mapping[str, str]) -> dict[str, str]:
+    """Let a tensor that a Relu reads on one side alone stand for what that Relu makes.
+
+    Quantizers take a Relu into the grid, and some name that after what the layer makes, not after what the Relu does.
+    """
+    made: dict[str, str] = {}
+    taken = {*found.values()}
+    for name, there in found.items():
+        if name in ours and there not in theirs and ours[name] not in found:
+            made[ours[name]] = there
+        elif there in theirs and name not in ours and theirs[there] not in taken:
+            made[name] = theirs[there]
+        else:
+            made[name] = there
+    return made
+
+
+def _clipped(model: ir.Model) -> dict[str, str]:
+    """Map tensors that a Relu or a Clip alone reads to what it makes."""
+    found = {}
+    for value in _tensors(model):
+        users = [use.node for use in value.uses()]
+        if len(users) == 1 and users[0].op_type in ("Relu", "Clip") and not value.is_graph_output():
+            found[str(value.name)] = str(users[0].outputs[0].name)
     return found
 
 
