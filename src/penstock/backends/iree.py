@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import statistics
@@ -212,8 +213,9 @@ class IreeModule:
         with tempfile.TemporaryDirectory() as folder:
             bundle, given = Path(folder) / "profile", []
             for at, array in enumerate(feeds.values()):
-                path = Path(folder) / f"{at}.npy"
-                np.save(path, array)
+                path, held = Path(folder) / f"{at}.npy", io.BytesIO()
+                np.lib.format.write_array(held, array, allow_pickle=False)
+                store.write_bytes(path, held.getvalue())
                 given.append(f"--input=@{path}")
             _said([
                 str(tools / "iree-benchmark-module"), f"--module={self._module}", f"--function={self._name}", *given,
