@@ -13,6 +13,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+import quick
 from penstock import ledger, store
 from penstock.cli import run
 from penstock.deployment import Deployment
@@ -20,18 +21,7 @@ from penstock.ledger import Done
 from penstock.record import Record
 from penstock.variant import Variant
 
-FAST = [
-    "--bench-seconds",
-    "0.05",
-    "--oracle-seconds",
-    "0.3",
-    "--no-footprint",
-    "--min-rounds",
-    "3",
-    "--warmup-calls",
-    "3",
-    "--quiet",
-]
+FAST = [*quick.BUILD, "--quiet"]
 NET = """
 import torch
 

@@ -11,6 +11,7 @@ import onnx
 import pytest
 from onnx import helper
 
+import quick
 from penstock import registry
 
 ROOT = Path(__file__).parents[2]
@@ -26,19 +27,7 @@ ENTRIES = {
 }
 BACKENDS = {name: registry.load("backends", name) for name in registry.names("backends")}
 UNASKED = [name for name, backend in BACKENDS.items() if not getattr(backend, "BY_DEFAULT", True)]
-FAST = [
-    "--bench-seconds",
-    "0.05",
-    "--oracle-seconds",
-    "0.3",
-    "--no-footprint",
-    "--min-rounds",
-    "3",
-    "--warmup-calls",
-    "3",
-    "-q",
-    "--json",
-]
+FAST = [*quick.BUILD, "-q", "--json"]
 
 
 def install(home: Path, name: str, entries: dict[str, str], files: dict[str, str]) -> None:

@@ -5,22 +5,11 @@ from pathlib import Path
 
 import pytest
 
+import quick
 from penstock.cli import run
 
 pytestmark = pytest.mark.shared
-FAST = [
-    "--bench-seconds",
-    "0.05",
-    "--oracle-seconds",
-    "0.3",
-    "--no-footprint",
-    "--min-rounds",
-    "3",
-    "--warmup-calls",
-    "3",
-    "--quiet",
-    "--json",
-]
+FAST = [*quick.BUILD, "--quiet", "--json"]
 FEW = ["--golden-samples", "8", "--calibrate-samples", "16"]  # inputs are made up: more of them tell nothing more
 OPERATOR = {
     "silero-vad-if": "If",

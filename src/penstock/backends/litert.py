@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from penstock.backends import Loadable, _inputs
-from penstock.backends._unsaid import unsaid
 from penstock.deployment import Deployment, Role
 from penstock.errors import InputError, MissingError, missing_extra
 from penstock.graph import first_line
 from penstock.jsonable import Json
+from penstock.streams import unsaid
 from penstock.tflite import WEIGHTED
 from penstock.timing import pinning
 from penstock.variant import Format

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from penstock.backends import Loadable, NodeTime
-from penstock.backends._unsaid import unsaid
 from penstock.deployment import Deployment, Role
 from penstock.errors import InputError
 from penstock.graph import first_line
 from penstock.jsonable import Json
+from penstock.streams import unsaid
 from penstock.variant import Format
 
 if TYPE_CHECKING:

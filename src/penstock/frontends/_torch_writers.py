@@ -6,7 +6,6 @@ import contextlib
 import inspect
 import io
 import logging
-import os
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from penstock.frontends._torch_sizes import Sizes
 from penstock.frontends._torch_source import Loaded
 from penstock.frontends._torch_warnings import Watch, losses_are_errors
 from penstock.stages.export import ExportSettings
+from penstock.streams import unsaid
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +165,7 @@ def torchscript(order: Order) -> bytes:
     example = tensors(plan.example)
     free = any(plan.dynamic.values())
     watch = Watch(order.loaded.home, not free, lambda: leaves(module, plan.example, order.loaded.home))
-    with losses_are_errors(watch), deaf(), _without_defaults(module, len(example)):
+    with losses_are_errors(watch), unsaid(1), _without_defaults(module, len(example)):
         if _holds_scripted(module):  # a trace for ONNX knows scripted functions, and scripted submodules alone not
             module = torch.jit.trace(module, example, check_trace=False)  # type: ignore[no-untyped-call]
         torch.onnx.export(
@@ -208,20 +208,6 @@ def _without_defaults(module: torch.nn.Module, given: int) -> Iterator[None]:
 def _holds_scripted(module: torch.nn.Module) -> bool:
     parts = [isinstance(part, torch.jit.ScriptModule) for part in module.modules()]
     return any(parts) and not parts[0]
-
-
-@contextlib.contextmanager
-def deaf() -> Iterator[None]:
-    """Send what C++ code writes to standard output nowhere: the exporter prints the whole graph where it is verbose."""
-    kept = os.dup(1)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 1)
-        yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
-        os.close(nowhere)
 
 
 @contextlib.contextmanager
