@@ -18,7 +18,7 @@ test-backends: $(READY)  ## make the environments of the runtimes that need one,
 	PENSTOCK_ENVIRONMENTS=build/environments $(BIN)/penstock env add onnxruntime-openvino
 	PENSTOCK_ENVIRONMENTS=build/environments $(BIN)/penstock env add tflite-micro
 	PENSTOCK_ENVIRONMENTS=build/environments $(BIN)/penstock env add onnxruntime-web
-	PENSTOCK_TEST_LARGE=1 PENSTOCK_TEST_ENVIRONMENTS=$(CURDIR)/build/environments $(BIN)/pytest tests/unit/test_backend_conformance.py \
+	PENSTOCK_TEST_LARGE=1 PENSTOCK_REQUIRE_BACKENDS=1 PENSTOCK_TEST_ENVIRONMENTS=$(CURDIR)/build/environments $(BIN)/pytest tests/unit/test_backend_conformance.py \
 		tests/unit/test_environment.py tests/unit/test_far.py tests/unit/browser tests/unit/test_conformance.py \
 		tests/unit/test_verifying.py tests/e2e/test_reference_network.py
 

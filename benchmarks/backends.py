@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -72,6 +73,7 @@ def main() -> int:
     refused = [row for row in rows if any(verdict.gate in ("load", "verify", "fallback") for verdict in row.refusals)]
     told = [f"- {row.deployment.name}: {row.refusals[0].reason}" for row in rows if row.refusals]
     fast = {"latency": fastest(rows), "throughput": fastest(rows, many=True)}
+    told += [f"- {name}: not measured: {why}" for name, why in left_out(chosen).items()]
     notes = [
         f"Batch 1, one thread, interleaved rounds; the clock stands beside the runtime. `select` chooses "
         f"{best['latency']} at batch 1 and {best['throughput']} at {BATCH}; the fastest measured of those that passed "
@@ -92,6 +94,23 @@ def here() -> list[str]:
         backend = cast(Backend, registry.load("backends", name))
         if backend.ROLE != "oracle" and not backend.available():
             found.append(name)
+    return found
+
+
+def left_out(chosen: Sequence[str]) -> dict[str, str]:
+    """Say of each backend that isn't measured why."""
+    found = {}
+    for name in registry.names("backends"):
+        backend = cast(Backend, registry.load("backends", name))
+        if name in chosen:
+            continue
+        if backend.ROLE == "oracle":
+            found[name] = "it is the oracle, in Python"
+        else:
+            found[name] = backend.available() or (
+                "in software it is hundreds of times slower than WebAssembly; --backends has it" if name == SOFTWARE
+                else "it wasn't asked for"
+            )  # fmt: skip
     return found
 
 

@@ -98,7 +98,8 @@ def main() -> int:
             _, plain = run("verify", faulty, "--against", sound, "--golden-samples", SAMPLES)
             found = told["result"]["found"]
             node = next(one for one in model.graph.node if changed in one.output)
-            right = found is not None and (found["node"] == node.name or changed == found["outputs"][0][0]["name"])
+            named = found is not None and bool(node.name) and found["node"] == node.name
+            right = named or (found is not None and changed == found["outputs"][0][0]["name"])
             missed += not right
             place = "nothing" if found is None else f"{found['op']}, node {found['position']}"
             rows.append([

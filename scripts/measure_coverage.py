@@ -87,7 +87,10 @@ def page() -> str:
     text += "".join(f"- **{kind}**: {meaning}.\n" for kind, meaning in KINDS.items())
     text += "- **passed, of sessions**: without those that were refused.\n\n"
     for name, share in measuring.RELATIVE.items():
-        text += f"Floats of `{name}` are held to {share:g} of the largest value, as by `penstock verify`.\n\n"
+        text += (
+            f"Floats of `{name}` are held to {share:g} of the largest value, as by `penstock verify`: its row isn't "
+        )
+        text += "to be held against the others', whose bounds are the tests' own.\n\n"
     others = measuring.LEFT_OUT | {name: why for name, why in measuring.UNMEASURED.items() if name not in found}
     text += "Not measured:\n\n" + "".join(f"- `{name}`: {reason}.\n" for name, reason in others.items()) + "\n"
     text += "## Why not\n\n"

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 _TARGET = "penstock.aside:open_there"
 
 
-def opened(runnable: Runnable) -> Session:
-    """Load a deployment in a process of its own.
+def opened(runnable: Runnable, *, run_seconds: float | None = None) -> Session:
+    """Load a deployment in a process of its own; a run may take ``run_seconds``, or as long as loading it.
 
     Raises what :meth:`penstock.measures.Runnable.open` raises, ``WorkerCrash`` where the process dies, and
     ``WorkerTimeout`` where loading takes longer than a rehearsal may; a run raises the same.
@@ -44,7 +44,7 @@ def opened(runnable: Runnable) -> Session:
     argument |= {"deployment": to_json(runnable.deployment), "limits": to_json(precheck.settings())}
     argument |= {"modules": [*sys.path]}  # a user's own module finds there what it finds here
     return FarSession(runnable.deployment.backend, Path(sys.executable), _TARGET, argument, open_seconds=seconds,
-                      run_seconds=seconds, environ={registry.INSIDE: "1"})  # fmt: skip
+                      run_seconds=run_seconds or seconds, environ={registry.INSIDE: "1"})  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-from penstock import graph, running, trial
-from penstock.backends import Backend
+from penstock import asked, graph, running, trial
 from penstock.data import DataSettings
 from penstock.errors import InputError, UsageError
+from penstock.jsonable import Json
+from penstock.measures import Runnable
 from penstock.progress import SILENT, Progress
 from penstock.stages import _bisect_integers
 from penstock.stages import bisect as stage
@@ -16,7 +19,19 @@ from penstock.stages._bisect_cuts import Side
 from penstock.stages.bisect import Found
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnx_ir as ir
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """A side of a comparison: what it was asked for, what it says that it ran, and what it ran instead; "" for none."""
+
+    label: str
+    asked: Mapping[str, Json]
+    actual: Mapping[str, Json]
+    fell_back: str
+
 
 SAMPLES = 4  # of one batch: a difference that none of them shows isn't looked for
 
@@ -24,9 +39,11 @@ SAMPLES = 4  # of one batch: a difference that none of them shows isn't looked f
 def bisect(
     model: str | Path, other: str | Path | None = None, *, backend: str = "onnxruntime", against: str = "onnxruntime",
     bound: float | None = None, data: DataSettings | None = None, seed: int = 0, into: Path | None = None,
-    progress: Progress = SILENT,
+    progress: Progress = SILENT, ran: list[Ran] | None = None,
 ) -> Found | None:  # fmt: skip
     """Find the first node where ``model`` on ``backend`` and ``other``, or itself, on ``against`` part.
+
+    ``ran`` is given what each side was asked for and what it says that it ran, of the whole model.
 
     Returns ``None`` where they agree. Raises ``InputError``, ``UsageError``, and ``MissingError`` for a backend that
     can't run here.
@@ -46,7 +63,24 @@ def bisect(
     ]
     if other is not None:
         _need_alike(sides[0].model, sides[1].model, str(second))
+    if ran is not None:
+        ran += [_ran(side, one, feeds) for side, one in zip(sides, (path, second), strict=True)]
     return stage.bisect(sides[0], sides[1], feeds, progress, bound=bound, into=into)
+
+
+def _ran(side: Side, path: Path, feeds: Mapping[str, np.ndarray]) -> Ran:
+    """Run a whole model once, and read what ran. Where it can't be, nothing is known: a part of it may be run."""
+    wanted = asked.asked_of(side.deployment)
+    try:
+        session = Runnable(side.deployment, running.loadable(path), True).open()
+        try:
+            session.run(feeds)
+            actual = dict(session.actual())
+        finally:
+            session.close()
+    except InputError as error:
+        return Ran(side.label, wanted, {"problem": error.what}, "")
+    return Ran(side.label, wanted, actual, asked.fallback(side.deployment, actual))
 
 
 def _side(path: Path, backend: str, label: str, *, opened: bool) -> Side:
@@ -57,7 +91,7 @@ def _side(path: Path, backend: str, label: str, *, opened: bool) -> Side:
     model.graph.inputs[:] = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
     if opened:
         _bisect_integers.open_up(model)
-    return Side(label, model, cast(Backend, running.of_name(backend)), runnable.deployment)
+    return Side(label, model, runnable.deployment, runnable.model.libraries)
 
 
 def _need_alike(one: ir.Model, other: ir.Model, where: str) -> None:

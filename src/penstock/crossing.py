@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from penstock import aside, backend_options, golden, graph, registry, reproduction, running, store, trial
+from penstock import aside, backend_options, golden, graph, registry, reproduction, running, store, trial, worker
 from penstock.backends import Backend, Loadable, device_of, runs
 from penstock.data import DataSettings
 from penstock.deployment import Deployment, named
@@ -67,14 +67,21 @@ def _crossed(
         gone = [one for one in missing if one not in modules]
         absent = [Deployment(named(name, one), name, "", precision, one, device=_device(one)) for one in gone]
         cells += [consistency.absent(one, missing[one.backend]) for one in absent]
-        made += [
+        runnables = [
             replace(found, deployment=replace(found.deployment, threads=threads))
             for one in chosen
             if runs(running.of_name(one), precision)
             for found in running.runnables_of(path, one, threads, name)
         ]
         running.need_fit(path, gold, against or str(models[0]))
-        trial.survive(path, gold.feeds, str(path))
+        try:
+            trial.survive(path, gold.feeds, str(path))
+        except worker.WorkerCrash:  # of the trial's runtime: the others are opened aside
+            made += runnables
+        except (worker.WorkerTimeout, worker.WorkerMemory) as error:  # more than a model may take, wherever it runs
+            cells += [consistency.refused(one.deployment, error.what) for one in runnables]
+        else:
+            made += runnables
     if source is not None:
         made = [Runnable(_of_source(one, threads), source, True) for one in modules if one not in missing] + made
         cells += [
@@ -246,6 +253,7 @@ def markdown(matrix: Matrix) -> str:
         row = [shown(matrix.cell(variant, backend)) for variant in variants]
         lines.append(f"| {backend} | " + " | ".join(row) + " |")
     told = [f"- {cell.name}: {cell.state}: {cell.reason}" for cell in matrix.cells if cell.reason]
+    told += [f"- {cell.name}: {cell.note}" for cell in matrix.cells if cell.note]
     told += [f"- {name}: ran {how_many}" for name, how_many in matrix.shortened.items()]
     told += [f"- {name}: no backend could run it" for name in matrix.unrun]
     told += [f"- {name}: worse than before: {why}" for name, why in matrix.regressions.items()]

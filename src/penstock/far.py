@@ -267,12 +267,13 @@ def serve(target: str) -> None:
                 assert session is not None
                 result, found = _done(session, asked, arrays)
                 reply = {"result": result}
+            pieces = frames.packed(reply, found)
         except PenstockError as error:
-            reply, found = {"error": {**worker.packed(error)}}, ()
+            pieces = frames.packed({"error": {**worker.packed(error)}})
         except Exception as error:  # a runtime's own
             traceback.print_exc()
-            reply, found = {"fault": f"{type(error).__name__}: {graph.first_line(error)}"}, ()
-        for piece in frames.packed(reply, found):
+            pieces = frames.packed({"fault": f"{type(error).__name__}: {graph.first_line(error)}"})
+        for piece in pieces:
             out.write(piece)
         out.flush()
     with contextlib.suppress(Exception):

@@ -63,6 +63,22 @@ def _one_name_for_the_standard(model: ir.Model) -> None:
             imports.setdefault("", version)
 
 
+def has_narrow_floats(path: Path) -> bool:
+    """Whether a model's weights, inputs, outputs or Casts have floats of fewer than 32 bits. Raises ``InputError``."""
+    import onnx_ir as ir
+
+    loaded = load(path, weights=False)
+    narrow = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+    held = [value for one in loaded.graphs() for value in (*one.initializers.values(), *one.inputs, *one.outputs)]
+    if any(value.dtype in narrow or getattr(value.const_value, "dtype", None) in narrow for value in held):
+        return True
+    return any(
+        attribute.value in narrow or getattr(attribute.value, "dtype", None) in narrow
+        for node in all_nodes(loaded) for attribute in node.attributes.values()
+        if attribute.name in ("to", "value", "dtype", "output_dtype")
+    )  # fmt: skip
+
+
 def save(
     model: ir.Model, path: Path, *, inline_limit_bytes: int = 1 << 30, data: str = "", beside: bool = False
 ) -> None:

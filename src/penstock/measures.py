@@ -159,10 +159,8 @@ def _actual(session: Session, outcome: Outcome) -> Mapping[str, Json]:
     """Return what ran; of a session whose process died in a run, which the outcome tells, nothing is known."""
     try:
         return session.actual()
-    except PenstockError:
-        if outcome.passed:
-            raise
-        return {}
+    except PenstockError as error:
+        return {"problem": error.what} if outcome.passed else {}
 
 
 def evaluate_all(

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from penstock.data import Dataset
 
 
+A_DAY = 86_400.0  # seconds: a source takes what it takes
+
+
 def role_feeds(model: Path, settings: DataSettings, seed: int, *, classes: bool = True) -> RoleFeeds:
     """Deal the data of ``settings`` for a model, or make inputs from its signature where there is none."""
     loaded = graph.load(model)
@@ -87,7 +90,8 @@ def golden_set(against: str, weights: str, roles: RoleFeeds, signature: Signatur
         who = "ONNX Runtime with its optimizations off"
     else:
         eager = Deployment("source", "source", "", "fp32", name)
-        session, who = aside.opened(Runnable(eager, Loadable(None, against, weights), True)), "PyTorch"
+        module = Runnable(eager, Loadable(None, against, weights), True)
+        session, who = aside.opened(module, run_seconds=A_DAY), "PyTorch"
     try:
         scored = roles.evaluate is not None and bool(roles.classes)
         return golden.make(roles.golden, session, who, names, tuple(names[:1]) if scored else ())

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 def unsaid(descriptor: int = 2) -> Iterator[None]:
     """Let what this process writes to standard error, or to another descriptor, go nowhere while the block lasts."""
     for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # there is none, or nobody reads it any more
+            stream.flush()
     kept, nowhere = os.dup(descriptor), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, descriptor)

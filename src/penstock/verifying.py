@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from penstock import graph, registry
-from penstock.backends import Backend, Loadable
+from penstock.backends import Loadable
 from penstock.errors import PenstockError
 from penstock.stages.verify import Verification, VerifySettings, real, verify
 from penstock.verdict import Outcome
@@ -66,9 +66,11 @@ def _apart(
     """
     import numpy as np
 
+    from penstock import aside
+    from penstock.measures import Runnable
+
     grids = _grids(path)
-    backend = cast(Backend, registry.load("backends", REFERENCE))
-    reference = backend.load(Loadable(path), replace(deployment, backend=REFERENCE, options={}))
+    reference = aside.opened(Runnable(replace(deployment, backend=REFERENCE, options={}), Loadable(path), True))
     steps: list[int] = []
     flips, answers = 0, 0
     try:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import onnxruntime
 import pytest
 
@@ -34,7 +35,7 @@ def test_all_backends_but_the_reference_evaluator_are_taken_away() -> None:
     assert {*LIBRARIES, *ENVIRONMENTS, "reference"} == {*registry.names("backends")}
 
 
-COMMANDS = ("verify", "matrix", "bench", "bisect", "build")
+COMMANDS = ("verify", "matrix", "bench", "bisect", "evaluate", "build")
 CASES = [
     (name, command) for name in (*LIBRARIES, *ENVIRONMENTS) for command in COMMANDS
     if not name.startswith("torch") or command in ("matrix", "build")  # these run the source itself
@@ -52,8 +53,11 @@ def test_what_is_asked_for_and_missing_is_exit_code_3(
         "matrix": ["verify", model, "--against", model, "--backends", f"reference,{name}"],
         "bench": ["bench", model, "--backends", f"onnxruntime,{name}"],
         "bisect": ["bisect", model, "--backend", name, "--against", "reference"],
+        "evaluate": ["evaluate", model, "--data", str(tmp_path / "data.npz"), "--backend", name],
         "build": ["build", model, "--backends", f"onnxruntime,{name}"],
     }
+    labels = np.arange(64) % 3
+    np.savez(tmp_path / "data.npz", x=np.ones((64, 6), np.float32), y=labels)
     if name.startswith("torch"):
         (tmp_path / "net.py").write_text(MODULE)
         source = f"{tmp_path / 'net.py'}:net"

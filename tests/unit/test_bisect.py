@@ -298,6 +298,54 @@ def test_integers_that_are_moved_keep_their_grid(tiny: ModuleType, tmp_path: Pat
     assert len(shared) >= 2, "they go by the float model's names"
 
 
+def test_integers_whose_names_would_be_taken(tiny: ModuleType, tmp_path: Path) -> None:
+    """Other tools name integers as they like: x, x_0; a tensor with two readers gets names that nothing else has."""
+    grid = ["s", "z"]
+    nodes = [
+        helper.make_node("QuantizeLinear", ["in", *grid], ["q"], "quantize"),
+        helper.make_node("QLinearMatMul", ["q", *grid, "w", *grid, *grid], ["x"], "one"),
+        helper.make_node("QLinearMatMul", ["x", *grid, "w", *grid, *grid], ["x_0"], "two"),
+        helper.make_node("QLinearMatMul", ["x", *grid, "w", *grid, *grid], ["x_1"], "three"),
+        helper.make_node("Concat", ["x_0", "x_1"], ["c"], "concat", axis=1),
+        helper.make_node("DequantizeLinear", ["c", *grid], ["out"], "dequantize"),
+    ]
+    held = [numpy_helper.from_array(np.float32(0.1), "s"), numpy_helper.from_array(np.int8(0), "z"),
+            numpy_helper.from_array(RNG.integers(-9, 9, (4, 4)).astype(np.int8), "w")]  # fmt: skip
+    io = [helper.make_tensor_value_info("in", 1, ["n", 4]), helper.make_tensor_value_info("out", 1, ["n", 8])]
+    made = helper.make_model(
+        helper.make_graph(nodes, "g", io[:1], io[1:], held), opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+    )
+    path = tiny.save(made, tmp_path / "m.onnx")
+    model, feeds = penstock_graph.load(path), {"in": RNG.normal(size=(3, 4)).astype(np.float32)}
+    _bisect_integers.open_up(model)
+    penstock_graph.save(model, tmp_path / "opened.onnx")
+    onnx.checker.check_model(onnx.load(tmp_path / "opened.onnx"), full_check=True)
+    want, got = (onnxruntime.InferenceSession(str(one)).run(None, feeds)[0] for one in (path, tmp_path / "opened.onnx"))
+    np.testing.assert_array_equal(got, want)
+
+
+def test_what_ran_is_told_of_both_sides(
+    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And what ran instead of what was asked for, whether both agree or not; that a cut changes a fusion too."""
+    from penstock.backends import openvino
+
+    path = tiny.save(chain("mrmrm"), tmp_path / "m.onnx")
+    plain = openvino.OpenVinoSession.actual
+    monkeypatch.setattr(openvino.OpenVinoSession, "actual", lambda self: {**plain(self), "device": "GPU.0"})
+    words = ["bisect", str(path), "--backend", "openvino", "--against", "onnxruntime"]
+    assert run([*words, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["result"]
+    assert [one["asked"]["backend"] for one in told["ran"]] == ["openvino", "onnxruntime"]
+    assert told["ran"][0]["actual"]["device"] == "GPU.0" and not told["cut_changes_fusion"]
+    assert run(words) == 0
+    shown = capsys.readouterr()
+    assert "caution: m.onnx on openvino: it ran on the device GPU.0, cpu was asked for" in shown.err
+    spoiled = tiny.save(spoilt(onnx.load(path), "w2"), tmp_path / "bad.onnx")
+    assert run(["bisect", str(path), str(spoiled)]) == 1
+    assert "cut out, this one was compiled by itself" in capsys.readouterr().out
+
+
 def test_a_layer_that_is_named_before_its_relu(tiny: ModuleType, tmp_path: Path) -> None:
     """Some quantizers name the integers after the layer, and have the Relu behind it in the grid."""
     source, pairs, _ = quantized(tiny, tmp_path)

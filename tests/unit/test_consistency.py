@@ -4,13 +4,14 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
 
-from penstock import api, crossing, registry
+from penstock import api, crossing, registry, trial
 from penstock.backends import litert
 from penstock.cli import run
 from penstock.deployment import Deployment
@@ -20,6 +21,7 @@ from penstock.metrics import Difference
 from penstock.stages import consistency
 from penstock.stages.consistency import Cell
 from penstock.stages.verify import VerifySettings
+from penstock.worker import WorkerCrash, WorkerTimeout
 
 FAST = ["--bench-seconds", "0.05", "--no-footprint", "--min-rounds", "3", "--warmup-calls", "3", "-q"]
 BOTH = ("onnxruntime", "litert")
@@ -93,6 +95,47 @@ def test_a_variant_that_nothing_could_run_is_a_breach(
     assert cell is not None and cell.state == "can't run" and "is gone" in cell.reason and matrix.holds
     alone = crossing.crossed([pair[0]], str(pair[0]), backends=("litert",))
     assert alone.unrun == ("good",) and not alone.holds and "no backend could run it" in crossing.markdown(alone)
+
+
+@pytest.mark.parametrize("how", ["dies", "takes long"])
+def test_a_model_that_the_trial_does_not_survive(
+    how: str, pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that ends the trial's runtime is still run on others; one that takes too long is run nowhere."""
+    plain = trial.survive
+
+    def survive(model: Path, *given: Any) -> None:
+        if model != pair[1]:
+            plain(model, *given)
+        elif how == "dies":
+            raise WorkerCrash("worker-crash", "the process was ended by SIGSEGV")
+        else:
+            raise WorkerTimeout("worker-timeout", "the work took more than 60 s and was stopped")
+
+    monkeypatch.setattr("penstock.trial.survive", survive)
+    matrix = crossing.crossed(pair, str(pair[0]), backends=BOTH)
+    assert [cell.state for cell in matrix.cells if cell.variant == "good"] == ["agrees", "agrees"]
+    others = [cell for cell in matrix.cells if cell.variant == "moved"]
+    assert [cell.state for cell in others] == (["differs"] * 2 if how == "dies" else ["can't run"] * 2)
+    assert all("60 s" in cell.reason for cell in others) == (how == "takes long")
+    assert matrix.unrun == (("moved",) if how == "takes long" else ())
+
+
+def test_numbers_stay_where_a_runtime_fails_to_tell_what_ran(
+    pair: tuple[Path, Path], here: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(self: object) -> None:
+        raise InputError("run-failed", "its profile is damaged")
+
+    monkeypatch.setattr(litert.LiteRtSession, "actual", fails)
+    (cell,) = crossing.crossed([pair[0]], str(pair[0]), backends=("litert",)).cells
+    assert cell.state == "agrees" and cell.actual == {"problem": "its profile is damaged"}
+
+
+def test_int8_in_float_is_noted(pair: tuple[Path, Path], here: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("penstock.stages.consistency.in_float", lambda *given: "it computes 1 of its 2 layers in float")
+    found = crossing.crossed([pair[0]], str(pair[0]), backends=("litert",))
+    assert found.holds and found.cells[0].note in crossing.markdown(found)
 
 
 def test_a_model_of_another_source_is_refused(pair: tuple[Path, Path], tiny: ModuleType, tmp_path: Path) -> None:

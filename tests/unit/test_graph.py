@@ -156,3 +156,24 @@ def test_the_standard_domain_goes_by_one_name(domain: str, tmp_path: Path) -> No
     slim = onnx.load(tmp_path / "out" / "slim.onnx")
     assert [(one.domain, one.version) for one in slim.opset_import] == [("", 17)]
     onnxruntime.InferenceSession(slim.SerializeToString())
+
+
+@pytest.mark.parametrize("where", ["none", "weight", "input", "cast", "scale"])
+def test_floats_of_fewer_bits_are_seen_wherever_they_are(where: str, tmp_path: Path) -> None:
+    """A runtime that says that it computes in float16 does then what the file says."""
+    half, single = TensorProto.FLOAT16, TensorProto.FLOAT
+    kind = half if where == "input" else single
+    nodes = [helper.make_node("Cast", ["x"], ["a"], to=half if where == "cast" else single),
+             helper.make_node("Cast", ["a"], ["b"], to=single), helper.make_node("Cast", ["w"], ["c"], to=single),
+             helper.make_node("Add", ["b", "c"], ["d"]), helper.make_node("DequantizeLinear", ["q", "s"], ["e"]),
+             helper.make_node("Cast", ["e"], ["f"], to=single), helper.make_node("Add", ["d", "f"], ["y"])]  # fmt: skip
+    held = [
+        numpy_helper.from_array(np.ones(3, np.float16 if where == "weight" else np.float32), "w"),
+        numpy_helper.from_array(np.ones(3, np.int8), "q"),
+        numpy_helper.from_array(np.float16(1) if where == "scale" else np.float32(1), "s"),
+    ]
+    io = [helper.make_tensor_value_info("x", kind, [3]), helper.make_tensor_value_info("y", single, [3])]
+    made = helper.make_graph(nodes, "g", io[:1], io[1:], held)
+    path = tmp_path / "m.onnx"
+    onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 19)], ir_version=9), path)
+    assert graph.has_narrow_floats(path) == (where != "none")

@@ -8,7 +8,6 @@ import re
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -43,6 +42,7 @@ SLOW_SECONDS = 5.0  # of a run: one that takes longer isn't run once more to see
 # how the compiler calls what it makes: main_graph$async_dispatch_1_conv_Dx32x32x32x3x3x3_i8xi8xi32
 _DISPATCH = re.compile(r"(dispatch_\d+_([a-z_]+?)(?:_[D\dx]+)?(?:_((?:[a-z]+\d+)(?:x[a-z]+\d+)*))?)$")
 _FLOATS = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "f64": "float64"}
+_PRODUCTS = ("conv", "matmul", "matvec", "vecmat", "batch_mat", "batch_vec", "contract", "mmt", "depthwise")
 _OPERATOR = re.compile(r'name = "onnx\.([^"]+)"')
 
 
@@ -70,7 +70,10 @@ def load(model: Loadable, deployment: Deployment) -> DistantSession:
     from penstock.quantization import written
 
     layers = sum(written.on_integers(model.path)) if deployment.precision == "int8" else 0
-    argument: Json = {"module": str(compiled(model.path, found)), "threads": deployment.threads, "layers": layers}
+    argument: Json = {
+        "module": str(compiled(model.path, found)), "threads": deployment.threads, "layers": layers,
+        "narrow": graph.has_narrow_floats(model.path),
+    }  # fmt: skip
     seconds = precheck.settings().session_seconds
     far = FarSession("IREE", found.python, "penstock.backends.iree:open_there", argument, open_seconds=seconds,
                      run_seconds=seconds, environ={"OPENBLAS_NUM_THREADS": "1"})  # fmt: skip
@@ -131,16 +134,17 @@ def _reason(said: str) -> str:
 def open_there(argument: Json) -> IreeModule:
     """Open the compiled module: the far side."""
     asked = cast("dict[str, Json]", argument)
-    return IreeModule(str(asked["module"]), int(cast(int, asked["threads"])), int(cast(int, asked["layers"])))
+    threads, layers = (int(cast(int, asked[key])) for key in ("threads", "layers"))
+    return IreeModule(str(asked["module"]), threads, layers, narrow=bool(asked["narrow"]))
 
 
 class IreeModule:
     """A compiled module with its function; one number of threads for each process, which is why it has its own."""
 
-    def __init__(self, module: str, threads: int, layers: int) -> None:
+    def __init__(self, module: str, threads: int, layers: int, *, narrow: bool) -> None:
         import iree.runtime as runtime
 
-        self._module, self._threads, self._layers = module, threads, layers
+        self._module, self._threads, self._layers, self._narrow = module, threads, layers, narrow
         self._last: Mapping[str, np.ndarray] | None = None
         self._driver = "local-sync" if threads == 1 else "local-task"
         if threads > 1:
@@ -169,21 +173,27 @@ class IreeModule:
             "device": "cpu", "driver": self._driver, "threads": workers if self._driver == "local-task" else 1,
             "precision": "as compiled", "peak_bytes": int(held.get("device_bytes_peak", 0)),
         }  # fmt: skip
-        return told | (self._types() if self._last is not None else {})
+        try:
+            return told | (self._types() if self._last is not None else {})
+        except Exception as error:  # what it can't tell is no reason to do without its numbers
+            return told | {"problem": f"{type(error).__name__}: {graph.first_line(error)}"}
 
     def _types(self) -> dict[str, Json]:
         """Return the type of floats, and how many of the model's layers run on integers.
 
         A pool is called a conv by the compiler: what isn't on integers is what is left of the model's own layers.
         """
-        kinds = [found[3] or "" for key, _ in self._profiled(cast("Mapping[str, np.ndarray]", self._last), 1)
-                 if (found := _DISPATCH.search(key))]  # fmt: skip
-        floats = {name for kind in kinds for name in kind.split("x") if name in _FLOATS}
-        told: dict[str, Json] = {}
-        if floats:
-            told["precision"] = _FLOATS[min(floats, key=lambda name: int(name.lstrip("bf")))]
+        kinds = [
+            (found[2], found[3] or "") for key, _ in self._profiled(cast("Mapping[str, np.ndarray]", self._last), 1)
+            if (found := _DISPATCH.search(key))
+        ]  # fmt: skip
+        floats = {_FLOATS[part] for _, kind in kinds for part in kind.split("x") if part in _FLOATS}
+        told: dict[str, Json] = {"floats": [*sorted(floats)]}
+        if len(floats) == 1 and not self._narrow:
+            told["precision"] = next(iter(floats))
         if kinds and self._layers:
-            whole = min(sum(kind.startswith("i8xi8x") for kind in kinds), self._layers)
+            products = [kind for operator, kind in kinds if operator.startswith(_PRODUCTS)]
+            whole = min(sum(kind.startswith("i8xi8x") for kind in products), self._layers)
             counted = {"int8": whole, "fp32": self._layers - whole}
             told["weighted_in"] = {**{name: count for name, count in counted.items() if count}}
         return told
@@ -214,10 +224,10 @@ class IreeModule:
         import numpy as np
 
         tools = Path(sys.executable).parent
-        with tempfile.TemporaryDirectory() as folder:
-            bundle, given = Path(folder) / "profile", []
+        with store.scratch() as folder:
+            bundle, given = folder / "profile", []
             for at, array in enumerate(feeds.values()):
-                path, held = Path(folder) / f"{at}.npy", io.BytesIO()
+                path, held = folder / f"{at}.npy", io.BytesIO()
                 np.lib.format.write_array(held, array, allow_pickle=False)
                 store.write_bytes(path, held.getvalue())
                 given.append(f"--input=@{path}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from penstock import graph
 from penstock.backends import Loadable, _inputs
 from penstock.deployment import Deployment, Role
 from penstock.errors import InputError, MissingError, missing_extra
@@ -76,6 +77,7 @@ class LiteRtSession:
 
     def __init__(self, path: Path, threads: int) -> None:
         self._path, self._threads = path, threads
+        self._narrow = graph.has_narrow_floats(path)
         self._signature = _inputs.signature(path)
         self._open = _inputs.open_axes(self._signature)
         self._made: dict[object, _Opened] = {}
@@ -127,7 +129,11 @@ class LiteRtSession:
 
     def actual(self) -> Mapping[str, Json]:
         """Tell the threads, the types of the interpreter's operators, and how many parts of the model XNNPACK has."""
-        told: dict[str, Json] = {"device": "cpu", "precision": "as written", **self._types()}
+        told: dict[str, Json] = {"device": "cpu", "precision": "as written"}
+        try:
+            told |= self._types()
+        except Exception as error:  # a face that isn't public may be another in the next version
+            told["problem"] = f"{type(error).__name__}: {first_line(error)}"
         # its pool is made where XNNPACK takes a node: of a model that has none for it, one thread is all there can be
         if self._counted is not None and (self._counted > 1 or self._threads == 1):
             told["threads"] = self._counted
@@ -137,7 +143,7 @@ class LiteRtSession:
         return told
 
     def _types(self) -> dict[str, Json]:
-        """Return the narrowest type of floats, and in which types the operators that multiply compute.
+        """Return the types of floats, and in which types the operators that multiply compute.
 
         Of the last interpreter that was made, by its own list of operators and tensors. It doesn't tell their times.
         """
@@ -155,10 +161,11 @@ class LiteRtSession:
         layers = [kinds(one)[1] for one in mine if one["op_name"] in WEIGHTED]
         counted = {"int8": sum(kind in ("int8", "uint8") for kind in layers)}
         counted["fp32"] = len(layers) - counted["int8"]
-        return {
-            **({"precision": min(seen)} if seen else {}), "delegated_parts": len(operators) - len(mine),
-            "weighted_in": {**{name: count for name, count in counted.items() if count}},
+        told: dict[str, Json] = {
+            "floats": [*sorted(seen)], "delegated_parts": len(operators) - len(mine),
+            "weighted_in": {name: count for name, count in counted.items() if count},
         }  # fmt: skip
+        return told | {"precision": next(iter(seen))} if len(seen) == 1 and not self._narrow else told
 
     def close(self) -> None:
         """Drop the interpreters."""

@@ -180,7 +180,10 @@ class OrtSession:
             "io_binding": self._deployment.io_binding,
             "optimization": self._deployment.options.get("optimization", "all"),
         }
-        return told | self._computes_in()
+        try:
+            return told | self._computes_in()
+        except Exception as error:  # of a second session: what it can't tell is no reason to do without the numbers
+            return told | {"problem": f"{type(error).__name__}: {first_line(error)}"}
 
     def _computes_in(self) -> dict[str, Json]:
         """Tell of 16-bit variants how many kernels ran in which type, and how many Casts, from a profile of one run.

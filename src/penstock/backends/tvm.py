@@ -31,7 +31,7 @@ BY_DEFAULT = False  # untuned, it is dozens of times slower than the others
 ENVIRONMENT = "tvm"
 SLOW_SECONDS = 5.0  # of a run: one that takes longer isn't run once more to see its types
 _LAYER = re.compile(
-    r"^(?:fused_)?(?:.*_)?(conv\dd|conv\dd_transpose|matmul|dense)\d*(?:_|$)"
+    r"^(?:fused_)?(?:.*_)?(conv\dd_transpose|conv\dd|matmul|dense)\d*(?:_|$)"
 )  # how functions are named
 _CONVERTING = re.compile(r"Error converting operator (\w+)")
 
@@ -56,7 +56,8 @@ def load(model: Loadable, deployment: Deployment) -> DistantSession:
     seconds = PATIENCE * precheck.settings().session_seconds
     with store.scratch() as work:
         graph.save(standard(model.path, "TVM"), work / "source.onnx")
-        argument: Json = {"model": str(work / "source.onnx"), "threads": deployment.threads}
+        argument: Json = {"model": str(work / "source.onnx"), "threads": deployment.threads,
+                          "narrow": graph.has_narrow_floats(model.path)}  # fmt: skip
         far = FarSession("TVM", found.python, "penstock.backends.tvm:open_there", argument, open_seconds=seconds,
                          run_seconds=seconds, environ={"TVM_NUM_THREADS": str(deployment.threads)})  # fmt: skip
     return DistantSession(_inputs.signature(model.path), far)
@@ -68,7 +69,7 @@ def load(model: Loadable, deployment: Deployment) -> DistantSession:
 def open_there(argument: Json) -> TvmModule:
     """Compile and open: the far side."""
     asked = cast("dict[str, Json]", argument)
-    return TvmModule(str(asked["model"]), int(cast(int, asked["threads"])))
+    return TvmModule(str(asked["model"]), int(cast(int, asked["threads"])), narrow=bool(asked["narrow"]))
 
 
 class _Called(NamedTuple):
@@ -82,13 +83,14 @@ class _Called(NamedTuple):
 class TvmModule:
     """A compiled module in TVM's virtual machine."""
 
-    def __init__(self, path: str, threads: int) -> None:
+    def __init__(self, path: str, threads: int, *, narrow: bool) -> None:
         import onnx
         import tvm
         from tvm import relax
         from tvm.relax.frontend.onnx import from_onnx
 
         self._last: Mapping[str, np.ndarray] | None = None
+        self._narrow = narrow
         said = io.StringIO()
         try:
             with contextlib.redirect_stdout(said):  # the only place where it names the operator
@@ -126,14 +128,19 @@ class TvmModule:
             "device": "cpu", "target": str(self._target), "precision": "as compiled",
             "threads": int(tvm.get_global_func("runtime.NumThreads")()), "pid": os.getpid(),
         }  # fmt: skip
-        return told | (self._types() if self._last is not None else {})
+        try:
+            return told | (self._types() if self._last is not None else {})
+        except Exception as error:  # what it can't tell is no reason to do without its numbers
+            return told | {"problem": f"{type(error).__name__}: {graph.first_line(error)}"}
 
     def _types(self) -> dict[str, Json]:
         """Return the narrowest type of floats, and in which types the functions of layers compute."""
         called = self._called(cast("Mapping[str, np.ndarray]", self._last))
         kinds = {kind for one in called for kind in one.types}
         told: dict[str, Json] = {}
-        if floats := [name for name in ("float16", "bfloat16", "float32", "float64") if name in kinds]:
+        floats = sorted(kind for kind in kinds if "float" in kind)
+        told["floats"] = [*floats]
+        if len(floats) == 1 and not self._narrow:
             told["precision"] = floats[0]
         layers = [one.types[0] for one in called if _LAYER.search(one.name) and one.types]
         counted = {"int8": sum(kind in ("int8", "uint8") for kind in layers)}

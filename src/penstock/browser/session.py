@@ -188,13 +188,21 @@ class WebSession:
         """
         if self._provider != _CPU:
             return []
-        return _profile.of_events(self._events(feeds, runs + 1), runs)
+        found = self._events(feeds, runs + 1)
+        if sum(event.get("name") == "model_run" for event in found) < runs + 1:  # the page kept no more lines
+            return []
+        return _profile.of_events(found, runs)
 
     def _events(self, feeds: Mapping[str, np.ndarray], runs: int) -> list[dict[str, Any]]:
         seconds = PATIENCE * self._seconds + self._seconds * runs
         told: dict[str, Json] = {**self._wanted, "names": [*feeds], "calls": runs}
-        found = []
-        for line in self._page.ask("profile", seconds, told, [*feeds.values()]).log:
+        found: list[dict[str, Any]] = []
+        try:
+            log = self._page.ask("profile", seconds, told, [*feeds.values()]).log
+        except Refused as error:  # there may be no memory for another session
+            self._held.refused(error)
+            return []
+        for line in log:
             with contextlib.suppress(ValueError):  # what else is printed
                 event = json.loads(line.strip().rstrip(","))
                 found += [event] if isinstance(event, dict) else []
@@ -228,9 +236,10 @@ class WebSession:
                 log = self._page.ask("placement", PATIENCE * self._seconds, self._wanted).log
                 self._placed = placement(log, self._provider, self._held.sizes)
                 if self._counts and self._last is not None:
-                    self._placed |= {"weighted_in": _profile.weighted_in(self._events(self._last, 1))}
-            except Refused:
-                self._placed = self._placed or {}
+                    self._placed |= {"weighted_in": {**_profile.weighted_in(self._events(self._last, 1))}}
+            except Refused as error:
+                self._held.refused(error)
+                self._placed = {}
         return {**self._told, **self._placed}
 
     def close(self) -> None:

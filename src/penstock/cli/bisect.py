@@ -49,13 +49,16 @@ def command(
     from penstock.data import DataSettings
 
     flags = given(values)
+    ran: list[bisecting.Ran] = []
     with _console.progress(quiet) as progress, checking(flags, config):
         found = bisecting.bisect(
             model, other, backend=backend, against=against, bound=bound, data=one("data", DataSettings, flags, config),
-            seed=seed, into=None if output is None else Path(output), progress=progress,
+            seed=seed, into=None if output is None else Path(output), progress=progress, ran=ran,
         )  # fmt: skip
+    fuses = found is not None and any(name.partition(":")[0] not in LITERAL for name in (backend, against))
     if as_json:
-        _console.emit("bisect", {"agree": found is None, "found": found})
+        told = {"agree": found is None, "found": found, "ran": ran, "cut_changes_fusion": fuses}
+        _console.emit("bisect", told)
     elif found is None:
         click.echo("they agree")
     else:
@@ -64,6 +67,11 @@ def command(
             sides = [name if backend == against else f"{name}, {on}"
                      for name, on in zip(_called(model, other), sides, strict=True)]  # fmt: skip
         _show(found, *sides)
+        if fuses and found.confirmed:
+            click.echo("  a runtime fuses nodes when it compiles a model; cut out, this one was compiled by itself")
+    for side in ran if not as_json else ():
+        if side.fell_back:
+            click.echo(_console.printable(f"caution: {side.label}: {side.fell_back}"), err=True)
     return 0 if found is None else 1
 
 
@@ -73,6 +81,7 @@ def _called(one: str, other: str) -> tuple[str, str]:
     return names if names[0] != names[1] else (one, other)
 
 
+LITERAL = ("reference", "tflite-micro")  # they run a model node by node, as it is written
 SHOWN = 8  # names of nodes in a line
 
 

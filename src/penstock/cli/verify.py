@@ -170,6 +170,9 @@ def _show(matrix: Matrix) -> None:
             absent |= {cell.backend} if cell.state == "not here" else set()
             name = cell.backend if cell.state == "not here" else cell.name
             console.print(_console.printable(f"{name}: {cell.state}: {cell.reason}"), markup=False)
+    for cell in matrix.cells:
+        if cell.note:
+            console.print(_console.printable(f"{cell.name}: {cell.note}"), markup=False)
     for name, how_many in matrix.shortened.items():
         console.print(_console.printable(f"{name}: ran {how_many}"), markup=False)
     for name in matrix.unrun:

@@ -46,7 +46,7 @@ def open_up(model: ir.Model) -> None:
         grid = _made_by(node, grids)
         if grid is None:
             continue
-        for value in node.outputs:
+        for value in node.outputs if node.op_type == "Split" else node.outputs[:1]:
             grids[value] = grid
             users = [use for use in value.uses() if use.node.op_type != "DequantizeLinear"]
             if node.op_type == "QuantizeLinear" or value.is_graph_output() or not users:
@@ -54,18 +54,24 @@ def open_up(model: ir.Model) -> None:
             if any(use.node.graph is not model.graph for use in users):
                 continue
             name = str(value.name).removesuffix(SUFFIX)
-            name = name if name not in taken else f"{value.name}_in_float"
-            taken.add(name)
+            name = _free(name, taken)
             floats = ir.Value(name=name)
             opened = ir.Node("", "DequantizeLinear", [value, *grid], outputs=[floats], name=f"{name}_dequantize")
             model.graph.insert_after(node, opened)
             # one for each that reads them, right before it: between two of them the floats alone go through a cut
             for number, (user, index) in enumerate(users):
-                back = ir.Value(name=f"{value.name}_{number}", type=value.type)
+                back = ir.Value(name=_free(f"{value.name}_{number}", taken), type=value.type)
                 given = ir.Node("", "QuantizeLinear", [floats, *grid], outputs=[back], name=f"{name}_quantize_{number}")
                 model.graph.insert_before(user, given)
                 user.replace_input_with(index, back)
                 grids[back] = grid
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """Return a name that no tensor has, and take it."""
+    found = next(one for one in (name, *(f"{name}_in_float_{i}" for i in range(len(taken) + 1))) if one not in taken)
+    taken.add(found)
+    return found
 
 
 def _made_by(node: ir.Node, grids: dict[ir.Value, _Grid]) -> _Grid | None:

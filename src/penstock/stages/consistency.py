@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from penstock import aside
-from penstock.asked import asked_of, fallback
+from penstock.asked import asked_of, fallback, in_float
 from penstock.errors import MissingError, PenstockError
 from penstock.jsonable import Json, to_json
 from penstock.metrics import Difference
@@ -19,6 +19,7 @@ from penstock.stages.verify import VerifySettings
 from penstock.verifying import verified
 
 if TYPE_CHECKING:
+    from penstock.backends import Session
     from penstock.deployment import Deployment
     from penstock.golden import Golden
     from penstock.measures import Runnable
@@ -59,6 +60,7 @@ class Cell:
     actual: Mapping[str, Json] = field(default_factory=dict)
     steps: int | None = None  # from ONNX Runtime's integers, see penstock.verifying
     of_module: bool = False  # the source itself, no file
+    note: str = ""  # what is no breach: int8 that was computed in float
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +122,12 @@ def absent(deployment: Deployment, why: str, *, of_module: bool = False) -> Cell
     )  # fmt: skip
 
 
+def refused(deployment: Deployment, why: str) -> Cell:
+    """Return the cell of a model that isn't let near a backend."""
+    return Cell(deployment.name, deployment.variant, _backend(deployment), deployment.precision, "can't run", why,
+                asked=asked_of(deployment))  # fmt: skip
+
+
 def _backend(deployment: Deployment) -> str:
     return deployment.name.rpartition("@")[2]
 
@@ -140,17 +148,27 @@ def _cell(runnable: Runnable, golden: Golden, settings: VerifySettings, named: b
         found = verified(runnable.model, asked, session, golden, settings, seconds=seconds)
         if not found.samples:
             return Cell(*start, "can't run", found.outcome.reason, asked=asked_of(asked), of_module=module)
-        told = to_json(dict(session.actual()))
-        assert isinstance(told, dict)
+        told = _actual(session)
     except PenstockError as error:
         return Cell(*start, "can't run", _line(error), asked=asked_of(asked), of_module=module)
     finally:
         session.close()
     fell = fallback(asked, told)
+    note = "" if runnable.model.path is None else in_float(asked, told, runnable.model.path)
     state: State = "fell back" if fell and not settings.allow_fallback else "agrees"
     cell = of_outputs(asked, found.outputs, "differs" if found.outcome.reason else state)
     return replace(cell, reason=found.outcome.reason or fell, samples=found.samples, actual=told,
-                   steps=found.steps, of_module=module)  # fmt: skip
+                   steps=found.steps, of_module=module, note=note)  # fmt: skip
+
+
+def _actual(session: Session) -> dict[str, Json]:
+    """Return what ran; where the runtime fails to tell, the numbers are there all the same."""
+    try:
+        told = to_json(dict(session.actual()))
+    except PenstockError as error:
+        return {"problem": _line(error)}
+    assert isinstance(told, dict)
+    return told
 
 
 def of_outputs(deployment: Deployment, outputs: Mapping[str, Difference], state: State) -> Cell:
