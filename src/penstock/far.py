@@ -127,7 +127,9 @@ class FarProcess:
 
     def __init__(self, runtime: str, python: Path, target: str, environ: Mapping[str, str] | None) -> None:
         self._runtime, self._gone, self._late = runtime, "", False
-        command = [str(python), "-I", "-c", _BOOT, str(Path(__file__).parent), target]
+        # another environment is left alone; this one's packages may be the user's own, or on PYTHONPATH
+        apart = "-P" if str(python) == sys.executable else "-I"
+        command = [str(python), apart, "-c", _BOOT, str(Path(__file__).parent), target]
         try:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,

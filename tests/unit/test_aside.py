@@ -111,6 +111,20 @@ def test_a_module_finds_what_it_finds_here(tmp_path: Path, monkeypatch: pytest.M
     session.close()
 
 
+def test_packages_of_the_user_are_found_from_the_start(
+    tmp_path: Path, tiny: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of ``pip install --user``, or on PYTHONPATH: numpy may be among them."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, pathlib\npathlib.Path(__file__).with_name(f'began-{os.getpid()}').touch()\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    path = tiny.save(tiny.mlp(), tmp_path / "m.onnx")
+    session = aside.opened(Runnable(Deployment("m@r", "m", "", "fp32", "reference"), Loadable(path), True))
+    assert (tmp_path / f"began-{session.process_id}").exists()  # type: ignore[attr-defined]
+    session.close()
+
+
 def test_the_matrix_goes_on_without_a_module_that_dies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Its own cell says how; where it dies over the golden outputs, there is nothing to hold anything against."""
     _module(tmp_path, 10**6, "pass")
