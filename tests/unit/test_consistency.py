@@ -130,6 +130,7 @@ def test_numbers_stay_where_a_runtime_fails_to_tell_what_ran(
     monkeypatch.setattr(litert.LiteRtSession, "actual", fails)
     (cell,) = crossing.crossed([pair[0]], str(pair[0]), backends=("litert",)).cells
     assert cell.state == "agrees" and cell.actual == {"problem": "its profile is damaged"}
+    assert cell.note == "what ran isn't known: its profile is damaged"
 
 
 def test_int8_in_float_is_noted(pair: tuple[Path, Path], here: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,7 +60,7 @@ class Cell:
     actual: Mapping[str, Json] = field(default_factory=dict)
     steps: int | None = None  # from ONNX Runtime's integers, see penstock.verifying
     of_module: bool = False  # the source itself, no file
-    note: str = ""  # what is no breach: int8 that was computed in float
+    note: str = ""  # what is no breach: int8 that was computed in float, or that the runtime fails to tell what ran
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +155,8 @@ def _cell(runnable: Runnable, golden: Golden, settings: VerifySettings, named: b
         session.close()
     fell = fallback(asked, told)
     note = "" if runnable.model.path is None else in_float(asked, told, runnable.model.path)
+    if problem := told.get("problem"):
+        note = f"what ran isn't known: {problem}"
     state: State = "fell back" if fell and not settings.allow_fallback else "agrees"
     cell = of_outputs(asked, found.outputs, "differs" if found.outcome.reason else state)
     return replace(cell, reason=found.outcome.reason or fell, samples=found.samples, actual=told,
